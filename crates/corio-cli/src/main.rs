@@ -1,0 +1,2 @@
+//! The `corio` program.
+fn main() {}
