@@ -1,0 +1,82 @@
+//! The NBD messages as Rust types, and their bytes.
+//!
+//! Everything here is a pure function of its input. A decoder gets the bytes that have arrived so far
+//! and answers with the message and how many bytes it took, or with how many bytes it needs to say
+//! more, or with the reason why these bytes can never be a message. Payloads are borrowed from the
+//! input, never copied.
+//!
+//! ```text
+//!   phase          from the client                    from the server
+//!   handshake      ClientHello                        Greeting
+//!   options        OptionHeader + OptionRequest       OptionReplyHeader + OptionReply, ExportNameReply
+//!   transmission   Request (+ payload)                SimpleReply, ChunkHeader + Chunk
+//! ```
+//!
+//! Invariants, which the fuzz target checks:
+//! - I1 `consumed` is at most the length of the input; `NeedMore(n)` has `n` greater than it.
+//! - I2 Decoding never reads a length and allocates from it: whatever is counted is a borrowed slice
+//!   that exists.
+//! - I3 A message that was decoded encodes to the bytes it was decoded from, unless the protocol tells
+//!   receivers to ignore some of them (each such place is named where it occurs).
+
+mod bytes;
+mod chunk;
+mod constants;
+mod errno;
+mod error;
+mod handshake;
+mod option;
+mod option_reply;
+mod reply;
+mod transmission;
+
+pub use chunk::{
+    Chunk, Descriptor, Descriptors, encode_block_status, encode_block_status_ext, encode_error,
+    encode_error_offset,
+};
+pub use constants::{
+    BASE_ALLOCATION, ChunkType, ClientFlags, Command, CommandFlags, ContextId, Cookie,
+    HandshakeFlags, INFO_REQUESTS_MAX, InfoType, OptionCode, PAYLOAD_PORTABLE_MAX, ReplyCode,
+    ReplyFlags, STRING_MAX, StateFlags, TransmissionFlags, magic,
+};
+pub use errno::Errno;
+pub use error::WireError;
+pub use handshake::{ClientHello, ExportNameReply, Greeting};
+pub use option::{
+    InfoQuery, InfoTypes, MetaQuery, OptionHeader, OptionRequest, Queries, encode_info_option,
+    encode_meta_option, encode_option,
+};
+pub use option_reply::{BlockSizes, Info, OptionReply, OptionReplyHeader, encode_option_reply};
+pub use reply::{ChunkHeader, PREFIX_MAX, Prefix, ReplyHeader, SimpleReply};
+pub use transmission::{HeaderStyle, Request};
+
+/// What a decoder found in the bytes it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded<T> {
+    /// A whole message, and how many bytes of the input it took.
+    Item {
+        /// The message.
+        value: T,
+        /// Bytes of the input that belong to it.
+        consumed: usize,
+    },
+    /// Not enough yet: the input must hold at least this many bytes in all before it is worth asking
+    /// again.
+    NeedMore(usize),
+}
+
+impl<T> Decoded<T> {
+    /// The same answer with the message converted.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Decoded<U> {
+        match self {
+            Self::Item { value, consumed } => Decoded::Item {
+                value: f(value),
+                consumed,
+            },
+            Self::NeedMore(n) => Decoded::NeedMore(n),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
