@@ -1,2 +1,67 @@
-//! Tasks.
-fn main() {}
+//! The project's own commands: `cargo xtask <command>`.
+//!
+//! Each command answers one question a contributor or the continuous integration asks: do the tests pass, do the
+//! layers hold, how fast is it, does the fuzzer find a crash. `docs/HACKING.md` lists them with examples.
+
+mod bench;
+mod child;
+mod fuzz;
+mod jobs;
+mod layers;
+mod planted;
+mod tally;
+mod test;
+mod tools;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+/// Corio's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every check and test there is, or only the jobs named
+    Test(test::Arguments),
+    /// Check that no module and no crate imports from a layer above its own
+    Layers,
+    /// Model-check the runtime's protocols with loom, and check that the models catch planted bugs
+    Loom,
+    /// Feed each fuzz target random input for SECONDS
+    Fuzz(fuzz::Arguments),
+    /// Measure Corio beside its peers; arguments go to the bench program
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one command. `Ok(false)` means that it did its work and found something wrong, which it has reported.
+fn run(arguments: Arguments) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    match arguments.command {
+        Command::Test(arguments) => test::run(&workspace, &arguments),
+        Command::Layers => layers::run(&workspace),
+        Command::Loom => test::run(&workspace, &test::Arguments::only(&["loom", "planted"])),
+        Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        Command::Bench(arguments) => bench::run(&workspace, &arguments),
+    }
+}

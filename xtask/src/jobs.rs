@@ -1,0 +1,344 @@
+//! The jobs of `cargo xtask test`, in the order they run: what is quick and fails often comes first.
+//!
+//! A job proves that it ran: it counts what it looked at (tests, files, build targets, executions) and fails below its
+//! floor. A floor lies somewhat below what the job counts today; raise it as tests are added, lower it only with a
+//! reason in the commit.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::child::{self, Stream};
+use crate::tally::Tally;
+use crate::tools::{self, Tool};
+use crate::workspace::Workspace;
+use crate::{fuzz, layers, planted};
+
+/// How long the fuzz job feeds each target.
+const FUZZ_SECONDS: u32 = 10;
+
+/// One job.
+pub(crate) struct Job {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// The smallest count that proves the job ran.
+    pub(crate) floor: u64,
+    pub(crate) limit: Duration,
+    pub(crate) tools: &'static [&'static [Tool]],
+    /// The job is skipped as a whole without its tools; else its tests skip what they cannot do.
+    pub(crate) needs_tools: bool,
+    /// What it counts.
+    pub(crate) unit: Unit,
+    pub(crate) work: fn(&mut Runner<'_>) -> Result<()>,
+}
+
+/// What a job counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Tests,
+    Files,
+    Imports,
+    Targets,
+    Executions,
+    Bugs,
+}
+
+impl Unit {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tests => "tests",
+            Self::Files => "files",
+            Self::Imports => "imports",
+            Self::Targets => "targets",
+            Self::Executions => "executions",
+            Self::Bugs => "bugs caught",
+        }
+    }
+}
+
+const fn job(
+    name: &'static str,
+    about: &'static str,
+    work: fn(&mut Runner<'_>) -> Result<()>,
+) -> Job {
+    Job {
+        name,
+        about,
+        floor: 1,
+        limit: Duration::from_secs(600),
+        tools: &[],
+        needs_tools: false,
+        unit: Unit::Tests,
+        work,
+    }
+}
+
+/// Every job, in order.
+pub(crate) const JOBS: &[Job] = &[
+    Job {
+        unit: Unit::Files,
+        floor: 15,
+        ..job("fmt", "rustfmt changes nothing", fmt)
+    },
+    Job {
+        unit: Unit::Imports,
+        floor: 30,
+        ..job("layers", "no import goes up a layer", check_layers)
+    },
+    Job {
+        unit: Unit::Targets,
+        floor: 8,
+        ..job("clippy", "clippy has nothing to say", clippy)
+    },
+    Job {
+        floor: 30,
+        ..job("tools", "tests of xtask and bench", |r| {
+            r.test(&["-p", "xtask", "-p", "bench"])
+        })
+    },
+    Job {
+        tools: &[tools::OBSERVERS],
+        ..job("corio", "the runtime's tests", |r| r.test(&["-p", "corio"]))
+    },
+    job("block", "the block layer's tests", |r| {
+        r.test(&["-p", "corio-block"])
+    }),
+    job("nbd", "tests of the codec and the server", |r| {
+        r.test(&["-p", "corio-nbd"])
+    }),
+    job(
+        "doctest",
+        "examples in the documentation and the README",
+        doctest,
+    ),
+    Job {
+        unit: Unit::Targets,
+        floor: 3,
+        ..job("rustdoc", "the documentation is whole", rustdoc)
+    },
+    Job {
+        tools: &[tools::PEERS, tools::OBSERVERS],
+        ..job("clients", "the program against real NBD clients", clients)
+    },
+    job("power", "what was flushed survives a loss of power", power),
+    job("loom", "model checks of the runtime's protocols", loom),
+    Job {
+        unit: Unit::Bugs,
+        ..job(
+            "planted",
+            "each bug planted in a protocol is caught by its model",
+            planted_bugs,
+        )
+    },
+    Job {
+        unit: Unit::Executions,
+        floor: 10_000,
+        tools: &[tools::COMPILER],
+        needs_tools: true,
+        ..job("fuzz", "each fuzz target for 10 s", fuzz_briefly)
+    },
+];
+
+/// Runs one job's children and keeps its counts.
+pub(crate) struct Runner<'w> {
+    pub(crate) workspace: &'w Workspace,
+    pub(crate) deadline: Instant,
+    pub(crate) tally: Tally,
+    /// What the job looked at, for jobs that count no tests.
+    pub(crate) seen: u64,
+    /// Why the job failed, if it did.
+    pub(crate) faults: Vec<String>,
+    /// Passed to cargo where packages are excluded for want of a tool.
+    pub(crate) exclude: Vec<&'static str>,
+}
+
+impl Runner<'_> {
+    /// Runs a command whose output holds test results.
+    fn tests(&mut self, command: &mut Command) -> Result<()> {
+        let tally = &mut self.tally;
+        let ended = child::watch(command, self.deadline, true, &mut |_, line| {
+            tally.line(line)
+        })?;
+        if !ended.success() && (tally.failed == 0 || matches!(ended, child::Ended::TimedOut)) {
+            self.faults.push(ended.describe("cargo test"));
+        }
+        Ok(())
+    }
+
+    /// `cargo test` of everything but the doctests, which are a job of their own.
+    fn test(&mut self, packages: &[&str]) -> Result<()> {
+        let mut command = self.workspace.cargo(["test", "--no-fail-fast"]);
+        command
+            .args(packages)
+            .args(["--lib", "--bins", "--tests", "--", "--show-output"]);
+        self.tests(&mut command)
+    }
+
+    /// Runs a command that must succeed, and counts the lines that `counts` picks.
+    fn check(
+        &mut self,
+        what: &str,
+        command: &mut Command,
+        show_stdout: bool,
+        counts: fn(&str) -> bool,
+    ) -> Result<()> {
+        let mut seen = 0;
+        let ended = child::watch(command, self.deadline, show_stdout, &mut |stream, line| {
+            if stream == Stream::Out && counts(line) {
+                seen += 1;
+            }
+        })?;
+        self.seen += seen;
+        if !ended.success() {
+            self.faults.push(ended.describe(what));
+        }
+        Ok(())
+    }
+}
+
+/// Each file's name comes with `--verbose`; what is shown is only what is wrong with it.
+fn fmt(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner
+        .workspace
+        .cargo(["fmt", "--all", "--check", "--", "--verbose"]);
+    command.args(["--color", "never"]);
+    let mut files = 0;
+    let ended = child::watch(&mut command, runner.deadline, false, &mut |stream, line| {
+        if line.starts_with("Formatting ") {
+            files += 1;
+        } else if stream == Stream::Out
+            && !line.starts_with("Using rustfmt config")
+            && !line.starts_with("Spent ")
+        {
+            println!("{line}");
+        }
+    })?;
+    runner.seen = files;
+    if !ended.success() {
+        runner
+            .faults
+            .push("files differ from what `cargo fmt --all` makes of them".to_owned());
+    }
+    Ok(())
+}
+
+fn check_layers(runner: &mut Runner<'_>) -> Result<()> {
+    let findings = layers::check(runner.workspace)?;
+    if !findings.report() {
+        runner.faults.push("imports go up".to_owned());
+    }
+    runner.seen = findings.imports;
+    Ok(())
+}
+
+/// Cargo names each target that it checked, fresh or not, in a line of JSON.
+fn is_our_target(line: &str) -> bool {
+    line.starts_with(r#"{"reason":"compiler-artifact""#)
+        && line.contains("\"package_id\":\"path+file://")
+}
+
+fn clippy(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--message-format=json-render-diagnostics",
+    ]);
+    for package in &runner.exclude {
+        command.args(["--exclude", package]);
+    }
+    command.args(["--", "-D", "warnings"]);
+    runner.check("cargo clippy", &mut command, false, is_our_target)
+}
+
+fn doctest(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
+    command.args(["-p", "corio", "-p", "corio-block", "-p", "corio-nbd"]);
+    runner.tests(&mut command)
+}
+
+fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo([
+        "doc",
+        "--no-deps",
+        "--document-private-items",
+        "--message-format=json-render-diagnostics",
+    ]);
+    command.args(["-p", "corio", "-p", "corio-block", "-p", "corio-nbd"]);
+    command.env(
+        "RUSTDOCFLAGS",
+        "-D warnings -D rustdoc::broken_intra_doc_links",
+    );
+    runner.check("cargo doc", &mut command, false, is_our_target)
+}
+
+/// Builds `corio` in release, with `features`, into `target/<apart>` if that is given.
+fn build(runner: &mut Runner<'_>, apart: Option<&str>, features: &[&str]) -> Result<bool> {
+    let arguments = [
+        "build",
+        "--release",
+        "--package",
+        "corio-cli",
+        "--bin",
+        "corio",
+    ];
+    let mut command = match apart {
+        Some(name) => runner.workspace.cargo_apart(name, arguments),
+        None => runner.workspace.cargo(arguments),
+    };
+    if !features.is_empty() {
+        command.arg("--features").arg(features.join(","));
+    }
+    runner.check("building corio", &mut command, true, |_| false)?;
+    Ok(runner.faults.is_empty())
+}
+
+fn clients(runner: &mut Runner<'_>) -> Result<()> {
+    if !build(runner, None, &[])? {
+        return Ok(());
+    }
+    let mut command =
+        runner
+            .workspace
+            .cargo(["test", "--no-fail-fast", "-p", "corio-cli", "--tests"]);
+    command
+        .args(["--", "--show-output"])
+        .env("CORIO_BIN", runner.workspace.corio());
+    runner.tests(&mut command)
+}
+
+fn power(runner: &mut Runner<'_>) -> Result<()> {
+    if !build(runner, Some("shim"), &["power-loss-shim"])? {
+        return Ok(());
+    }
+    let shim = runner.workspace.target.join("shim/release/corio");
+    let mut command = runner
+        .workspace
+        .cargo(["test", "-p", "corio-cli", "--test", "power_loss"]);
+    command
+        .args(["--", "--show-output"])
+        .env("CORIO_SHIM_BIN", shim);
+    runner.tests(&mut command)
+}
+
+fn loom(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner
+        .workspace
+        .cargo_apart("loom", ["test", "-p", "corio", "--lib", "loom_"]);
+    runner.tests(planted::for_models(&mut command).args(["--", "--show-output"]))
+}
+
+fn planted_bugs(runner: &mut Runner<'_>) -> Result<()> {
+    let outcome = planted::check(runner.workspace, runner.deadline)?;
+    runner.seen = outcome.caught;
+    runner.faults.extend(outcome.faults);
+    Ok(())
+}
+
+fn fuzz_briefly(runner: &mut Runner<'_>) -> Result<()> {
+    let outcome = fuzz::fuzz(runner.workspace, FUZZ_SECONDS, &[], runner.deadline)?;
+    runner.seen = outcome.executions;
+    runner.faults.extend(outcome.faults);
+    Ok(())
+}
