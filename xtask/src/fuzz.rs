@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz SECONDS`: random input for each fuzz target, under AddressSanitizer.
 //!
 //! The targets are the files of `fuzz/fuzz_targets`. They are built as cargo-fuzz builds them, but on the stable
-//! compiler: `RUSTC_BOOTSTRAP` lets it take the two flags that are not stable. What a run learns stays in
+//! compiler: `RUSTC_BOOTSTRAP` lets it take the flags that are not stable. `fuzz/TARGET.dict` and `fuzz/seeds/TARGET`
+//! help a target on if they are there. What a run learns stays in
 //! `target/fuzz/corpus/TARGET` and is where the next one starts; an input that breaks something is kept in
 //! `target/fuzz/artifacts/TARGET`.
 
@@ -148,6 +149,10 @@ fn run_target(
         .arg(format!("-malloc_limit_mb={}", MEMORY_MAX_MIB / 4))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .args(["-print_final_stats=1", "-verbosity=0"]);
+    let dictionary = workspace.root.join("fuzz").join(format!("{target}.dict"));
+    if dictionary.is_file() {
+        command.arg(format!("-dict={}", dictionary.display()));
+    }
     let limit = Instant::now() + Duration::from_secs(u64::from(seconds)) + GRACE;
     let mut executions = 0;
     let ended = child::watch(
