@@ -1,0 +1,365 @@
+//! Stackful, asymmetric coroutines: create, enter, suspend (SPEC section 1).
+//!
+//! A coroutine belongs to the home in which it was made and never leaves that home's thread, so that its locals need
+//! not be `Send` and thread-locals stay valid in it (SPEC C10). This layer knows no event loop: `schedule` joins the two.
+//!
+//! Files: `control` is the control block and its invariants, `switch` the hot paths, `home` the scope, `wake_queue`
+//! the order in which the woken run.
+
+mod control;
+mod home;
+mod switch;
+mod wake_queue;
+
+use core::marker::PhantomData;
+use core::panic::Location;
+use core::ptr::NonNull;
+
+pub use home::home;
+
+pub(crate) use control::{Cancel, Cancelled, Phase};
+pub(crate) use home::{Home, cancel_now, current as current_home, with_home};
+pub(crate) use switch::{enter, run_queue};
+pub(crate) use wake_queue::WakeQueue;
+
+use control::ControlBlock;
+
+use crate::error::Error;
+use crate::stack::{self, Park, Slot};
+use crate::track;
+
+/// A living coroutine of this thread, as the runtime refers to it. Valid while the coroutine lives; the holder knows
+/// that it does because it is running in it, has it in its home's list, or has won its wake.
+#[derive(Clone, Copy)]
+pub(crate) struct CoRef(NonNull<ControlBlock>);
+
+impl CoRef {
+    fn new(block: &ControlBlock) -> Self {
+        switch::reference(block)
+    }
+
+    #[inline]
+    #[allow(unsafe_code)] // The one place that follows the pointer.
+    fn block<'a>(self) -> &'a ControlBlock {
+        // SAFETY: the coroutine lives (type's contract), so its block is initialised (control I1); only its home thread
+        // has a CoRef, as it is not Send.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn is(self, block: &ControlBlock) -> bool {
+        core::ptr::eq(self.0.as_ptr(), block)
+    }
+
+    pub(crate) fn slot(self) -> &'static Slot {
+        self.block().slot
+    }
+
+    pub(crate) fn generation(self) -> u32 {
+        self.block().generation
+    }
+
+    pub(crate) fn phase(self) -> Phase {
+        self.block().phase.get()
+    }
+
+    pub(crate) fn describe(self) -> String {
+        self.block().describe()
+    }
+
+    /// Wakes `slot` once this one, which is running, yields or ends. The caller has won the wake.
+    pub(crate) fn queue_wake(self, slot: &'static Slot) {
+        self.block().woken.push(slot);
+    }
+
+    pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
+        self.block().scheduled_at.set(Some(at));
+    }
+
+    pub(crate) fn request_cancel(self) {
+        if self.block().cancel.get() == Cancel::None {
+            self.block().cancel.set(Cancel::Requested);
+        }
+    }
+
+    /// True once the coroutine unwinds because it was cancelled.
+    pub(crate) fn is_unwinding(self) -> bool {
+        self.block().cancel.get() == Cancel::Raised
+    }
+
+    /// Counts a coroutine lock taken (+1) or released (-1).
+    pub(crate) fn count_lock(self, taken: bool) {
+        let held = &self.block().locks_held;
+        held.set(if taken { held.get() + 1 } else { held.get().saturating_sub(1) });
+    }
+}
+
+/// The living coroutine of a slot whose wake the caller has won, or that it has found by other means to live.
+pub(crate) fn of_slot(slot: &'static Slot) -> CoRef {
+    CoRef(slot.control_block().cast())
+}
+
+/// The running coroutine.
+#[inline]
+pub(crate) fn current() -> Option<CoRef> {
+    switch::running().map(switch::reference)
+}
+
+/// True inside a coroutine. Any thread.
+#[doc(alias = "qemu_in_coroutine")]
+#[must_use]
+#[inline]
+pub fn in_coroutine() -> bool {
+    switch::running().is_some()
+}
+
+/// Suspends the running coroutine and returns to whoever entered it last; returns when it is entered again.
+///
+/// This is the raw yield: nothing wakes the coroutine but an [`enter`](Coroutine::enter), or a schedule by name.
+/// It is a cancellation point.
+///
+/// # Panics
+/// Outside a coroutine.
+///
+/// ```
+/// corio::home(|| {
+///     let co = corio::Coroutine::new(|| corio::suspend());
+///     co.enter();
+///     assert!(!co.is_done());
+///     co.enter();
+///     assert!(co.is_done());
+/// });
+/// ```
+#[doc(alias = "qemu_coroutine_yield")]
+#[track_caller]
+#[inline(always)]
+pub fn suspend() {
+    let Some(block) = switch::running() else { yield_outside() };
+    suspend_block(block);
+}
+
+#[inline(always)]
+fn suspend_block(block: &ControlBlock) {
+    if track::is_enabled() {
+        switch::trace_yielded(block);
+    }
+    switch::switch_out(block);
+    if block.cancel.get() == Cancel::Requested && block.cancel_masks.get() == 0 {
+        switch::raise_cancel(block);
+    }
+}
+
+/// Parks the running coroutine until a wake token of it is fired. May return early: the caller loops on its own
+/// condition. A cancellation point unless `uninterruptible`, which whoever has something in flight must ask for.
+///
+/// The caller has made sure that there is a context to park in.
+#[inline(always)]
+pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
+    let block = co.block();
+    let interruptible = !uninterruptible && block.cancel_masks.get() == 0;
+    if interruptible && block.cancel.get() == Cancel::Requested {
+        switch::raise_cancel(block);
+    }
+    if block.slot.word.park(block.generation) == Park::Notified {
+        return;
+    }
+    switch::switch_out(block);
+    if interruptible && block.cancel.get() == Cancel::Requested {
+        switch::raise_cancel(block);
+    }
+}
+
+#[cold]
+#[track_caller]
+fn yield_outside() -> ! {
+    panic!("suspend was called outside a coroutine: there is nothing to suspend; call it from a coroutine's body")
+}
+
+/// Makes coroutines with a name or a stack of another size.
+///
+/// ```
+/// # fn main() -> Result<(), corio::Error> {
+/// corio::home(|| {
+///     let co = corio::Builder::new().name("worker").stack_size(64 * 1024).create(|| ())?;
+///     co.enter();
+///     Ok(())
+/// })
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Builder {
+    name: Option<String>,
+    stack_size: Option<usize>,
+}
+
+impl Builder {
+    /// A nameless coroutine with a stack of the default size, 256 KiB.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The name that messages and traces use.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Address space for the stack in bytes, guard and control block included; rounded up to a power of two and to
+    /// what a signal handler needs. At most 1 GiB. Memory is used only where the stack is touched.
+    #[must_use]
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = Some(bytes);
+        self
+    }
+
+    /// Makes the coroutine in this thread's innermost home. It runs nothing.
+    ///
+    /// # Errors
+    /// No memory for the stack, or no room for its guard ([`Error::StackLimit`]); a size out of range.
+    ///
+    /// # Panics
+    /// Outside a home.
+    #[track_caller]
+    pub fn create<F: FnOnce() + 'static>(self, body: F) -> Result<Coroutine, Error> {
+        self.create_ref(body, Location::caller()).map(Coroutine::from_ref)
+    }
+
+    pub(crate) fn create_ref<F: FnOnce() + 'static>(
+        self,
+        body: F,
+        at: &'static Location<'static>,
+    ) -> Result<CoRef, Error> {
+        let size = match self.stack_size {
+            None => stack::SIZE_DEFAULT,
+            Some(wanted) => stack::class_size(wanted)?,
+        };
+        switch::create(self.name.map(String::into_boxed_str), size, at, body)
+    }
+}
+
+/// A coroutine of this thread that is entered by hand.
+///
+/// Not `Send`: it is made, entered and dropped on one thread. Dropping the handle drops a closure that never ran, and
+/// unwinds a coroutine that is suspended. A coroutine that is meant to park on a context is better made with
+/// [`spawn`](crate::spawn).
+///
+/// ```compile_fail
+/// fn send<T: Send>() {}
+/// send::<corio::Coroutine>();
+/// ```
+#[derive(Debug)]
+pub struct Coroutine {
+    slot: &'static Slot,
+    generation: u32,
+    /// Tied to its thread.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Coroutine {
+    /// Makes a coroutine in this thread's innermost home. It runs nothing.
+    ///
+    /// # Panics
+    /// Outside a home, and where [`Builder::create`] returns an error.
+    #[doc(alias = "qemu_coroutine_create")]
+    #[track_caller]
+    #[inline]
+    pub fn new<F: FnOnce() + 'static>(body: F) -> Self {
+        match switch::create(None, stack::SIZE_DEFAULT, Location::caller(), body) {
+            Ok(co) => Self::from_ref(co),
+            Err(error) => no_stack(&error),
+        }
+    }
+
+    fn from_ref(co: CoRef) -> Self {
+        Self { slot: co.slot(), generation: co.generation(), not_send: PhantomData }
+    }
+
+    /// The coroutine, if it has not ended.
+    #[inline]
+    fn living(&self) -> Option<CoRef> {
+        let co = of_slot(self.slot);
+        (self.slot.word.generation() == self.generation && co.phase() != Phase::Ended).then_some(co)
+    }
+
+    /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then whatever it woke.
+    ///
+    /// # Panics
+    /// If it has ended, is running already, or is queued on a context; and with whatever its body panics with.
+    #[doc(alias = "qemu_coroutine_enter")]
+    #[track_caller]
+    #[inline]
+    pub fn enter(&self) {
+        let co = of_slot(self.slot);
+        // Of this generation, neither parked nor queued, and not entered: the usual case in two compares.
+        if self.slot.word.is_plainly_running(self.generation) && co.phase() <= Phase::Suspended {
+            return enter(co);
+        }
+        self.enter_slow();
+    }
+
+    #[cold]
+    #[track_caller]
+    fn enter_slow(&self) {
+        let Some(co) = self.living() else { enter_ended() };
+        match co.phase() {
+            Phase::Created | Phase::Suspended if self.slot.word.is_running() => enter(co),
+            Phase::Suspended if self.slot.word.claim_parked(self.generation) => enter(co),
+            _ => enter_refused(co),
+        }
+    }
+
+    /// True once its body has returned, panicked or been unwound.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.living().is_none()
+    }
+
+    /// True from being entered until it next suspends or ends, also while it has itself entered another.
+    #[doc(alias = "qemu_coroutine_entered")]
+    #[must_use]
+    pub fn is_entered(&self) -> bool {
+        self.living().is_some_and(|co| co.phase() == Phase::Entered)
+    }
+
+    pub(crate) fn co_ref(&self) -> Option<CoRef> {
+        self.living()
+    }
+}
+
+impl Drop for Coroutine {
+    fn drop(&mut self) {
+        let Some(co) = self.living() else { return };
+        match co.phase() {
+            Phase::Created if !self.slot.word.is_scheduled() => switch::discard(co),
+            // One that is parked or queued goes on to where its cancellation is taken; its home sees to the rest.
+            Phase::Suspended if self.slot.word.is_running() => {
+                cancel_now(co);
+            }
+            _ => co.request_cancel(),
+        }
+    }
+}
+
+#[cold]
+#[track_caller]
+fn no_stack(error: &Error) -> ! {
+    panic!("no stack for a coroutine: {error}")
+}
+
+#[cold]
+#[track_caller]
+fn enter_ended() -> ! {
+    panic!("a coroutine was entered that has ended, or whose home has: make a new one")
+}
+
+#[cold]
+#[track_caller]
+fn enter_refused(co: CoRef) -> ! {
+    let why = if co.phase() == Phase::Entered {
+        "is entered already: it must suspend before it can be entered again"
+    } else {
+        "is scheduled on a context already: it will be entered from there"
+    };
+    panic!("{} {why}", co.describe())
+}

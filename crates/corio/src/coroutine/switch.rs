@@ -1,0 +1,310 @@
+//! Create, enter, suspend: the paths that must cost a few nanoseconds.
+//!
+//! Rules
+//! - R1 Nothing here holds a reference into a control block across a switch that may end the coroutine: what is needed
+//!   afterwards is copied before.
+//! - R2 `ThreadState` is fetched anew after a switch.
+
+#![allow(unsafe_code)] // Stack switching; SAFETY comments name control's and stack's invariants.
+
+use core::cell::{Cell, UnsafeCell};
+use core::mem::ManuallyDrop;
+use core::panic::Location;
+use core::ptr::{self, NonNull};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::CoRef;
+use super::control::{Cancel, Cancelled, ControlBlock, Machine, Phase};
+use super::home::{self, Home};
+use super::wake_queue::WakeQueue;
+use crate::error::Error;
+use crate::track::{self, Kind};
+use crate::{stack, tls};
+
+type Panic = Box<dyn Any + Send>;
+
+/// Makes a coroutine in the current home. It runs nothing.
+#[inline]
+pub(super) fn create<F: FnOnce() + 'static>(
+    name: Option<Box<str>>,
+    stack_size: usize,
+    created_at: &'static Location<'static>,
+    body: F,
+) -> Result<CoRef, Error> {
+    let Some(home) = home::current() else { no_home(created_at) };
+    let slot = stack::acquire(stack_size)?;
+    let at = slot.control_block().cast::<ControlBlock>();
+    let block = CoRef(at);
+    // SAFETY: `body` is 'static; the slot is ours (stack I1), and its stack is used by this machine only until `finish`
+    // or `discard` has taken it back. A home leaks what it cannot end, so the stack is never reused under a frame.
+    let body = Body(ManuallyDrop::new(body));
+    let machine =
+        Machine::with_stack(slot.stack(), move |yielder, ()| run_body(block, yielder, body));
+    let generation = slot.word.generation();
+    // SAFETY: the control block's space is ours, large enough and aligned (asserted in `control`).
+    unsafe {
+        at.write(ControlBlock {
+            machine: UnsafeCell::new(ManuallyDrop::new(machine)),
+            yielder: Cell::new(ptr::null()),
+            caller: Cell::new(ptr::null()),
+            phase: Cell::new(Phase::Created),
+            cancel: Cell::new(Cancel::None),
+            cancel_masks: Cell::new(0),
+            locks_held: Cell::new(0),
+            generation,
+            slot,
+            home,
+            newer: Cell::new(ptr::null()),
+            older: Cell::new(ptr::null()),
+            woken: WakeQueue::new(),
+            panic: Cell::new(None),
+            saved: Cell::new([0; 3]),
+            name,
+            created_at,
+            scheduled_at: Cell::new(None),
+        });
+    }
+    // Relaxed: published by the park's compare-exchange.
+    slot.inbox.store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
+    home.link(block.block());
+    track::emit(Kind::Created, u64::from(slot.index()), 0, 0);
+    Ok(block)
+}
+
+/// A coroutine's closure on its way to the first entry. corosensei cannot let a destructor's panic out of a
+/// coroutine that never ran, so it ends here; the panic hook has reported it.
+struct Body<F>(ManuallyDrop<F>);
+
+impl<F: FnOnce()> Body<F> {
+    #[inline]
+    fn run(self) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so the closure is taken once.
+        let body = unsafe { ManuallyDrop::take(&mut this.0) };
+        body();
+    }
+}
+
+impl<F> Drop for Body<F> {
+    fn drop(&mut self) {
+        // SAFETY: dropped once, here; `run` forgets the wrapper.
+        let drop_it = || unsafe { ManuallyDrop::drop(&mut self.0) };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(drop_it)) {
+            core::mem::forget(payload); // Its destructor could panic again.
+        }
+    }
+}
+
+/// The outermost frame of every coroutine.
+#[inline]
+fn run_body<F: FnOnce()>(co: CoRef, yielder: &corosensei::Yielder<(), ()>, body: Body<F>) {
+    co.block().yielder.set(yielder);
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| body.run())) {
+        keep_panic(co, payload);
+    }
+}
+
+#[cold]
+fn keep_panic(co: CoRef, payload: Panic) {
+    if !payload.is::<Cancelled>() {
+        co.block().panic.set(Some(payload));
+    }
+}
+
+/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends; true if it ended, and
+/// [`after_run`] must follow if it did or has woken others.
+#[inline(always)]
+fn switch_into(state: &tls::ThreadState, block: &ControlBlock) -> bool {
+    let caller = state.current.get();
+    block.caller.set(caller.cast());
+    block.phase.set(Phase::Entered);
+    state.current.set(ptr::from_ref(block).cast());
+    if track::is_enabled() {
+        trace_entered(caller.cast(), block);
+    }
+    // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the call: only
+    // `finish` and `discard` end it, after it and never from inside.
+    let machine = unsafe { &mut *block.machine.get() };
+    let ended = machine.resume(()).as_return().is_some();
+    // Still the same thread: this frame, which has entered another, cannot have been moved meanwhile.
+    state.current.set(caller);
+    ended
+}
+
+#[cold]
+fn trace_entered(caller: *const ControlBlock, block: &ControlBlock) {
+    // SAFETY: `caller` is null or the coroutine that enters, which is on this thread's stack of callers (control I4).
+    let from = unsafe { caller.as_ref() }.map_or(u64::MAX, |caller| u64::from(caller.slot.index()));
+    track::emit(Kind::Entered, from, u64::from(block.slot.index()), 0);
+}
+
+#[cold]
+pub(super) fn trace_yielded(block: &ControlBlock) {
+    track::emit(Kind::Yielded, u64::from(block.slot.index()), 0, 0);
+}
+
+/// Runs a coroutine that is Created or Suspended, then what it woke, and so on (SPEC C4).
+#[inline(always)]
+pub(crate) fn enter(co: CoRef) {
+    let block = co.block();
+    let ended = switch_into(tls::thread(), block);
+    if ended || !block.woken.is_empty() {
+        after_run(co, ended);
+    }
+}
+
+/// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
+#[inline(never)]
+fn after_run(co: CoRef, ended: bool) {
+    let woken = WakeQueue::new();
+    woken.prepend(&co.block().woken);
+    let panic = if ended { finish(co) } else { None };
+    if panic.is_some() || !woken.is_empty() {
+        run_queue(&woken, panic);
+    }
+}
+
+/// Runs the queue empty. Each slot's coroutine is scheduled; the first panic is raised once all have run.
+#[cold]
+pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
+    let state = tls::thread();
+    while let Some(slot) = queue.pop() {
+        let co = super::of_slot(slot);
+        slot.word.claim(co.generation());
+        let ended = switch_into(state, co.block());
+        queue.prepend(&co.block().woken);
+        let later = if ended { finish(co) } else { None };
+        panic = panic.or(later);
+    }
+    if let Some(payload) = panic {
+        resume_unwind(payload);
+    }
+}
+
+/// Takes an ended coroutine apart and gives its stack back.
+#[inline]
+fn finish(co: CoRef) -> Option<Panic> {
+    let block = co.block();
+    block.phase.set(Phase::Ended);
+    track::emit(Kind::Ended, u64::from(block.slot.index()), 0, 0);
+    let mut panic = block.panic.take();
+    if block.locks_held.get() != 0 && panic.is_none() {
+        panic = Some(ended_with_locks(block));
+    }
+    give_up(co);
+    panic
+}
+
+#[cold]
+fn ended_with_locks(block: &ControlBlock) -> Panic {
+    Box::new(format!(
+        "{} ended while holding {} coroutine lock(s): drop the guards, do not forget them",
+        block.describe(),
+        block.locks_held.get()
+    ))
+}
+
+/// Drops a coroutine that has never started, closure and all. Its home thread.
+pub(super) fn discard(co: CoRef) {
+    debug_assert_eq!(co.phase(), Phase::Created);
+    // Ended from here on: the closure's destructor may look at its own handle.
+    co.block().phase.set(Phase::Ended);
+    struct GiveUp(CoRef);
+    impl Drop for GiveUp {
+        fn drop(&mut self) {
+            give_up(self.0);
+        }
+    }
+    let _give_up = GiveUp(co);
+    // SAFETY: never resumed, so nobody is inside (control I3). Dropping it drops the closure where it lies.
+    unsafe { ManuallyDrop::drop(&mut *co.block().machine.get()) };
+}
+
+/// Ends the slot's use: off the home's list, tokens stale, stack back to the pool.
+#[inline]
+fn give_up(co: CoRef) {
+    let block = co.block();
+    // SAFETY: home I1: a home outlives its coroutines.
+    let home: &Home = unsafe { &*block.home };
+    home.unlink(block);
+    let (slot, generation) = (block.slot, block.generation);
+    // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop, and done or dropped.
+    unsafe { ptr::drop_in_place(co.0.as_ptr()) };
+    if slot.word.retire(generation) {
+        // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone stale.
+        unsafe { stack::release(slot) };
+    }
+}
+
+/// Gives control back to whoever entered the running coroutine; returns when it is entered again.
+///
+/// `block` is the running coroutine's.
+#[inline(always)]
+pub(super) fn switch_out(block: &ControlBlock) {
+    record_position(block);
+    block.phase.set(Phase::Suspended);
+    // SAFETY: set by `run_body` before the body ran; the yielder lives at the base of this very stack.
+    unsafe { (*block.yielder.get()).suspend(()) };
+}
+
+/// The running coroutine's block.
+#[inline(always)]
+pub(super) fn running<'a>() -> Option<&'a ControlBlock> {
+    let current = tls::thread().current.get().cast::<ControlBlock>();
+    // SAFETY: `current` is null or the running coroutine's block, which lives at least as long as the coroutine runs;
+    // callers run inside it.
+    unsafe { current.as_ref() }
+}
+
+/// Notes where the coroutine stops, so that a suspended stack can be walked.
+#[inline(always)]
+fn record_position(block: &ControlBlock) {
+    let saved = block.saved.as_ptr().cast::<usize>();
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: writes the three words of `saved`, whose block is this thread's alone (control I2).
+    unsafe {
+        core::arch::asm!(
+            "lea {ip}, [rip]",
+            "mov [{saved}], {ip}",
+            "mov [{saved} + 8], rsp",
+            "mov [{saved} + 16], rbp",
+            ip = out(reg) _,
+            saved = in(reg) saved,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!(
+            "adr {tmp}, .",
+            "str {tmp}, [{saved}]",
+            "mov {tmp}, sp",
+            "str {tmp}, [{saved}, #8]",
+            "str x29, [{saved}, #16]",
+            tmp = out(reg) _,
+            saved = in(reg) saved,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Unwinds the running coroutine (SPEC C12). The panic hook is not run.
+#[cold]
+pub(super) fn raise_cancel(block: &ControlBlock) -> ! {
+    block.cancel.set(Cancel::Raised);
+    resume_unwind(Box::new(Cancelled))
+}
+
+#[cold]
+fn no_home(at: &'static Location<'static>) -> ! {
+    panic!(
+        "a coroutine was created at {at} outside of any home: wrap the code in `corio::home(|| ..)`, or run it on an IoThread"
+    )
+}
+
+/// Keeps `NonNull` in the signature of what other files build.
+pub(super) fn reference(block: &ControlBlock) -> CoRef {
+    CoRef(NonNull::from(block))
+}

@@ -1,0 +1,67 @@
+//! The crate's one error type.
+
+use std::io;
+
+/// What the environment refused, with the operation and its errno kept.
+///
+/// Mistakes of the caller's are not here: they panic, with a message that says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call failed.
+    #[error("{op}: {source}")]
+    Os {
+        /// The system call, and what it was for.
+        op: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// No more stacks may be made with mprotect guards, or the rest of the process would run out of mappings.
+    #[error(
+        "{limit} coroutine stacks exist, all that vm.max_map_count={max_map_count} leaves room for with mprotect guards; \
+         raise vm.max_map_count or end some coroutines"
+    )]
+    StackLimit {
+        /// How many stacks may exist.
+        limit: usize,
+        /// The kernel's setting when the limit was computed.
+        max_map_count: usize,
+    },
+    /// A parameter is out of its range.
+    #[error("{name} is {value}, which is not {expected}")]
+    Parameter {
+        /// The parameter's name.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What it takes.
+        expected: &'static str,
+    },
+}
+
+impl Error {
+    pub(crate) fn last_os(op: &'static str) -> Self {
+        Self::Os { op, source: io::Error::last_os_error() }
+    }
+
+    /// The errno that the system answered with, if one did.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Os { source, .. } => source.raw_os_error(),
+            Self::StackLimit { .. } => Some(libc::ENOMEM),
+            Self::Parameter { .. } => Some(libc::EINVAL),
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Os { source, .. } => source.kind(),
+            Error::StackLimit { .. } => io::ErrorKind::OutOfMemory,
+            Error::Parameter { .. } => io::ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
+    }
+}

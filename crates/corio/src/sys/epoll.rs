@@ -1,0 +1,120 @@
+//! epoll(7), with nanosecond time-outs where the kernel has epoll_pwait2(2) (Linux 5.11).
+
+#![allow(unsafe_code)] // epoll_pwait2 has no safe wrapper that keeps both its precision and a fallback.
+
+use core::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll;
+
+use crate::error::Error;
+
+/// How many reports one wait takes at most.
+const EVENTS_MAX: usize = 128;
+
+/// One readiness report: what was registered as `data`, and the conditions as poll(2) bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) data: u64,
+    pub(crate) revents: u32,
+}
+
+/// An epoll instance.
+#[derive(Debug)]
+pub(crate) struct Epoll {
+    fd: OwnedFd,
+    /// epoll_pwait2 was refused once (old kernel, or a filter): milliseconds from now on.
+    coarse: Cell<bool>,
+}
+
+impl Epoll {
+    pub(crate) fn new() -> Result<Self, Error> {
+        epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map(|fd| Self { fd, coarse: Cell::new(false) })
+            .map_err(|errno| Error::Os { op: "epoll_create1", source: errno.into() })
+    }
+
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, data: u64, events: u32) -> io::Result<()> {
+        epoll::add(&self.fd, fd, epoll::EventData::new_u64(data), flags(events)).map_err(Into::into)
+    }
+
+    pub(crate) fn modify(&self, fd: BorrowedFd<'_>, data: u64, events: u32) -> io::Result<()> {
+        epoll::modify(&self.fd, fd, epoll::EventData::new_u64(data), flags(events))
+            .map_err(Into::into)
+    }
+
+    pub(crate) fn delete(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        epoll::delete(&self.fd, fd).map_err(Into::into)
+    }
+
+    /// Waits for at most `timeout_ns` (None: without limit) and hands each report to `each`.
+    pub(crate) fn wait(&self, timeout_ns: Option<u64>, mut each: impl FnMut(Event)) -> io::Result<()> {
+        let mut events = [const { libc::epoll_event { events: 0, u64: 0 } }; EVENTS_MAX];
+        let count = match timeout_ns {
+            Some(ns) if ns > 0 && !self.coarse.get() => match self.pwait2(&mut events, ns) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                    self.coarse.set(true);
+                    self.pwait(&mut events, timeout_ns)?
+                }
+                result => result?,
+            },
+            _ => self.pwait(&mut events, timeout_ns)?,
+        };
+        for event in &events[..count] {
+            let (data, revents) = (event.u64, event.events);
+            each(Event { data, revents });
+        }
+        Ok(())
+    }
+
+    fn pwait2(&self, events: &mut [libc::epoll_event; EVENTS_MAX], ns: u64) -> io::Result<usize> {
+        let timeout = libc::timespec {
+            tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
+        };
+        // SAFETY: the kernel writes at most EVENTS_MAX events into the array and reads the timespec; both outlive the call.
+        let count = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                self.fd.as_raw_fd(),
+                events.as_mut_ptr(),
+                EVENTS_MAX,
+                &raw const timeout,
+                core::ptr::null::<libc::sigset_t>(),
+                0usize,
+            )
+        };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn pwait(
+        &self,
+        events: &mut [libc::epoll_event; EVENTS_MAX],
+        timeout_ns: Option<u64>,
+    ) -> io::Result<usize> {
+        // Rounded up: waking early would only make the caller wait again.
+        let timeout_ms = timeout_ns
+            .map_or(-1, |ns| libc::c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX));
+        // SAFETY: as above.
+        let count = unsafe {
+            libc::epoll_wait(
+                self.fd.as_raw_fd(),
+                events.as_mut_ptr(),
+                libc::c_int::try_from(EVENTS_MAX).unwrap_or(1),
+                timeout_ms,
+            )
+        };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn flags(events: u32) -> epoll::EventFlags {
+    epoll::EventFlags::from_bits_retain(events)
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

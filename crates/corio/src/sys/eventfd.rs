@@ -1,0 +1,41 @@
+//! eventfd(2): a counter that a poll can wait for.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::EventfdFlags;
+
+use crate::error::Error;
+
+/// A non-blocking eventfd, closed on exec.
+#[derive(Debug)]
+pub(crate) struct EventFd(OwnedFd);
+
+impl EventFd {
+    pub(crate) fn new() -> Result<Self, Error> {
+        rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map(Self)
+            .map_err(|errno| Error::Os { op: "eventfd", source: errno.into() })
+    }
+
+    /// Makes it readable. A full counter (EAGAIN) is readable already.
+    pub(crate) fn set(&self) {
+        while let Err(rustix::io::Errno::INTR) = rustix::io::write(&self.0, &1u64.to_ne_bytes()) {}
+    }
+
+    /// Makes it unreadable; true if it was readable.
+    pub(crate) fn clear(&self) -> bool {
+        let mut counter = [0u8; 8];
+        loop {
+            match rustix::io::read(&self.0, &mut counter) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => return result.is_ok(),
+            }
+        }
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

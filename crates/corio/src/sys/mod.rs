@@ -1,0 +1,13 @@
+//! System calls and nothing else.
+//!
+//! Each file wraps one kernel interface, keeps the errno, and knows nothing of coroutines or contexts. Every
+//! system call of the runtime is made from here, so that a simulated kernel can be put below the shipped code.
+
+pub(crate) mod clock;
+pub(crate) mod epoll;
+pub(crate) mod eventfd;
+pub(crate) mod file;
+pub(crate) mod mem;
+#[cfg(feature = "power-loss-shim")]
+pub(crate) mod power_loss;
+pub(crate) mod uring;
