@@ -1,0 +1,283 @@
+//! The least an NBD server can do, as a peer: what it costs is what the kernel and the protocol cost.
+//!
+//! A blocking thread a connection. One receive of up to 64 KiB may bring many requests; each is read from
+//! the file straight behind its reply header in one buffer; one write sends them all. Nothing is shared,
+//! scheduled, limited or logged. Only reading, only plain replies, one client's trust: not a server to use.
+//!
+//! Protocol: NBD, "Fixed newstyle negotiation" and "Transmission" (doc/proto.md of the NBD project).
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+const RECEIVE: usize = 64 << 10;
+/// A batch of replies larger than this leaves in parts, so that large reads stay in the CPU's cache.
+const BATCH: usize = 1 << 20;
+/// The largest read and option taken.
+const PAYLOAD_MAX: u32 = 32 << 20;
+const OPTION_MAX: u32 = 64 << 10;
+
+const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
+const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
+const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
+const REQUEST: u32 = 0x2560_9513;
+const SIMPLE_REPLY: u32 = 0x6744_6698;
+const REQUEST_LEN: usize = 28;
+const REPLY_LEN: usize = 16;
+
+const FLAG_FIXED_NEWSTYLE_NO_ZEROES: u16 = 0b11;
+const CLIENT_NO_ZEROES: u32 = 0b10;
+/// HAS_FLAGS, READ_ONLY, CAN_MULTI_CONN.
+const TRANSMISSION: u16 = 1 | 1 << 1 | 1 << 8;
+
+const OPT_EXPORT_NAME: u32 = 1;
+const OPT_ABORT: u32 = 2;
+const OPT_INFO: u32 = 6;
+const OPT_GO: u32 = 7;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+const REP_ERR_UNSUP: u32 = (1 << 31) | 1;
+
+const CMD_READ: u16 = 0;
+const CMD_DISC: u16 = 2;
+const EINVAL: u32 = 22;
+
+/// Serves `file` on the socket `unix` until killed.
+pub(crate) fn serve(file: &Path, unix: &Path) -> anyhow::Result<()> {
+    let disk = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+    let size = disk.metadata()?.len();
+    let disk = Arc::new(disk);
+    let listener =
+        UnixListener::bind(unix).with_context(|| format!("cannot listen on {}", unix.display()))?;
+    for stream in listener.incoming() {
+        let (mut stream, disk) = (stream?, Arc::clone(&disk));
+        std::thread::spawn(move || {
+            let served = handshake(&mut stream, size).and_then(|next| match next {
+                ControlFlow::Continue(()) => transmit(&mut stream, &disk, size),
+                ControlFlow::Break(()) => Ok(()),
+            });
+            if let Err(error) = served
+                && error.kind() != io::ErrorKind::UnexpectedEof
+            {
+                eprintln!("floor: {error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Breaks when the client wants no transmission.
+fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<()>> {
+    let mut hello = Vec::from(NBDMAGIC.to_be_bytes());
+    hello.extend(IHAVEOPT.to_be_bytes());
+    hello.extend(FLAG_FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes());
+    stream.write_all(&hello)?;
+    let no_zeroes = read_u32(stream)? & CLIENT_NO_ZEROES != 0;
+    loop {
+        let mut magic = [0; 8];
+        stream.read_exact(&mut magic)?;
+        let (option, len) = (read_u32(stream)?, read_u32(stream)?);
+        if u64::from_be_bytes(magic) != IHAVEOPT || len > OPTION_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // Whatever name is asked for, there is but one disk.
+        io::copy(
+            &mut Read::take(&mut *stream, u64::from(len)),
+            &mut io::sink(),
+        )?;
+        match option {
+            OPT_EXPORT_NAME => {
+                let mut reply = Vec::from(size.to_be_bytes());
+                reply.extend(TRANSMISSION.to_be_bytes());
+                if !no_zeroes {
+                    reply.resize(reply.len() + 124, 0);
+                }
+                stream.write_all(&reply)?;
+                return Ok(ControlFlow::Continue(()));
+            }
+            OPT_INFO | OPT_GO => {
+                let mut info = Vec::from(0u16.to_be_bytes());
+                info.extend(size.to_be_bytes());
+                info.extend(TRANSMISSION.to_be_bytes());
+                reply_option(stream, option, REP_INFO, &info)?;
+                reply_option(stream, option, REP_ACK, &[])?;
+                if option == OPT_GO {
+                    return Ok(ControlFlow::Continue(()));
+                }
+            }
+            OPT_ABORT => {
+                reply_option(stream, option, REP_ACK, &[])?;
+                return Ok(ControlFlow::Break(()));
+            }
+            // Structured replies, metadata, TLS, lists: refused, clients go on without.
+            _ => reply_option(stream, option, REP_ERR_UNSUP, &[])?,
+        }
+    }
+}
+
+fn read_u32(stream: &mut UnixStream) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes)?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+fn reply_option(stream: &mut UnixStream, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+    let mut reply = Vec::from(OPTION_REPLY.to_be_bytes());
+    reply.extend(option.to_be_bytes());
+    reply.extend(kind.to_be_bytes());
+    reply.extend(
+        u32::try_from(data.len())
+            .map_err(io::Error::other)?
+            .to_be_bytes(),
+    );
+    reply.extend(data);
+    stream.write_all(&reply)
+}
+
+/// A request's fields that matter here.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    kind: u16,
+    cookie: [u8; 8],
+    offset: u64,
+    len: u32,
+}
+
+/// None when the magic is wrong.
+fn parse(bytes: &[u8; REQUEST_LEN]) -> Option<Request> {
+    let (magic, rest) = bytes.split_first_chunk::<4>()?;
+    let (_flags, rest) = rest.split_first_chunk::<2>()?;
+    let (kind, rest) = rest.split_first_chunk::<2>()?;
+    let (cookie, rest) = rest.split_first_chunk::<8>()?;
+    let (offset, rest) = rest.split_first_chunk::<8>()?;
+    let (len, _) = rest.split_first_chunk::<4>()?;
+    (u32::from_be_bytes(*magic) == REQUEST).then_some(Request {
+        kind: u16::from_be_bytes(*kind),
+        cookie: *cookie,
+        offset: u64::from_be_bytes(*offset),
+        len: u32::from_be_bytes(*len),
+    })
+}
+
+fn transmit(stream: &mut UnixStream, disk: &File, size: u64) -> io::Result<()> {
+    let mut received = vec![0; RECEIVE];
+    // Bytes received and not yet taken, at the front.
+    let mut held = 0;
+    let mut replies = Replies::default();
+    loop {
+        let count = stream.read(&mut received[held..])?;
+        if count == 0 {
+            return Ok(());
+        }
+        held += count;
+        let (requests, _) = received[..held].as_chunks::<REQUEST_LEN>();
+        let taken = requests.len() * REQUEST_LEN;
+        for bytes in requests {
+            let request = parse(bytes).ok_or(io::ErrorKind::InvalidData)?;
+            if request.kind == CMD_DISC {
+                return stream.write_all(replies.bytes());
+            }
+            replies.add(&request, disk, size)?;
+            if replies.len >= BATCH {
+                stream.write_all(replies.bytes())?;
+                replies.len = 0;
+            }
+        }
+        stream.write_all(replies.bytes())?;
+        replies.len = 0;
+        received.copy_within(taken..held, 0);
+        held -= taken;
+    }
+}
+
+/// The replies of a batch, one behind the other. The bytes beyond `len` are old ones, kept so that
+/// growing costs once, not a clearing a batch.
+#[derive(Default)]
+struct Replies {
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+impl Replies {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    fn add(&mut self, request: &Request, disk: &File, size: u64) -> io::Result<()> {
+        let end = request.offset.checked_add(u64::from(request.len));
+        let readable = request.kind == CMD_READ
+            && request.len <= PAYLOAD_MAX
+            && end.is_some_and(|end| end <= size);
+        let payload = if readable { request.len as usize } else { 0 };
+        let data = self.len + REPLY_LEN;
+        let end = data + payload;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        let errno = if readable { 0 } else { EINVAL };
+        let header = &mut self.buffer[self.len..data];
+        header[..4].copy_from_slice(&SIMPLE_REPLY.to_be_bytes());
+        header[4..8].copy_from_slice(&errno.to_be_bytes());
+        header[8..].copy_from_slice(&request.cookie);
+        disk.read_exact_at(&mut self.buffer[data..end], request.offset)?;
+        self.len = end;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CMD_READ, REQUEST, REQUEST_LEN, Replies, Request, parse};
+    use std::fs::File;
+    use std::io::Write as _;
+
+    fn bytes_of(kind: u16, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
+        let mut bytes = Vec::from(REQUEST.to_be_bytes());
+        bytes.extend(0u16.to_be_bytes());
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(*b"cookie!!");
+        bytes.extend(offset.to_be_bytes());
+        bytes.extend(len.to_be_bytes());
+        bytes.try_into().unwrap()
+    }
+
+    #[test]
+    fn a_request_parses_and_a_wrong_magic_does_not() {
+        let mut bytes = bytes_of(CMD_READ, 5, 7);
+        let request = Request {
+            kind: CMD_READ,
+            cookie: *b"cookie!!",
+            offset: 5,
+            len: 7,
+        };
+        assert_eq!(parse(&bytes), Some(request));
+        bytes[0] ^= 1;
+        assert_eq!(parse(&bytes), None);
+    }
+
+    #[test]
+    fn replies_follow_each_other_and_a_read_past_the_end_is_refused() {
+        let path = std::env::temp_dir().join(format!("bench-floor-{}", std::process::id()));
+        File::create(&path)
+            .unwrap()
+            .write_all(b"0123456789")
+            .unwrap();
+        let disk = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut replies = Replies::default();
+        for (offset, len) in [(2, 3), (8, 3), (u64::MAX, 1)] {
+            let request = parse(&bytes_of(CMD_READ, offset, len)).unwrap();
+            replies.add(&request, &disk, 10).unwrap();
+        }
+        let mut expected = Vec::from(*b"\x67\x44\x66\x98\0\0\0\0cookie!!234");
+        expected.extend(*b"\x67\x44\x66\x98\0\0\0\x16cookie!!");
+        expected.extend(*b"\x67\x44\x66\x98\0\0\0\x16cookie!!");
+        assert_eq!(replies.bytes(), expected);
+    }
+}

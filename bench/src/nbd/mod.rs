@@ -1,0 +1,292 @@
+//! Suite `nbd`: what serving a disk costs, with real clients, beside real servers.
+//!
+//! All servers run from beginning to end on the same file, which is held in the page cache, and take turns:
+//! in each round every server is loaded once, beginning with another one each round, so that a noisy
+//! minute hits all of them. The client runs on the same CPUs as the server, which is why CPU time a
+//! request is told beside IOPS: it is what the server decides.
+
+mod disk;
+mod fio;
+pub(crate) mod floor;
+mod proc;
+mod servers;
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use crate::Plan;
+use crate::report::{Figure, Metric, Report};
+use crate::stats::{Better, Samples};
+use fio::{Load, Until};
+use servers::{FLOOR, OURS, QEMU, Server};
+
+const SUITE: &str = "nbd";
+
+const IOPS: Metric = Metric {
+    unit: "IOPS",
+    better: Better::Higher,
+};
+const CPU: Metric = Metric {
+    unit: "us/request",
+    better: Better::Lower,
+};
+const COPY: Metric = Metric {
+    unit: "MiB/s",
+    better: Better::Higher,
+};
+const CALLS: Metric = Metric {
+    unit: "/request",
+    better: Better::Lower,
+};
+
+/// Requests of the runs that count what a request takes. Under strace they are few, as each is slow.
+const SWITCHES_REQUESTS: u64 = 200_000;
+const SYSCALLS_REQUESTS: u64 = 20_000;
+/// Above this part of QEMU's CPU a request the floor is no floor.
+const FLOOR_MAX: f64 = 0.5;
+
+struct Workload {
+    name: &'static str,
+    depth: u32,
+    jobs: u32,
+    /// Whether the floor has to prove here that it is one.
+    floor_checked: bool,
+}
+
+const WORKLOADS: [Workload; 3] = [
+    Workload {
+        name: "rr4k_qd1",
+        depth: 1,
+        jobs: 1,
+        floor_checked: false,
+    },
+    Workload {
+        name: "rr4k_qd32",
+        depth: 32,
+        jobs: 1,
+        floor_checked: true,
+    },
+    Workload {
+        name: "rr4k_qd64x2",
+        depth: 64,
+        jobs: 2,
+        floor_checked: true,
+    },
+];
+/// The workload whose requests are taken apart into system calls and context switches.
+const DETAILED: &Workload = &WORKLOADS[1];
+
+/// The servers, and what a run on them needs.
+struct Arena<'a> {
+    servers: &'a [Server],
+    scratch: &'a Path,
+    size: u64,
+    rounds: usize,
+    run_time: Duration,
+    quick: bool,
+}
+
+/// Runs the suite.
+pub(crate) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    servers::require_tools()?;
+    let corio = servers::corio_program(plan.corio.as_deref())?;
+    let scratch = disk::Scratch::new()?;
+    let image = scratch.data.join("disk.raw");
+    let size: u64 = if plan.quick { 128 << 20 } else { 1 << 30 };
+    disk::create(&image, size)?;
+    let _pinned = disk::Pinned::new(&image)?;
+
+    let mut servers = Vec::new();
+    for recipe in &servers::recipes(&corio, &image, &scratch.sockets)? {
+        report.note(&recipe.line())?;
+        servers.push(recipe.start(&scratch.data)?);
+    }
+    let arena = Arena {
+        servers: &servers,
+        scratch: &scratch.data,
+        size,
+        rounds: plan.rounds,
+        run_time: Duration::from_secs(if plan.quick { 1 } else { 4 }),
+        quick: plan.quick,
+    };
+    let mut not_a_floor = Vec::new();
+    for workload in &WORKLOADS {
+        let cpu = arena.measure_reads(workload, report)?;
+        if workload.floor_checked {
+            not_a_floor.extend(floor_fault(workload.name, &servers, &cpu));
+        }
+    }
+    arena.measure_copy(report)?;
+    arena.count_switches(report)?;
+    // Last, as attaching disturbs: it interrupts the calls that the servers wait in.
+    arena.count_syscalls(report)?;
+    ensure!(not_a_floor.is_empty(), "{}", not_a_floor.join("; "));
+    Ok(())
+}
+
+/// What is wrong with the floor, if it costs too much to be one.
+fn floor_fault(workload: &str, servers: &[Server], cpu: &[Samples]) -> Option<String> {
+    let median_of = |name| {
+        let index = servers.iter().position(|server| server.name == name)?;
+        cpu.get(index).map(Samples::median)
+    };
+    let (floor, qemu) = (median_of(FLOOR)?, median_of(QEMU)?);
+    (floor > FLOOR_MAX * qemu).then(|| {
+        format!(
+            "{workload}: the floor costs {floor:.2} us a request, more than {FLOOR_MAX} of {QEMU}'s \
+             {qemu:.2}: it is no floor"
+        )
+    })
+}
+
+impl Arena<'_> {
+    /// Calls `measure` with every server's index, in an order that begins elsewhere each round.
+    fn each_round(
+        &self,
+        mut measure: impl FnMut(usize, &Server) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let count = self.servers.len();
+        for round in 0..self.rounds {
+            for turn in 0..count {
+                let index = (round + turn) % count;
+                let server = &self.servers[index];
+                measure(index, server).with_context(|| format!("measuring {}", server.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn samples(&self) -> Vec<Samples> {
+        vec![Samples::default(); self.servers.len()]
+    }
+
+    /// Reports ours against each other server's.
+    fn push(
+        &self,
+        report: &mut Report,
+        name: &str,
+        metric: Metric,
+        samples: &[Samples],
+    ) -> anyhow::Result<()> {
+        let of_ours = self.servers.iter().position(|server| server.name == OURS);
+        let ours = &samples[of_ours.context("corio is not among the servers")?];
+        for (server, theirs) in self.servers.iter().zip(samples) {
+            if server.name != OURS {
+                report.push(Figure::new(SUITE, name, metric, ours, server.name, theirs))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// IOPS and CPU of one workload; returns the CPU samples of each server.
+    fn measure_reads(
+        &self,
+        workload: &Workload,
+        report: &mut Report,
+    ) -> anyhow::Result<Vec<Samples>> {
+        let load = workload.load(Until::Elapsed(self.run_time));
+        report.note(&format!(
+            "{}: fio {}",
+            workload.name,
+            load.options().join(" ")
+        ))?;
+        let (mut iops, mut cpu) = (self.samples(), self.samples());
+        self.each_round(|index, server| {
+            let before = proc::cpu_us(server.pid())?;
+            let outcome = fio::run(&load, &server.uri, self.size, self.scratch, || {})?;
+            let spent = proc::cpu_us(server.pid())? - before;
+            iops[index].push(outcome.iops);
+            cpu[index].push(spent / count(outcome.requests));
+            Ok(())
+        })?;
+        self.push(report, &format!("{}_iops", workload.name), IOPS, &iops)?;
+        self.push(report, &format!("{}_cpu", workload.name), CPU, &cpu)?;
+        Ok(cpu)
+    }
+
+    /// nbdcopy of the whole disk to nowhere, with its default options.
+    fn measure_copy(&self, report: &mut Report) -> anyhow::Result<()> {
+        report.note("copy_out: nbdcopy URI null:")?;
+        let mut rates = self.samples();
+        self.each_round(|index, server| {
+            let errors = self.scratch.join("nbdcopy.err");
+            let mut copy = servers::bound("nbdcopy");
+            copy.args([&server.uri, "null:"])
+                .stdout(Stdio::null())
+                .stderr(File::create(&errors)?);
+            let start = Instant::now();
+            let status = copy.status()?;
+            let elapsed = start.elapsed();
+            ensure!(
+                status.success(),
+                "nbdcopy failed: {}",
+                std::fs::read_to_string(&errors)?
+            );
+            rates[index].push(count(self.size >> 20) / elapsed.as_secs_f64());
+            Ok(())
+        })?;
+        self.push(report, "copy_out", COPY, &rates)
+    }
+
+    fn count_switches(&self, report: &mut Report) -> anyhow::Result<()> {
+        let requests = if self.quick {
+            SWITCHES_REQUESTS / 10
+        } else {
+            SWITCHES_REQUESTS
+        };
+        let load = DETAILED.load(Until::Requests(requests));
+        let mut switches = self.samples();
+        for (server, samples) in self.servers.iter().zip(&mut switches) {
+            let mut seen = proc::Switches::begin(server.pid());
+            let look = || seen.look(server.pid());
+            let outcome = fio::run(&load, &server.uri, self.size, self.scratch, look)?;
+            samples.push(count(seen.count()) / count(outcome.requests));
+        }
+        self.push(
+            report,
+            &format!("{}_switches_per_req", DETAILED.name),
+            CALLS,
+            &switches,
+        )
+    }
+
+    /// strace slows what it watches, which may bring fewer or more requests a call than otherwise.
+    fn count_syscalls(&self, report: &mut Report) -> anyhow::Result<()> {
+        let load = DETAILED.load(Until::Requests(SYSCALLS_REQUESTS));
+        let table = self.scratch.join("strace.txt");
+        let mut calls = self.samples();
+        for (server, samples) in self.servers.iter().zip(&mut calls) {
+            let strace = proc::Strace::attach(server.pid(), &table)?;
+            let outcome = fio::run(&load, &server.uri, self.size, self.scratch, || {})?;
+            samples.push(count(strace.finish(&table)?) / count(outcome.requests));
+        }
+        self.push(
+            report,
+            &format!("{}_syscalls_per_req", DETAILED.name),
+            CALLS,
+            &calls,
+        )
+    }
+}
+
+impl Workload {
+    fn load(&self, until: Until) -> Load {
+        Load {
+            depth: self.depth,
+            jobs: self.jobs,
+            until,
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of a run are far below 2^52"
+)]
+fn count(n: u64) -> f64 {
+    n as f64
+}
