@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, entries, files_below, read};
 
 /// The runtime's modules, from the lowest layer up. Those of one row are peers and may name each other.
 const LAYERS: &[&[&str]] = &[
@@ -107,7 +107,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Findings> {
     let mut findings = Findings::default();
     let source = workspace.root.join("crates/corio/src");
     let mut files = Vec::new();
-    for path in rust_files(&source)? {
+    for path in files_below(&source, "rs")? {
         let text = read(&path)?;
         let module = paths::module_of(path.strip_prefix(&source).unwrap_or(&path));
         files.push(File {
@@ -249,38 +249,6 @@ fn check_manifest(name: &str, path: &Path, text: &str, findings: &mut Findings) 
             fault(line, &dependency, rule);
         }
     }
-}
-
-/// The Rust files below `dir`, sorted.
-pub(crate) fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut dirs = vec![dir.to_path_buf()];
-    while let Some(dir) = dirs.pop() {
-        for path in entries(&dir)? {
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(dir)?
-            .map(|entry| Ok(entry?.path()))
-            .collect()
-    };
-    let mut paths = read().with_context(|| format!("cannot list {}", dir.display()))?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod bench;
 mod child;
+mod docs;
 mod fuzz;
 mod jobs;
 mod layers;

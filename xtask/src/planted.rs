@@ -9,12 +9,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::child::{self, Stream};
-use crate::layers;
 use crate::tally::Tally;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, files_below, read};
 
 /// What stands before a planted bug's name in the sources.
 const MARK: &str = "corio_planted_bug = \"";
@@ -37,10 +36,8 @@ pub(crate) fn for_models(command: &mut Command) -> &mut Command {
 /// Runs the models once for each planted bug.
 pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome> {
     let mut bugs = BTreeSet::new();
-    for path in layers::rust_files(&workspace.root.join("crates/corio/src"))? {
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        bugs.extend(names(&text));
+    for path in files_below(&workspace.root.join("crates/corio/src"), "rs")? {
+        bugs.extend(names(&read(&path)?));
     }
     let mut outcome = Outcome::default();
     for bug in bugs {

@@ -9,6 +9,9 @@ use crate::tally::Tally;
 use crate::tools;
 use crate::workspace::Workspace;
 
+/// How many failed tests of a job its line in the table names.
+const NAMES_MAX: usize = 8;
+
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -193,13 +196,16 @@ fn verdict(report: &Report) -> String {
         return "ok".to_owned();
     }
     let mut reasons = report.faults.clone();
+    let failures = &report.tally.failures;
     reasons.extend(
-        report
-            .tally
-            .failures
+        failures
             .iter()
+            .take(NAMES_MAX)
             .map(|name| format!("test {name}")),
     );
+    if failures.len() > NAMES_MAX {
+        reasons.push(format!("{} tests in all", failures.len()));
+    }
     if reasons.is_empty() {
         reasons.push(format!("{} tests", report.tally.failed));
     }
