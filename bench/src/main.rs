@@ -52,7 +52,8 @@ struct Args {
     /// Exit with 1 when a target is missed
     #[arg(long)]
     check: bool,
-    /// The corio program to measure, instead of the workspace's own (built first when run by cargo)
+    /// The corio program to measure; else that of the variable CORIO_BIN, else the workspace's own (built first when
+    /// run by cargo)
     #[arg(long, value_name = "PATH")]
     corio: Option<PathBuf>,
 }
@@ -119,7 +120,10 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
             args.rounds
         },
         quick: args.quick,
-        corio: args.corio.clone(),
+        corio: args
+            .corio
+            .clone()
+            .or_else(|| std::env::var_os("CORIO_BIN").map(PathBuf::from)),
     };
     let mut report = report::Report::new(args.json.as_deref())?;
     let suites = match args.suites.as_slice() {

@@ -119,7 +119,11 @@ impl Report {
         Ok(())
     }
 
+    /// Prints all figures for people.
     pub(crate) fn print_table(&mut self) -> io::Result<()> {
+        if self.figures.is_empty() {
+            return Ok(());
+        }
         writeln!(
             self.prose,
             "\n{:<34} {:>11} {:<11} {:>11} {:<10} {:>7} {:>7}  target",
@@ -149,7 +153,6 @@ impl Report {
     /// Says of each target of the suites that ran whether it is met; returns how many are not.
     pub(crate) fn print_targets(&mut self) -> io::Result<usize> {
         let mut missed = 0;
-        writeln!(self.prose)?;
         for verdict in verdicts(&self.figures) {
             missed += usize::from(!verdict.met);
             writeln!(self.prose, "{}", verdict.text)?;
@@ -159,6 +162,9 @@ impl Report {
 
     /// Draws all ratios into one SVG.
     pub(crate) fn draw(&self, path: &Path) -> anyhow::Result<()> {
+        if self.figures.is_empty() {
+            return Ok(());
+        }
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }

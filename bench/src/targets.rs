@@ -10,6 +10,12 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
+    pub(crate) fn value(self) -> f64 {
+        match self {
+            Self::AtMost(limit) | Self::Below(limit) => limit,
+        }
+    }
+
     pub(crate) fn met_by(self, ratio: f64) -> bool {
         match self {
             Self::AtMost(limit) => ratio <= limit,

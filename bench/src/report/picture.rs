@@ -1,4 +1,5 @@
-//! All ratios as one SVG: a bar a figure on a logarithmic axis that grows away from 1, better to the left.
+//! All ratios as one SVG: a bar a figure on a logarithmic axis that grows away from 1, better to the left,
+//! with a tick where its target is.
 
 use std::path::Path;
 
@@ -41,7 +42,7 @@ pub(super) fn draw(path: &Path, figures: &[Figure]) -> anyhow::Result<()> {
             .map_err(|e| failed(&e))
     };
     put(
-        "Corio to its peers, ratio (left of 1 is better)".to_owned(),
+        "Corio to its peers, ratio (left of 1 is better; tick: target)".to_owned(),
         (20, 20),
         18,
         HPos::Left,
@@ -52,13 +53,13 @@ pub(super) fn draw(path: &Path, figures: &[Figure]) -> anyhow::Result<()> {
         let line = ShapeStyle::from(if power == 0 { &BLACK } else { &GRID }).stroke_width(1);
         area.draw(&PathElement::new([(x, HEAD - 8), (x, height - 14)], line))
             .map_err(|e| failed(&e))?;
-        put(format!("{value}"), (x, HEAD - 18), 11, HPos::Center)?;
+        put(format!("{value}"), (x, HEAD - 18), 14, HPos::Center)?;
     }
     let mut y = HEAD;
     for figure in figures {
         let middle = y + ROW / 2;
         let label = format!("{}/{} to {}", figure.suite, figure.name, figure.peer);
-        put(label, (LABEL_END, middle), 13, HPos::Right)?;
+        put(label, (LABEL_END, middle), 16, HPos::Right)?;
         if figure.ratio.is_finite() && figure.ratio > 0.0 {
             let (x, one) = (position(figure.ratio), position(1.0));
             let colour = if figure.ratio < 1.0 { BETTER } else { WORSE };
@@ -71,7 +72,13 @@ pub(super) fn draw(path: &Path, figures: &[Figure]) -> anyhow::Result<()> {
                 HPos::Left
             };
             let gap = if figure.ratio < 1.0 { -4 } else { 4 };
-            put(format!("{:.2}", figure.ratio), (x + gap, middle), 12, side)?;
+            put(format!("{:.2}", figure.ratio), (x + gap, middle), 15, side)?;
+        }
+        if let Some(target) = figure.target() {
+            let x = position(target.limit.value());
+            let tick = ShapeStyle::from(&BLACK).stroke_width(2);
+            area.draw(&PathElement::new([(x, y + 2), (x, y + ROW - 2)], tick))
+                .map_err(|e| failed(&e))?;
         }
         y += ROW;
     }
