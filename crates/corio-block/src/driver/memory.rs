@@ -17,7 +17,8 @@ use rustix::{
 
 use super::Driver;
 use crate::{
-    Error, Extent, ExtentFlags, Length, Limits, Node, Offset, WriteFlags, ZeroFlags, units::bytes,
+    Error, Extent, ExtentFlags, Length, Limits, Node, Offset, WriteFlags, ZeroFlags,
+    request::align, units::bytes,
 };
 
 /// The most that one call copies on a loop's thread: 30 to 100 us.
@@ -25,6 +26,9 @@ const SYNC_MAX: usize = 256 << 10;
 
 /// The longest discard carried out on a loop's thread: freeing 1,024 pages takes 100 us.
 const SYNC_DISCARD_MAX: u64 = 4 << 20;
+
+/// What is given back at once. Where pages are larger, discards that fill none free nothing.
+const PAGE: u32 = 4096;
 
 /// What a memory disk is to be.
 ///
@@ -140,12 +144,18 @@ impl Memory {
     }
 
     fn punch(&self, offset: Offset, len: Length) -> io::Result<()> {
-        if len.0 > SYNC_DISCARD_MAX {
-            return self.file.discard(offset.0, len.0);
+        let mut end = offset.0 + len.0;
+        if end == self.size.0 {
+            // To the end of the last page, or it would be zeroed in part and kept.
+            end = align::up(end, PAGE, i64::MAX.unsigned_abs());
+        }
+        let len = end - offset.0;
+        if len > SYNC_DISCARD_MAX {
+            return self.file.discard(offset.0, len);
         }
         loop {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&self.file, mode, offset.0, len.0) {
+            match rustix::fs::fallocate(&self.file, mode, offset.0, len) {
                 Err(Errno::INTR) => {}
                 result => return Ok(result?),
             }
@@ -235,7 +245,11 @@ impl Driver for Memory {
                 // never wrong.
                 let run = end.saturating_sub(offset.0);
                 Ok(Extent {
-                    len: if run == 0 { len.0.min(4096) } else { run },
+                    len: if run == 0 {
+                        len.0.min(u64::from(PAGE))
+                    } else {
+                        run
+                    },
                     ..data
                 })
             }

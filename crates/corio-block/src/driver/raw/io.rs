@@ -140,6 +140,13 @@ impl Driver for Raw {
     }
 
     fn block_status(&self, offset: Offset, len: Length) -> io::Result<Extent> {
+        if self.data.is_block_device() {
+            // Devices do not tell what is allocated.
+            return Ok(Extent {
+                len: len.0,
+                flags: ExtentFlags::empty(),
+            });
+        }
         let found = self.data.extent_at(offset.0)?;
         let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
         Ok(match found.kind {

@@ -23,6 +23,11 @@ pub(super) fn open(options: &Options) -> Result<Raw, Error> {
     // Before opening: to open a pipe would wait for its other end, a tape would rewind.
     let stat = rustix::fs::stat(path).map_err(|e| refused(options, "look at it", e.into()))?;
     check_kind(path, &stat)?;
+    if !options.read_only && is_read_only_device(&stat) {
+        return Err(Error::ReadOnlyFilesystem {
+            path: path.to_owned(),
+        });
+    }
     let direct = options.cache == Cache::None;
     let data = open_file(options, &stat, !options.read_only, direct, true)?;
     if options.lock {
@@ -80,6 +85,20 @@ fn check_kind(path: &Path, stat: &Stat) -> Result<(), Error> {
         path: path.to_owned(),
         kind,
     })
+}
+
+/// Whether it is a block device that refuses writes: Linux lets it be opened for them, and then
+/// fails each. Without sysfs nobody knows, and the writes will tell.
+fn is_read_only_device(stat: &Stat) -> bool {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+        return false;
+    }
+    let (major, minor) = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"))
+        .is_ok_and(|flag| flag.trim() == "1")
 }
 
 /// Opens the image and makes sure that it is the one looked at before.
