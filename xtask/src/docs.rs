@@ -1,6 +1,6 @@
 //! The job `docs`: what the documents under version control say of the tree is so.
 //!
-//! - Every C name that the runtime carries as `#[doc(alias)]` has a row in docs/COMPAT.md, and no row names another.
+//! - Every C name that the runtime and the block layer carry as `#[doc(alias)]` has a row in docs/COMPAT.md, and no row names another.
 //! - Every dependency of the workspace has a row in docs/adr/0001-dependencies.md, and no row names another.
 //! - Every relative link in a Markdown file leads to something.
 
@@ -40,8 +40,10 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Findings> {
     let mut findings = Findings::default();
 
     let mut names = BTreeSet::new();
-    for path in files_below(&root.join("crates/corio/src"), "rs")? {
-        names.extend(aliases(&read(&path)?));
+    for sources in ["crates/corio/src", "crates/corio-block/src"] {
+        for path in files_below(&root.join(sources), "rs")? {
+            names.extend(aliases(&read(&path)?));
+        }
     }
     let document = "docs/COMPAT.md";
     findings.compare(document, &names, &rows(&read(&root.join(document))?));
