@@ -12,15 +12,24 @@
 #![allow(clippy::result_large_err)]
 
 mod atomic;
+pub mod context;
 mod coroutine;
+pub mod engine;
 mod error;
+mod schedule;
 mod stack;
 mod sys;
+pub mod time;
 mod tls;
 pub mod track;
 
 pub use coroutine::{Builder, Coroutine, home, in_coroutine, suspend};
+pub use context::AioContext;
 pub use error::Error;
+pub use schedule::{
+    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local,
+    park, yield_now,
+};
 
 /// The README's examples.
 #[cfg(doctest)]

@@ -50,7 +50,9 @@ impl Home {
         self.living.set(self.living.get() - 1);
     }
 
-    pub(super) fn inbox(&self) -> *const () {
+    /// Where wakes of its coroutines go; null without a context.
+    #[inline]
+    pub(crate) fn inbox(&self) -> *const () {
         self.inbox
     }
 
@@ -59,17 +61,15 @@ impl Home {
         self.living.get()
     }
 
-    /// The newest living coroutine that `wanted` accepts.
-    pub(crate) fn find(&self, mut wanted: impl FnMut(CoRef) -> bool) -> Option<CoRef> {
+    /// All that live here, newest first, each with its generation: whoever runs one must check that it still lives.
+    pub(crate) fn snapshot(&self) -> Vec<(CoRef, u32)> {
+        let mut all = Vec::with_capacity(self.living());
         let mut at = resolve(self.newest.get());
         while let Some(block) = at {
-            let co = CoRef::new(block);
-            if wanted(co) {
-                return Some(co);
-            }
+            all.push((CoRef::new(block), block.generation));
             at = resolve(block.older.get());
         }
-        None
+        all
     }
 
     /// Ends what can be ended without a loop: see the module's documentation.

@@ -19,7 +19,7 @@ pub use home::home;
 
 pub(crate) use control::{Cancel, Cancelled, Phase};
 pub(crate) use home::{Home, cancel_now, current as current_home, with_home};
-pub(crate) use switch::{enter, run_queue};
+pub(crate) use switch::{discard, enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;
 
 use control::ControlBlock;
@@ -60,6 +60,16 @@ impl CoRef {
 
     pub(crate) fn phase(self) -> Phase {
         self.block().phase.get()
+    }
+
+    /// A number that no other coroutine has or had, for tracking; not 0.
+    pub(crate) fn id(self) -> u64 {
+        u64::from(self.generation()) << 32 | u64::from(self.slot().index())
+    }
+
+    /// Where its wakes go; null in a home without a context.
+    pub(crate) fn inbox(self) -> *const () {
+        self.slot().inbox.load(crate::atomic::Ordering::Relaxed)
     }
 
     pub(crate) fn describe(self) -> String {
@@ -174,6 +184,44 @@ fn yield_outside() -> ! {
     panic!("suspend was called outside a coroutine: there is nothing to suspend; call it from a coroutine's body")
 }
 
+/// A stack of the default size for [`create_on`]. The caller uses it at once.
+pub(crate) fn reserve_stack() -> Result<&'static Slot, Error> {
+    stack::acquire(stack::SIZE_DEFAULT)
+}
+
+/// Makes a coroutine on a stack from [`reserve_stack`], in this thread's innermost home.
+pub(crate) fn create_on<F: FnOnce() + 'static>(
+    stack: &'static Slot,
+    at: &'static Location<'static>,
+    body: F,
+) -> CoRef {
+    switch::create(stack, None, at, body)
+}
+
+/// While it lives, the coroutine that made it is not cancelled (SPEC C12); outside a coroutine it does nothing.
+#[must_use]
+pub(crate) struct MaskCancel(Option<CoRef>);
+
+impl MaskCancel {
+    pub(crate) fn new() -> Self {
+        let co = current();
+        if let Some(co) = co {
+            let masks = &co.block().cancel_masks;
+            masks.set(masks.get() + 1);
+        }
+        Self(co)
+    }
+}
+
+impl Drop for MaskCancel {
+    fn drop(&mut self) {
+        if let Some(co) = self.0 {
+            let masks = &co.block().cancel_masks;
+            masks.set(masks.get() - 1);
+        }
+    }
+}
+
 /// Makes coroutines with a name or a stack of another size.
 ///
 /// ```
@@ -234,7 +282,11 @@ impl Builder {
             None => stack::SIZE_DEFAULT,
             Some(wanted) => stack::class_size(wanted)?,
         };
-        switch::create(self.name.map(String::into_boxed_str), size, at, body)
+        if home::current().is_none() {
+            switch::no_home(at);
+        }
+        let slot = stack::acquire(size)?;
+        Ok(switch::create(slot, self.name.map(String::into_boxed_str), at, body))
     }
 }
 
@@ -265,8 +317,12 @@ impl Coroutine {
     #[track_caller]
     #[inline]
     pub fn new<F: FnOnce() + 'static>(body: F) -> Self {
-        match switch::create(None, stack::SIZE_DEFAULT, Location::caller(), body) {
-            Ok(co) => Self::from_ref(co),
+        let at = Location::caller();
+        if home::current().is_none() {
+            switch::no_home(at);
+        }
+        match stack::acquire(stack::SIZE_DEFAULT) {
+            Ok(slot) => Self::from_ref(switch::create(slot, None, at, body)),
             Err(error) => no_stack(&error),
         }
     }

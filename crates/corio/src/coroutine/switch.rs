@@ -18,22 +18,21 @@ use super::CoRef;
 use super::control::{Cancel, Cancelled, ControlBlock, Machine, Phase};
 use super::home::{self, Home};
 use super::wake_queue::WakeQueue;
-use crate::error::Error;
 use crate::track::{self, Kind};
-use crate::{stack, tls};
+use crate::stack::{self, Slot};
+use crate::tls;
 
 type Panic = Box<dyn Any + Send>;
 
-/// Makes a coroutine in the current home. It runs nothing.
+/// Makes a coroutine in the current home, on a stack that the caller has acquired for it. It runs nothing.
 #[inline]
 pub(super) fn create<F: FnOnce() + 'static>(
+    slot: &'static Slot,
     name: Option<Box<str>>,
-    stack_size: usize,
     created_at: &'static Location<'static>,
     body: F,
-) -> Result<CoRef, Error> {
+) -> CoRef {
     let Some(home) = home::current() else { no_home(created_at) };
-    let slot = stack::acquire(stack_size)?;
     let at = slot.control_block().cast::<ControlBlock>();
     let block = CoRef(at);
     // SAFETY: `body` is 'static; the slot is ours (stack I1), and its stack is used by this machine only until `finish`
@@ -68,8 +67,11 @@ pub(super) fn create<F: FnOnce() + 'static>(
     // Relaxed: published by the park's compare-exchange.
     slot.inbox.store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
     home.link(block.block());
-    track::emit(Kind::Created, u64::from(slot.index()), 0, 0);
-    Ok(block)
+    if track::is_enabled() {
+        let by = running().map_or(0, |block| reference(block).id());
+        track::emit(Kind::Created, block.id(), by, slot.size() as u64);
+    }
+    block
 }
 
 /// A coroutine's closure on its way to the first entry. corosensei cannot let a destructor's panic out of a
@@ -135,13 +137,15 @@ fn switch_into(state: &tls::ThreadState, block: &ControlBlock) -> bool {
 #[cold]
 fn trace_entered(caller: *const ControlBlock, block: &ControlBlock) {
     // SAFETY: `caller` is null or the coroutine that enters, which is on this thread's stack of callers (control I4).
-    let from = unsafe { caller.as_ref() }.map_or(u64::MAX, |caller| u64::from(caller.slot.index()));
-    track::emit(Kind::Entered, from, u64::from(block.slot.index()), 0);
+    let from = unsafe { caller.as_ref() }.map_or(0, |caller| reference(caller).id());
+    track::emit(Kind::Entered, from, reference(block).id(), 0);
 }
 
 #[cold]
 pub(super) fn trace_yielded(block: &ControlBlock) {
-    track::emit(Kind::Yielded, u64::from(block.slot.index()), 0, 0);
+    // SAFETY: as in `trace_entered`.
+    let to = unsafe { block.caller.get().as_ref() }.map_or(0, |caller| reference(caller).id());
+    track::emit(Kind::Yielded, reference(block).id(), to, 0);
 }
 
 /// Runs a coroutine that is Created or Suspended, then what it woke, and so on (SPEC C4).
@@ -187,7 +191,7 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
 fn finish(co: CoRef) -> Option<Panic> {
     let block = co.block();
     block.phase.set(Phase::Ended);
-    track::emit(Kind::Ended, u64::from(block.slot.index()), 0, 0);
+    track::emit(Kind::Ended, co.id(), 0, 0);
     let mut panic = block.panic.take();
     if block.locks_held.get() != 0 && panic.is_none() {
         panic = Some(ended_with_locks(block));
@@ -206,7 +210,7 @@ fn ended_with_locks(block: &ControlBlock) -> Panic {
 }
 
 /// Drops a coroutine that has never started, closure and all. Its home thread.
-pub(super) fn discard(co: CoRef) {
+pub(crate) fn discard(co: CoRef) {
     debug_assert_eq!(co.phase(), Phase::Created);
     // Ended from here on: the closure's destructor may look at its own handle.
     co.block().phase.set(Phase::Ended);
@@ -298,7 +302,7 @@ pub(super) fn raise_cancel(block: &ControlBlock) -> ! {
 }
 
 #[cold]
-fn no_home(at: &'static Location<'static>) -> ! {
+pub(super) fn no_home(at: &'static Location<'static>) -> ! {
     panic!(
         "a coroutine was created at {at} outside of any home: wrap the code in `corio::home(|| ..)`, or run it on an IoThread"
     )

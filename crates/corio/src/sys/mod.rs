@@ -10,4 +10,5 @@ pub(crate) mod file;
 pub(crate) mod mem;
 #[cfg(feature = "power-loss-shim")]
 pub(crate) mod power_loss;
+pub(crate) mod thread;
 pub(crate) mod uring;

@@ -112,6 +112,7 @@ pub fn disable() {
 }
 
 /// Whether events are being recorded.
+#[inline(always)]
 pub fn is_enabled() -> bool {
     ON.load(Ordering::Relaxed)
 }

@@ -1,0 +1,201 @@
+//! Bottom halves: callbacks that are scheduled from anywhere and run in the context's home thread (SPEC B1 to B9).
+//!
+//! A turn drains the list into the context's run queue and runs that empty; a nested poll drains what has come since
+//! and runs the older rest first (B6). Order is first scheduled, first run (B7; differs from QEMU).
+
+#![allow(unsafe_code)] // Nodes pass through the list as raw pointers that own a reference (list I1).
+
+mod list;
+
+use core::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use self::list::{DELETED, IDLE, Link, Linked, List, SCHEDULED};
+use super::AioContext;
+use crate::track::{self, Kind};
+
+/// How long the loop sleeps at most while an idle bottom half is scheduled.
+pub(super) const IDLE_PERIOD_NS: u64 = 10_000_000;
+
+enum Callback {
+    Shared(Arc<dyn Fn() + Send + Sync>),
+    Once(Mutex<Option<Box<dyn FnOnce() + Send>>>),
+}
+
+pub(super) struct Node {
+    link: Link<Node>,
+    callback: Callback,
+    name: &'static str,
+}
+
+impl Linked for Node {
+    fn link(&self) -> &Link<Self> {
+        &self.link
+    }
+}
+
+/// What a context keeps of its bottom halves that any thread may touch.
+pub(super) struct BottomHalves {
+    list: List<Node>,
+}
+
+impl Drop for BottomHalves {
+    fn drop(&mut self) {
+        self.list.drain(|node| {
+            // SAFETY: list I1.
+            drop(unsafe { Arc::from_raw(node) });
+        });
+    }
+}
+
+/// What is due in this and the outer turns. Home thread.
+#[derive(Default)]
+pub(super) struct RunQueue(RefCell<VecDeque<Arc<Node>>>);
+
+impl RunQueue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+}
+
+impl BottomHalves {
+    pub(super) fn new() -> Self {
+        Self { list: List::new() }
+    }
+
+    fn push(&self, node: &Arc<Node>) {
+        let raw = Arc::into_raw(Arc::clone(node)).cast_mut();
+        self.list.push(raw, &node.link);
+    }
+
+    /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without limit.
+    pub(super) fn timeout_ns(&self) -> Option<u64> {
+        if self.list.is_empty() {
+            return None;
+        }
+        let urgent = |node: &Node| {
+            let flags = node.link.flags();
+            flags & SCHEDULED != 0 && flags & (IDLE | DELETED) == 0
+        };
+        Some(if self.list.any(urgent) { 0 } else { IDLE_PERIOD_NS })
+    }
+
+    /// Runs what was scheduled before the call, and what outer turns have not run yet. True: progress.
+    pub(super) fn run(&self, queue: &RunQueue) -> bool {
+        self.list.drain(|node| {
+            // SAFETY: list I1: the reference that the list owned passes to the queue.
+            queue.0.borrow_mut().push_back(unsafe { Arc::from_raw(node) });
+        });
+        let mut progress = false;
+        loop {
+            let Some(node) = queue.0.borrow_mut().pop_front() else { return progress };
+            let asked = node.link.take();
+            if asked & SCHEDULED == 0 || asked & DELETED != 0 {
+                continue;
+            }
+            progress |= asked & IDLE == 0;
+            track::emit(Kind::BottomHalfRun, node.name.as_ptr().addr() as u64, 0, 0);
+            match &node.callback {
+                Callback::Shared(callback) => callback(),
+                Callback::Once(callback) => {
+                    if let Some(callback) = callback.lock().take() {
+                        callback();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A bottom half: a callback that is scheduled from any thread, or a signal handler, and runs in its context's home
+/// thread, outside any coroutine.
+///
+/// Dropping the handle deletes it: it does not run again, also if it is scheduled.
+///
+/// ```
+/// use corio::IoThread;
+/// use std::sync::mpsc;
+/// let io = IoThread::builder().name("io").spawn()?;
+/// let (tx, rx) = mpsc::sync_channel(1);
+/// let bh = io.context().bottom_half("hello", move || tx.send("ran").unwrap());
+/// bh.schedule();
+/// assert_eq!(rx.recv().unwrap(), "ran");
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[doc(alias = "QEMUBH")]
+#[doc(alias = "qemu_bh_new")]
+#[must_use = "a bottom half is deleted when its handle is dropped"]
+pub struct BottomHalf {
+    node: Arc<Node>,
+    context: AioContext,
+}
+
+impl BottomHalf {
+    pub(super) fn new(
+        context: AioContext,
+        name: &'static str,
+        callback: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let node = Arc::new(Node { link: Link::new(), callback: Callback::Shared(callback), name });
+        Self { node, context }
+    }
+
+    /// Has it run once in the next turn, however often it is scheduled before that. Any thread, and signal handlers.
+    #[doc(alias = "qemu_bh_schedule")]
+    pub fn schedule(&self) {
+        if self.node.link.mark(SCHEDULED, IDLE) {
+            self.context.inner().bottom_halves.push(&self.node);
+        }
+        self.context.notify();
+    }
+
+    /// Has it run when the loop turns next, at the latest after 10 ms, without waking the loop and without counting as
+    /// progress. Scheduling it normally makes it urgent. Any thread, and signal handlers.
+    #[doc(alias = "qemu_bh_schedule_idle")]
+    pub fn schedule_idle(&self) {
+        if self.node.link.flags() & SCHEDULED != 0 {
+            return; // Scheduled already, normally or idly.
+        }
+        if self.node.link.mark(SCHEDULED | IDLE, 0) {
+            self.context.inner().bottom_halves.push(&self.node);
+        }
+        self.context.notify();
+    }
+
+    /// Takes a schedule back. Any thread; one that runs already goes on.
+    #[doc(alias = "qemu_bh_cancel")]
+    pub fn cancel(&self) {
+        self.node.link.clear(SCHEDULED | IDLE);
+    }
+
+    /// The name it was given.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.node.name
+    }
+}
+
+impl Drop for BottomHalf {
+    fn drop(&mut self) {
+        self.node.link.delete();
+    }
+}
+
+impl core::fmt::Debug for BottomHalf {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("BottomHalf").field("name", &self.node.name).finish_non_exhaustive()
+    }
+}
+
+/// Runs `callback` once in the home thread.
+pub(super) fn oneshot(context: &AioContext, name: &'static str, callback: Box<dyn FnOnce() + Send>) {
+    let callback = Callback::Once(Mutex::new(Some(callback)));
+    let node = Arc::new(Node { link: Link::new(), callback, name });
+    if node.link.mark(SCHEDULED, 0) {
+        context.inner().bottom_halves.push(&node);
+    }
+    context.notify();
+}

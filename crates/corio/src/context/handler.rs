@@ -1,0 +1,138 @@
+//! Descriptor handlers (SPEC H1 to H5).
+//!
+//! The home thread owns the table. A handle names an entry by a token (index and generation), so that an event or an
+//! update that arrives after the removal finds nothing, also when the descriptor's number is in use again.
+//!
+//! Invariants
+//! - I1 A handler's callbacks run only while `removed` is false, only in the home thread.
+//! - I2 An entry leaves the table in the home thread; whoever is inside its callback keeps it by a count of its own.
+
+use core::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use slab::Slab;
+
+/// poll(2)'s bits for what a read handler sees.
+pub(crate) const READ_EVENTS: u32 = 0x001 | 0x010 | 0x008; // POLLIN, POLLHUP, POLLERR
+/// poll(2)'s bits for what a write handler sees. HUP is added because a poll reports it whether asked or not.
+pub(crate) const WRITE_EVENTS: u32 = 0x004 | 0x008; // POLLOUT, POLLERR
+/// POLLIN.
+pub(crate) const POLLIN: u32 = 0x001;
+/// POLLOUT.
+pub(crate) const POLLOUT: u32 = 0x004;
+/// POLLHUP, POLLERR: reported whether asked for or not.
+pub(crate) const ALWAYS: u32 = 0x010 | 0x008;
+
+/// Which conditions a handler waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// Readable, hung up or failed: the read callback runs.
+    pub read: bool,
+    /// Writable or failed: the write callback runs.
+    pub write: bool,
+}
+
+impl Interest {
+    pub(super) fn events(self) -> u32 {
+        u32::from(self.read) * POLLIN | u32::from(self.write) * POLLOUT
+    }
+
+    pub(super) fn is_none(self) -> bool {
+        !self.read && !self.write
+    }
+}
+
+/// What runs when a handler's descriptor is ready.
+pub(super) type Callback = Box<dyn Fn(Readiness)>;
+
+/// Why a handler runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// Readable, hung up or failed.
+    pub read: bool,
+    /// Writable or failed.
+    pub write: bool,
+}
+
+pub(super) struct Entry {
+    pub(super) fd: RawFd,
+    pub(super) token: u64,
+    pub(super) interest: Cell<Interest>,
+    pub(super) removed: Cell<bool>,
+    /// What the monitor has been told to watch; the monitor's own.
+    pub(super) armed: Cell<u32>,
+    callback: Callback,
+}
+
+impl Entry {
+    /// Runs the callback if what happened is what it waits for. True: it ran.
+    pub(super) fn dispatch(&self, revents: u32) -> bool {
+        let interest = self.interest.get();
+        let readiness = Readiness {
+            read: interest.read && revents & READ_EVENTS != 0,
+            write: interest.write && revents & WRITE_EVENTS != 0,
+        };
+        if self.removed.get() || !readiness.read && !readiness.write {
+            return false;
+        }
+        (self.callback)(readiness);
+        true
+    }
+}
+
+/// The home thread's handlers.
+#[derive(Default)]
+pub(super) struct Table {
+    entries: RefCell<Slab<Rc<Entry>>>,
+    generation: Cell<u32>,
+}
+
+impl Table {
+    /// Adds an entry; its token.
+    pub(super) fn insert(&self, fd: RawFd, callback: Callback) -> io::Result<Rc<Entry>> {
+        let mut entries = self.entries.borrow_mut();
+        let vacant = entries.vacant_entry();
+        // 31 bits each: a token must leave its top bit free for the ring's mark.
+        let generation = self.generation.get().wrapping_add(1) & 0x7fff_ffff;
+        self.generation.set(generation);
+        let index = u32::try_from(vacant.key()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let entry = Rc::new(Entry {
+            fd,
+            token: u64::from(generation) << 32 | u64::from(index),
+            interest: Cell::new(Interest::default()),
+            removed: Cell::new(false),
+            armed: Cell::new(0),
+            callback,
+        });
+        vacant.insert(Rc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// The entry of a token, if it is still there.
+    pub(super) fn get(&self, token: u64) -> Option<Rc<Entry>> {
+        let index = usize::try_from(token & u64::from(u32::MAX)).ok()?;
+        self.entries.borrow().get(index).filter(|entry| entry.token == token).cloned()
+    }
+
+    /// Takes an entry out. The caller drops it outside of the table's borrow.
+    pub(super) fn remove(&self, token: u64) -> Option<Rc<Entry>> {
+        let entry = self.get(token)?;
+        entry.removed.set(true);
+        let index = usize::try_from(token & u64::from(u32::MAX)).ok()?;
+        self.entries.borrow_mut().try_remove(index)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
+    /// All entries, taken out: at the end of a home.
+    pub(super) fn clear(&self) {
+        let entries = core::mem::take(&mut *self.entries.borrow_mut());
+        for (_, entry) in &entries {
+            entry.removed.set(true);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! What a context has in its home thread only: the monitor, the ring, the handlers and the turn itself.
+//!
+//! A `Local` lives on the native stack of the home thread for as long as the thread is home (SPEC A1), and is found
+//! through `ThreadState::context`. It is not `Sync`, so whatever it hands out stays on its thread.
+
+use core::any::{Any, TypeId};
+use core::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+
+use super::bottom_half::RunQueue;
+use super::handler::{Entry, Interest, Readiness, Table};
+use super::monitor::Monitor;
+use super::ring::ContextRing;
+use super::{AioContext, timer};
+use crate::error::Error;
+use crate::tls;
+
+/// Turns that may go by without looking at the descriptors while there is other work.
+const SKIPPED_TURNS_MAX: u32 = 61;
+/// The same in time, in ns.
+const SKIPPED_NS_MAX: u64 = 50_000;
+
+/// See the module's documentation.
+pub(crate) struct Local {
+    pub(super) context: AioContext,
+    monitor: Monitor,
+    ring: OnceCell<ContextRing>,
+    handlers: Table,
+    ready: RefCell<VecDeque<(u64, u32)>>,
+    rearm: RefCell<Vec<u64>>,
+    pub(super) run_queue: RunQueue,
+    skipped_turns: Cell<u32>,
+    last_look_ns: Cell<u64>,
+    attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
+}
+
+impl Local {
+    pub(super) fn new(context: AioContext, monitor: Monitor) -> Self {
+        Self {
+            context,
+            monitor,
+            ring: OnceCell::new(),
+            handlers: Table::default(),
+            ready: RefCell::default(),
+            rearm: RefCell::default(),
+            run_queue: RunQueue::default(),
+            skipped_turns: Cell::new(0),
+            last_look_ns: Cell::new(0),
+            attachments: RefCell::default(),
+        }
+    }
+
+    /// The context whose home thread this is, if any.
+    #[inline]
+    #[allow(unsafe_code)] // ThreadState::context is untyped.
+    pub(crate) fn current<'a>() -> Option<&'a Local> {
+        // SAFETY: set to a living Local by `enter`, and back before it goes; callers do not keep the reference past
+        // the code that runs in the home.
+        unsafe { tls::thread().context.get().cast::<Local>().as_ref() }
+    }
+
+    pub(crate) fn context(&self) -> &AioContext {
+        &self.context
+    }
+
+    /// What `T` keeps in this home; made on first use, dropped with the home.
+    pub(crate) fn attachment<T: Any>(
+        &self,
+        make: impl FnOnce(&Local) -> Result<T, Error>,
+    ) -> Result<Rc<T>, Error> {
+        let found = self
+            .attachments
+            .borrow()
+            .iter()
+            .find(|(id, _)| *id == TypeId::of::<T>())
+            .map(|(_, value)| Rc::clone(value));
+        if let Some(Ok(value)) = found.map(Rc::downcast::<T>) {
+            return Ok(value);
+        }
+        let value = Rc::new(make(self)?);
+        self.attachments.borrow_mut().push((TypeId::of::<T>(), Rc::clone(&value) as Rc<dyn Any>));
+        Ok(value)
+    }
+
+    /// The context's ring, made on first use.
+    pub(crate) fn ring(&self) -> Result<&ContextRing, Error> {
+        if let Some(ring) = self.ring.get() {
+            return Ok(ring);
+        }
+        let ring = ContextRing::new(self.monitor.ring_kind())?;
+        Ok(self.ring.get_or_init(|| ring))
+    }
+
+    pub(crate) fn ring_if_made(&self) -> Option<&ContextRing> {
+        self.ring.get()
+    }
+
+    /// Keeps the ring, and what the kernel may still write to, for ever: at the end of a home with requests in flight.
+    pub(super) fn leak_ring(&mut self) {
+        core::mem::forget(core::mem::take(&mut self.ring));
+    }
+
+    pub(super) fn handler(&self, token: u64) -> Option<Rc<Entry>> {
+        self.handlers.get(token)
+    }
+
+    pub(super) fn note_ready(&self, token: u64, revents: u32) {
+        self.ready.borrow_mut().push_back((token, revents));
+    }
+
+    pub(super) fn note_rearm(&self, token: u64) {
+        self.rearm.borrow_mut().push(token);
+    }
+
+    pub(super) fn rearm_noted(&self, result: &mut io::Result<()>) {
+        loop {
+            let Some(token) = self.rearm.borrow_mut().pop() else { return };
+            if let Some(entry) = self.handlers.get(token)
+                && let Err(error) = self.monitor.update(self, &entry)
+            {
+                *result = Err(error);
+            }
+        }
+    }
+
+    /// Registers a handler that waits for nothing yet.
+    pub(crate) fn add_handler(
+        &self,
+        fd: impl AsFd,
+        callback: impl Fn(Readiness) + 'static,
+    ) -> io::Result<LocalHandler> {
+        let entry = self.handlers.insert(fd.as_fd().as_raw_fd(), Box::new(callback))?;
+        Ok(LocalHandler { entry, context_id: self.context.id() })
+    }
+
+    /// Runs the handlers that a wait found ready. True: progress.
+    fn dispatch_ready(&self) -> io::Result<bool> {
+        let mut progress = false;
+        let mut result = Ok(());
+        loop {
+            let Some((token, revents)) = self.ready.borrow_mut().pop_front() else { break };
+            let Some(entry) = self.handlers.get(token) else { continue };
+            let ran = entry.dispatch(revents);
+            progress |= ran && !self.is_notifier(token);
+            // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody waited for, which
+            // only HUP and ERR can be on a level-triggered monitor, would come again and again: it waits for the next update.
+            if (ran || entry.interest.get() != Interest::default())
+                && !entry.removed.get()
+                && let Err(error) = self.monitor.update(self, &entry)
+            {
+                result = Err(error);
+            }
+        }
+        result.map(|()| progress)
+    }
+
+    fn is_notifier(&self, token: u64) -> bool {
+        self.context.inner().notifier_token.load(core::sync::atomic::Ordering::Relaxed) == token
+    }
+
+    /// One turn of the loop. See [`AioContext::poll`].
+    pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
+        let inner = self.context.inner();
+        let mut progress = false;
+        if !(blocking && self.may_skip_monitor()) {
+            let state = &inner.notify;
+            if blocking {
+                state.begin_wait();
+            }
+            let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
+            let waited = self.monitor.wait(self, timeout_ns);
+            if blocking {
+                state.end_wait();
+            }
+            waited?;
+            self.skipped_turns.set(0);
+            self.last_look_ns.set(timer::now_ns());
+        }
+        inner.notify.accept();
+        progress |= inner.bottom_halves.run(&self.run_queue);
+        if let Some(ring) = self.ring.get() {
+            progress |= ring.dispatch();
+        }
+        progress |= self.dispatch_ready()?;
+        if let Some(ring) = self.ring.get()
+            && ring.pending() > 0
+            && inner.bottom_halves.timeout_ns() == Some(0)
+        {
+            // The next turn may skip the monitor, which would have submitted.
+            ring.submit()?;
+        }
+        progress |= inner.timers.run();
+        Ok(progress)
+    }
+
+    /// How long the next wait may last.
+    fn timeout_ns(&self) -> Option<u64> {
+        let inner = self.context.inner();
+        if inner.notify.is_notified() || self.has_work() {
+            return Some(0);
+        }
+        let timers = inner.timers.timeout_ns();
+        match (inner.bottom_halves.timeout_ns(), timers) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// True if the turn has something to do whatever the descriptors say.
+    fn has_work(&self) -> bool {
+        !self.run_queue.is_empty()
+            || !self.ready.borrow().is_empty()
+            || self.monitor.need_wait(self)
+            || self.context.inner().bottom_halves.timeout_ns() == Some(0)
+    }
+
+    /// While bottom halves follow one another, the descriptors need not be looked at every time (SPEC A1).
+    fn may_skip_monitor(&self) -> bool {
+        let skipped = self.skipped_turns.get();
+        if skipped >= SKIPPED_TURNS_MAX
+            || self.context.inner().bottom_halves.timeout_ns() != Some(0)
+            || self.ring.get().is_some_and(ContextRing::has_arrived)
+        {
+            return false;
+        }
+        if skipped % 8 == 7
+            && timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX
+        {
+            return false;
+        }
+        self.skipped_turns.set(skipped + 1);
+        true
+    }
+
+    pub(crate) fn has_requests_in_flight(&self) -> bool {
+        self.ring.get().is_some_and(|ring| ring.in_flight() > 0)
+    }
+
+    /// Lets go of everything registered here.
+    pub(super) fn clear(&self) {
+        self.handlers.clear();
+        let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
+        drop(attachments);
+    }
+
+    /// Handlers registered, the context's own included.
+    pub(crate) fn handlers(&self) -> usize {
+        self.handlers.len()
+    }
+}
+
+/// A handler of the home thread. Dropping it removes it.
+pub(crate) struct LocalHandler {
+    entry: Rc<Entry>,
+    context_id: u64,
+}
+
+impl LocalHandler {
+    /// Changes what it waits for.
+    pub(crate) fn set_interest(&self, interest: Interest) -> io::Result<()> {
+        if self.entry.interest.replace(interest) == interest {
+            return Ok(());
+        }
+        match self.home() {
+            Some(local) => local.monitor.update(local, &self.entry),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn interest(&self) -> Interest {
+        self.entry.interest.get()
+    }
+
+    /// The id of the context that it is registered with.
+    pub(crate) fn context_id(&self) -> u64 {
+        self.context_id
+    }
+
+    pub(super) fn token(&self) -> u64 {
+        self.entry.token
+    }
+
+    fn home<'a>(&self) -> Option<&'a Local> {
+        Local::current().filter(|local| local.context.id() == self.context_id)
+    }
+}
+
+impl Drop for LocalHandler {
+    fn drop(&mut self) {
+        let Some(local) = self.home() else { return };
+        if local.handlers.remove(self.entry.token).is_some() {
+            // A refusal leaves a registration whose token names nothing any more.
+            let _ = local.monitor.update(local, &self.entry);
+        }
+    }
+}
+
+/// Panics with advice inside a coroutine: a poll there would run the loop on the coroutine's stack.
+#[track_caller]
+pub(super) fn refuse_in_coroutine() {
+    assert!(
+        tls::thread().current.get().is_null(),
+        "AioContext::poll was called inside a coroutine: park it instead (sleep, I/O, locks), the loop that runs it goes on"
+    );
+}

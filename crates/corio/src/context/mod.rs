@@ -1,0 +1,330 @@
+//! The event loop, which knows no coroutine: the AioContext (SPEC section 4).
+//!
+//! ```text
+//!   any thread                        home thread, one turn
+//!   ----------                        ---------------------------------------------------
+//!   schedule a bottom half  --list--> wait for descriptors (monitor), at most until the next timer
+//!   arm a timer             --heap--> accept the notification
+//!   notify                  --flag--> bottom halves, disk completions, ready handlers, timers
+//! ```
+//!
+//! `AioContext` is what any thread may hold; [`local::Local`] is what only the home thread has. Files: `notify` the wake-up
+//! protocol, `bottom_half`, `timer`, `handler` what a turn runs, `monitor` how it waits, `ring` the io_uring it shares
+//! with the disk engine.
+
+mod bottom_half;
+mod handler;
+mod local;
+mod monitor;
+mod notify;
+mod ring;
+mod timer;
+
+use core::any::{Any, TypeId};
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub use bottom_half::BottomHalf;
+pub use handler::{Interest, Readiness};
+pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
+pub use timer::Timer;
+
+pub(crate) use local::{Local, LocalHandler};
+pub(crate) use ring::{Completion, ContextRing};
+pub(crate) use timer::now_ns;
+
+use self::monitor::Monitor;
+use self::notify::NotifyState;
+use crate::error::Error;
+use crate::sys::eventfd::EventFd;
+use crate::tls;
+
+/// An event loop. Clones name the same one.
+///
+/// Any thread may hold it, schedule bottom halves on it, arm timers and spawn coroutines; one thread at a time is its
+/// home and runs it. The usual home is an [`IoThread`](crate::IoThread).
+///
+/// ```
+/// let context = corio::AioContext::new()?;
+/// let other = context.clone();
+/// let sum = context.enter_home(|| {
+///     let handle = other.spawn(|| 1 + 2);
+///     while !handle.is_finished() {
+///         other.poll(true)?;
+///     }
+///     Ok::<_, std::io::Error>(handle.join().expect("it does not panic"))
+/// })??;
+/// assert_eq!(sum, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "aio_context_new")]
+#[derive(Clone)]
+pub struct AioContext(Arc<Inner>);
+
+/// What any thread may touch.
+pub(crate) struct Inner {
+    id: u64,
+    name: String,
+    choice: MonitorChoice,
+    monitor: Mutex<Option<MonitorInfo>>,
+    /// Who is home: a thread's number, 0 for nobody.
+    home: AtomicU64,
+    notify: NotifyState,
+    notifier: EventFd,
+    /// The token of the notifier's handler; written and read by the home thread.
+    notifier_token: AtomicU64,
+    bottom_halves: bottom_half::BottomHalves,
+    timers: timer::Timers,
+    attachments: Mutex<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Makes contexts.
+#[derive(Clone, Debug, Default)]
+pub struct ContextBuilder {
+    name: Option<String>,
+    monitor: MonitorChoice,
+}
+
+impl ContextBuilder {
+    /// The name that messages and traces use.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Which monitor to use; the default takes the best that works.
+    #[must_use]
+    pub fn monitor(mut self, choice: MonitorChoice) -> Self {
+        self.monitor = choice;
+        self
+    }
+
+    /// Makes the context. No thread is its home yet.
+    ///
+    /// # Errors
+    /// No descriptor for its eventfd.
+    pub fn build(self) -> Result<AioContext, Error> {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(AioContext(Arc::new(Inner {
+            id,
+            name: self.name.unwrap_or_else(|| format!("context{id}")),
+            choice: self.monitor,
+            monitor: Mutex::new(None),
+            home: AtomicU64::new(0),
+            notify: NotifyState::new(),
+            notifier: EventFd::new()?,
+            notifier_token: AtomicU64::new(u64::MAX),
+            bottom_halves: bottom_half::BottomHalves::new(),
+            timers: timer::Timers::new(),
+            attachments: Mutex::default(),
+        })))
+    }
+}
+
+impl AioContext {
+    /// A context with a name of its own and the best monitor that works.
+    ///
+    /// # Errors
+    /// No descriptor for its eventfd.
+    pub fn new() -> Result<Self, Error> {
+        Self::builder().build()
+    }
+
+    /// A context whose name or monitor is chosen.
+    #[must_use]
+    pub fn builder() -> ContextBuilder {
+        ContextBuilder::default()
+    }
+
+    /// The context whose home this thread is, if any. Also inside its coroutines.
+    #[doc(alias = "qemu_get_current_aio_context")]
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        Local::current().map(|local| local.context().clone())
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    /// A number that no other context of this process has or had.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Which monitor its home uses, and why; None before it first had a home.
+    #[must_use]
+    pub fn monitor(&self) -> Option<MonitorInfo> {
+        self.0.monitor.lock().clone()
+    }
+
+    /// True in its home thread.
+    #[doc(alias = "in_aio_context_home_thread")]
+    #[must_use]
+    pub fn is_home(&self) -> bool {
+        Local::current().is_some_and(|local| local.context().id() == self.id())
+    }
+
+    /// Makes a blocked poll return; a poll that is about to block does not. Any thread, and signal handlers.
+    #[doc(alias = "aio_notify")]
+    pub fn notify(&self) {
+        if self.0.notify.notify() {
+            self.0.notifier.set();
+        }
+    }
+
+    /// Runs one turn: waits for descriptors if `blocking` and nothing else is to be done, then runs bottom halves, ready
+    /// handlers and timers. True: a handler, a non-idle bottom half or a timer ran.
+    ///
+    /// The home thread only; may be called from a callback, not from a coroutine. A panic of a callback passes through and
+    /// leaves the rest for the next turn.
+    ///
+    /// # Errors
+    /// The monitor's wait failed.
+    ///
+    /// # Panics
+    /// Off the home thread, and inside a coroutine.
+    #[doc(alias = "aio_poll")]
+    #[track_caller]
+    pub fn poll(&self, blocking: bool) -> io::Result<bool> {
+        local::refuse_in_coroutine();
+        let Some(local) = Local::current().filter(|local| local.context().id() == self.id()) else {
+            panic!(
+                "AioContext::poll of `{}` was called off its home thread: call it inside `enter_home`",
+                self.name()
+            )
+        };
+        local.turn(blocking)
+    }
+
+    /// Makes a bottom half; see [`BottomHalf`]. Any thread.
+    pub fn bottom_half(
+        &self,
+        name: &'static str,
+        callback: impl Fn() + Send + Sync + 'static,
+    ) -> BottomHalf {
+        BottomHalf::new(self.clone(), name, Arc::new(callback))
+    }
+
+    /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not from a signal handler.
+    #[doc(alias = "aio_bh_schedule_oneshot")]
+    pub fn schedule_oneshot(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
+        bottom_half::oneshot(self, name, Box::new(callback));
+    }
+
+    /// Makes a timer, not armed; see [`Timer`]. Any thread.
+    pub fn timer(&self, callback: impl Fn() + Send + Sync + 'static) -> Timer {
+        Timer::new(self.clone(), Box::new(callback))
+    }
+
+    /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped with the context.
+    pub(crate) fn attachment<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut attachments = self.0.attachments.lock();
+        let found = attachments
+            .iter()
+            .find(|(id, _)| *id == TypeId::of::<T>())
+            .and_then(|(_, value)| Arc::clone(value).downcast::<T>().ok());
+        found.unwrap_or_else(|| {
+            let value = Arc::new(make());
+            attachments.push((TypeId::of::<T>(), Arc::clone(&value) as Arc<dyn Any + Send + Sync>));
+            value
+        })
+    }
+
+    /// Makes this thread the context's home for as long as `f` runs, with `leave` before everything is let go.
+    ///
+    /// `leave` answers whether nothing is in flight any more; otherwise the ring is leaked.
+    pub(crate) fn with_local<R>(
+        &self,
+        f: impl FnOnce() -> R,
+        leave: impl FnOnce(&Local) -> bool,
+    ) -> Result<R, Error> {
+        let state = tls::thread();
+        assert!(
+            state.context.get().is_null(),
+            "this thread is already the home of a context: a thread has one home at a time"
+        );
+        let me = thread_number();
+        if let Err(other) =
+            self.0.home.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+        {
+            panic!("context `{}` has a home already (thread {other}): only one thread at a time", self.name());
+        }
+        let scope = HomeScope(self);
+        let (monitor, info) = Monitor::new(self.0.choice)?;
+        tracing::debug!(context = self.name(), monitor = ?info.kind, "{}", info.reason);
+        *self.0.monitor.lock() = Some(info);
+        let mut local = Local::new(self.clone(), monitor);
+        state.context.set(ptr::from_ref(&local).cast());
+        let notifier = self.watch_notifier(&local);
+        let result = notifier
+            .is_ok()
+            .then(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)));
+        let clean = leave(&local);
+        let watched = notifier.map(drop);
+        local.clear();
+        tls::thread().context.set(ptr::null());
+        if !clean {
+            local.leak_ring();
+        }
+        drop(local);
+        drop(scope);
+        watched?;
+        match result {
+            Some(Ok(result)) => Ok(result),
+            Some(Err(payload)) => std::panic::resume_unwind(payload),
+            None => unreachable!("the refusal was returned above"),
+        }
+    }
+
+    /// The eventfd is read by its own handler, when it is readable (SPEC N3).
+    fn watch_notifier(&self, local: &Local) -> Result<LocalHandler, Error> {
+        let refused = |source| Error::Os { op: "watching the context's eventfd", source };
+        let context = self.clone();
+        let handler = local
+            .add_handler(&self.0.notifier, move |_| {
+                context.0.notifier.clear();
+            })
+            .map_err(refused)?;
+        self.0.notifier_token.store(handler.token(), Ordering::Relaxed);
+        handler.set_interest(Interest { read: true, write: false }).map_err(refused)?;
+        Ok(handler)
+    }
+}
+
+/// Clears the home mark when the home ends, however it ends.
+struct HomeScope<'a>(&'a AioContext);
+
+impl Drop for HomeScope<'_> {
+    fn drop(&mut self) {
+        self.0.0.home.store(0, Ordering::Release);
+    }
+}
+
+/// A number for this thread that is not 0.
+fn thread_number() -> u64 {
+    u64::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap_or(u64::MAX)
+}
+
+impl core::fmt::Debug for AioContext {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("AioContext")
+            .field("id", &self.0.id)
+            .field("name", &self.0.name)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,106 @@
+//! Monitors: how a turn learns which descriptors are ready (SPEC M1 to M5).
+//!
+//! One interface, `update`, `wait` and `need_wait`, over epoll and io_uring; which one a context got, and why, can be read
+//! back with [`AioContext::monitor`](crate::AioContext::monitor).
+
+mod epoll;
+mod uring;
+
+use std::io;
+
+use super::handler::Entry;
+use super::local::Local;
+use crate::error::Error;
+
+/// Which monitor to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MonitorChoice {
+    /// The one that measures best here and works: epoll.
+    #[default]
+    Auto,
+    /// epoll, with the ring's descriptor in its set while disk requests are in flight.
+    Epoll,
+    /// io_uring: descriptors are polled in the same ring that disk requests go to.
+    IoUring,
+}
+
+/// Which monitor a context uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MonitorKind {
+    /// epoll.
+    Epoll,
+    /// io_uring.
+    IoUring,
+}
+
+/// What a context's monitor is, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MonitorInfo {
+    /// The monitor in use.
+    pub kind: MonitorKind,
+    /// Why it and no other, in words.
+    pub reason: String,
+}
+
+/// The monitor of one home.
+pub(super) enum Monitor {
+    Epoll(epoll::EpollMonitor),
+    Uring(uring::UringMonitor),
+}
+
+impl Monitor {
+    /// The chosen monitor, or the next one that works.
+    pub(super) fn new(choice: MonitorChoice) -> Result<(Self, MonitorInfo), Error> {
+        let epoll = |reason: String| {
+            let info = MonitorInfo { kind: MonitorKind::Epoll, reason };
+            epoll::EpollMonitor::new().map(|monitor| (Self::Epoll(monitor), info))
+        };
+        match choice {
+            MonitorChoice::Auto => epoll("epoll measures best of those that work".into()),
+            MonitorChoice::Epoll => epoll("asked for".into()),
+            MonitorChoice::IoUring => match uring::UringMonitor::new() {
+                Ok(monitor) => {
+                    let info =
+                        MonitorInfo { kind: MonitorKind::IoUring, reason: "asked for".into() };
+                    Ok((Self::Uring(monitor), info))
+                }
+                Err(error) => {
+                    tracing::warn!("io_uring monitoring is refused ({error}): epoll is used");
+                    epoll(format!("io_uring is refused: {error}"))
+                }
+            },
+        }
+    }
+
+    /// Tells the monitor what `entry` waits for now; nothing if it has been removed.
+    pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
+        match self {
+            Self::Epoll(monitor) => monitor.update(entry),
+            Self::Uring(_) => uring::UringMonitor::update(local.ring()?, entry),
+        }
+    }
+
+    /// Waits, at most `timeout_ns`, and notes what is ready with `local`.
+    pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
+        match self {
+            Self::Epoll(monitor) => monitor.wait(local, timeout_ns),
+            Self::Uring(_) => uring::UringMonitor::wait(local, timeout_ns),
+        }
+    }
+
+    /// True if something is there already that a wait would report.
+    pub(super) fn need_wait(&self, local: &Local) -> bool {
+        local.ring_if_made().is_some_and(|ring| ring.has_arrived())
+    }
+
+    /// The kind of ring that goes with it.
+    pub(super) fn ring_kind(&self) -> crate::sys::uring::Kind {
+        match self {
+            Self::Epoll(_) => crate::sys::uring::Kind::Cooperative,
+            Self::Uring(_) => crate::sys::uring::Kind::Deferred,
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The io_uring monitor: one-shot polls in the context's ring, armed again after each event, which keeps them
+//! level-triggered (a multishot poll reports edges only).
+
+use std::io;
+
+use super::super::handler::{ALWAYS, Entry};
+use super::super::local::Local;
+use super::super::ring::ContextRing;
+use crate::error::Error;
+use crate::sys::uring::{Kind, Ring};
+
+pub(in super::super) struct UringMonitor;
+
+impl UringMonitor {
+    /// Fails where a ring cannot be made; the context makes its own afterwards.
+    pub(super) fn new() -> Result<Self, Error> {
+        Ring::new(Kind::Deferred).map(|_| Self)
+    }
+
+    pub(super) fn update(ring: &ContextRing, entry: &Entry) -> io::Result<()> {
+        let wanted = if entry.removed.get() { 0 } else { entry.interest.get().events() };
+        let armed = entry.armed.get();
+        if armed == wanted {
+            return Ok(());
+        }
+        if armed != 0 {
+            // Its own completion (ECANCELED, or an event that was faster) arms what is wanted by then.
+            if armed & WITHDRAWN == 0 {
+                ring.poll_remove(entry.token)?;
+                entry.armed.set(armed | WITHDRAWN);
+            }
+            return Ok(());
+        }
+        ring.poll_add(entry.fd, wanted, entry.token)?;
+        entry.armed.set(wanted);
+        Ok(())
+    }
+
+    pub(super) fn wait(local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
+        let ring = local.ring()?;
+        let timeout_ns = if ring.has_arrived() { Some(0) } else { timeout_ns };
+        ring.ring().submit_and_wait(timeout_ns)?;
+        let mut failed = Ok(());
+        ring.reap(|token, result| {
+            let Some(entry) = local.handler(token) else { return };
+            entry.armed.set(0); // One shot: it is spent.
+            match u32::try_from(result) {
+                Ok(revents) => local.note_ready(token, revents),
+                Err(_) if result == -libc::ECANCELED => local.note_rearm(token),
+                // EBADF and the like: tell the handler, as poll(2)'s POLLNVAL would.
+                Err(_) => local.note_ready(token, ALWAYS),
+            }
+        });
+        local.rearm_noted(&mut failed);
+        failed
+    }
+}
+
+/// In `Entry::armed`: a removal of the poll is on its way.
+const WITHDRAWN: u32 = 1 << 31;

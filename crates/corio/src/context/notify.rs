@@ -1,0 +1,130 @@
+//! The notify protocol: waking a poll that is about to block, without a system call when nobody blocks (SPEC N1 to N5).
+//!
+//! ```text
+//!   notifier                                   poll (home thread)
+//!   ---------------------------------          -------------------------------------------
+//!   publish work                               notify_me += 2
+//!   notified = true          (1)               fence SeqCst                      (a)
+//!   fence SeqCst             (2)               look at notified and at the work  (b)
+//!   notify_me != 0 ?         (3)               nothing: block in the monitor
+//!     yes: write the eventfd                   notify_me -= 2
+//!                                              notified = false; fence SeqCst    (c)
+//!                                              run the work
+//! ```
+//!
+//! Invariants
+//! - I1 (2) pairs with (a): either the notifier sees `notify_me` and writes the eventfd, or the poll sees `notified`.
+//! - I2 (2) pairs with (c): a notifier whose `notified = true` was overwritten by the accept published its work before
+//!   the poll looks at it.
+//! - I3 `notified` is always set; only the eventfd is skipped.
+//!
+//! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps of 2.
+
+use crate::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+
+/// One poll in progress.
+const POLL: u32 = 2;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct NotifyState {
+    notify_me: AtomicU32,
+    notified: AtomicBool,
+}
+
+impl NotifyState {
+    pub(crate) fn new() -> Self {
+        Self { notify_me: AtomicU32::new(0), notified: AtomicBool::new(false) }
+    }
+
+    /// After work has been published. True: the caller must write the eventfd. Any thread, and signal handlers.
+    #[must_use]
+    pub(crate) fn notify(&self) -> bool {
+        self.notified.store(true, Ordering::Relaxed);
+        // Planted: without the fence the two sides can miss each other.
+        if !cfg!(corio_planted_bug = "notify_fence") {
+            fence(Ordering::SeqCst); // (2): pairs with `begin_wait` and `accept`.
+        }
+        self.notify_me.load(Ordering::Relaxed) != 0
+    }
+
+    /// Before looking whether there is reason not to block. Home thread.
+    pub(crate) fn begin_wait(&self) {
+        let polls = self.notify_me.load(Ordering::Relaxed);
+        self.notify_me.store(polls + POLL, Ordering::Relaxed); // Only the home thread writes it.
+        fence(Ordering::SeqCst); // (a): pairs with `notify`.
+    }
+
+    /// After blocking. Home thread.
+    pub(crate) fn end_wait(&self) {
+        let polls = self.notify_me.load(Ordering::Relaxed);
+        self.notify_me.store(polls - POLL, Ordering::Release);
+    }
+
+    /// True if a notification has not been accepted yet.
+    pub(crate) fn is_notified(&self) -> bool {
+        self.notified.load(Ordering::Relaxed)
+    }
+
+    /// Takes the notification; work published before it is seen from here on. Home thread.
+    pub(crate) fn accept(&self) {
+        if self.notified.load(Ordering::Relaxed) {
+            self.notified.store(false, Ordering::Relaxed);
+            fence(Ordering::SeqCst); // (c): pairs with `notify`.
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::atomic::AtomicBool as Flag;
+    use loom::sync::Arc;
+
+    struct Model {
+        state: NotifyState,
+        work: Flag,
+        eventfd: Flag,
+    }
+
+    /// One notifier, one poll that blocks if it may: it must never block for ever with work published.
+    fn lost_wakeup() {
+        let model = Arc::new(Model {
+            state: NotifyState::new(),
+            work: Flag::new(false),
+            eventfd: Flag::new(false),
+        });
+        let notifier = {
+            let model = Arc::clone(&model);
+            loom::thread::spawn(move || {
+                model.work.store(true, Ordering::Relaxed);
+                if model.state.notify() {
+                    model.eventfd.store(true, Ordering::SeqCst);
+                }
+            })
+        };
+        // A turn that may find nothing, then one that would block.
+        for _ in 0..2 {
+            model.state.begin_wait();
+            let blocks = !model.state.is_notified() && !model.work.load(Ordering::Relaxed);
+            if blocks {
+                while !model.eventfd.swap(false, Ordering::SeqCst) {
+                    loom::thread::yield_now();
+                }
+            }
+            model.state.end_wait();
+            model.state.accept();
+            if model.work.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        notifier.join().unwrap();
+        assert!(model.work.load(Ordering::Relaxed));
+    }
+
+    // SPEC L7, N1, N4
+    #[test]
+    fn loom_notify_is_never_lost() {
+        loom::model(lost_wakeup);
+    }
+}

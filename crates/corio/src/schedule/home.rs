@@ -1,0 +1,79 @@
+//! A context's home: the loop's scope and the coroutines' scope in one (SPEC A1, C0).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::inbox::Inbox;
+use crate::context::{AioContext, Local, now_ns};
+use crate::coroutine::{self, Home, Phase};
+use crate::error::Error;
+
+/// How long leaving a home waits for what is in flight before it is leaked and named, in ns.
+const LEAVE_GRACE_NS: u64 = 5_000_000_000;
+/// How often leaving asks the stubborn again.
+const LEAVE_STEP: Duration = Duration::from_millis(10);
+
+impl AioContext {
+    /// Makes this thread the context's home for as long as `f` runs. `f` turns the loop with [`poll`](Self::poll).
+    ///
+    /// When `f` returns, coroutines that are still there are cancelled and reaped, and what the kernel still works on is
+    /// waited for; what does not end within 5 s is leaked and named in the log. A panic of `f` passes through after that.
+    ///
+    /// # Errors
+    /// The monitor cannot be made (no descriptors, or refused).
+    ///
+    /// # Panics
+    /// If this thread is a home already, the context has one, or inside a coroutine.
+    pub fn enter_home<R>(&self, f: impl FnOnce() -> R) -> Result<R, Error> {
+        let inbox = Inbox::new(self);
+        let result = self.with_local(
+            || {
+                coroutine::with_home(Arc::as_ptr(&inbox).cast(), f, |home| self.reap(home))
+            },
+            |local: &Local| !local.has_requests_in_flight(),
+        );
+        drop(inbox);
+        result
+    }
+
+    /// Cancels what lives in the home, and turns the loop until it has ended or the grace is over.
+    fn reap(&self, home: &Home) {
+        let deadline_ns = now_ns().saturating_add(LEAVE_GRACE_NS);
+        let tick = self.timer(|| ());
+        // What was spawned from elsewhere and not begun yet begins, and is cancelled with the rest.
+        self.turn_guarded(false);
+        loop {
+            for (co, generation) in home.snapshot() {
+                let lives = co.slot().word.generation() == generation;
+                if lives && co.phase() == Phase::Suspended {
+                    coroutine::cancel_now(co);
+                } else if lives && co.phase() == Phase::Created && !co.slot().word.is_scheduled() {
+                    coroutine::discard(co);
+                }
+            }
+            if home.living() == 0 || now_ns() >= deadline_ns {
+                break;
+            }
+            tick.arm_after(LEAVE_STEP);
+            self.turn_guarded(true);
+        }
+        while home.living() == 0
+            && now_ns() < deadline_ns
+            && Local::current().is_some_and(Local::has_requests_in_flight)
+        {
+            tick.arm_after(LEAVE_STEP);
+            self.turn_guarded(true);
+        }
+    }
+
+    /// One turn whose failures end here: a callback's panic has been reported by the hook, and a monitor that fails now
+    /// fails for the last time.
+    fn turn_guarded(&self, blocking: bool) {
+        match catch_unwind(AssertUnwindSafe(|| self.poll(blocking))) {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::error!(context = self.name(), "the loop's wait failed: {error}"),
+            Err(payload) => core::mem::forget(payload),
+        }
+    }
+}

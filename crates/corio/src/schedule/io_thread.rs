@@ -1,0 +1,173 @@
+//! IoThreads: a thread that runs a context (SPEC I1).
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use crate::context::{AioContext, MonitorChoice};
+use crate::error::Error;
+use crate::sys;
+
+/// Makes [`IoThread`]s.
+#[derive(Default)]
+pub struct IoThreadBuilder {
+    name: Option<String>,
+    monitor: MonitorChoice,
+    /// What higher layers set up on the context before its thread starts.
+    setup: Vec<Box<dyn FnOnce(&AioContext)>>,
+}
+
+impl IoThreadBuilder {
+    /// The thread's and the context's name.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Which monitor its loop uses; the default takes the best that works.
+    #[must_use]
+    pub fn monitor(mut self, choice: MonitorChoice) -> Self {
+        self.monitor = choice;
+        self
+    }
+
+    /// For layers above: runs on the context before its thread starts.
+    pub(crate) fn setup(mut self, f: impl FnOnce(&AioContext) + 'static) -> Self {
+        self.setup.push(Box::new(f));
+        self
+    }
+
+    /// Starts the thread and returns once its loop runs.
+    ///
+    /// # Errors
+    /// No descriptors, no memory for the thread.
+    pub fn spawn(self) -> Result<IoThread, Error> {
+        let mut builder = AioContext::builder().monitor(self.monitor);
+        if let Some(name) = &self.name {
+            builder = builder.name(name.clone());
+        }
+        let context = builder.build()?;
+        for setup in self.setup {
+            setup(&context);
+        }
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (started, start) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name(context.name().to_owned())
+            .spawn({
+                let (context, stopping) = (context.clone(), Arc::clone(&stopping));
+                move || run(&context, &stopping, &started)
+            })
+            .map_err(|source| Error::Os { op: "starting an IoThread", source })?;
+        match start.recv() {
+            Ok(Ok(())) => Ok(IoThread { context, stopping, thread: Some(thread) }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Os {
+                op: "starting an IoThread",
+                source: std::io::Error::other("the thread ended before its loop ran"),
+            }),
+        }
+    }
+}
+
+fn run(context: &AioContext, stopping: &AtomicBool, started: &mpsc::SyncSender<Result<(), Error>>) {
+    sys::thread::prepare_loop_thread();
+    let result = context.enter_home(|| {
+        let _ = started.send(Ok(()));
+        while !stopping.load(Ordering::Acquire) {
+            match catch_unwind(AssertUnwindSafe(|| context.poll(true))) {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(context = context.name(), "the loop's wait failed: {error}");
+                    // Not at full speed, and not for ever quiet: the next one may work.
+                    thread::sleep(std::time::Duration::from_millis(10));
+                }
+                Err(payload) => {
+                    tracing::error!(
+                        context = context.name(),
+                        "a callback panicked; the loop goes on without what it was doing"
+                    );
+                    core::mem::forget(payload); // Its destructor could panic again.
+                }
+            }
+        }
+    });
+    if let Err(error) = result {
+        let _ = started.send(Err(error));
+    }
+}
+
+impl core::fmt::Debug for IoThreadBuilder {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("IoThreadBuilder")
+            .field("name", &self.name)
+            .field("monitor", &self.monitor)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A named thread that runs an [`AioContext`], with all signals blocked.
+///
+/// Dropping it stops it and waits for it. Must not be dropped or joined on its own thread.
+///
+/// ```
+/// let io = corio::IoThread::builder().name("io0").spawn()?;
+/// let name = io.context().spawn(|| std::thread::current().name().map(str::to_owned));
+/// assert_eq!(name.join().unwrap().as_deref(), Some("io0"));
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct IoThread {
+    context: AioContext,
+    stopping: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl IoThread {
+    /// A thread whose name, monitor and engine can be chosen.
+    #[must_use]
+    pub fn builder() -> IoThreadBuilder {
+        IoThreadBuilder::default()
+    }
+
+    /// The context that it runs.
+    #[must_use]
+    pub fn context(&self) -> &AioContext {
+        &self.context
+    }
+
+    /// Asks it to stop and returns at once: coroutines that are still there are cancelled and reaped. Any thread.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.context.notify();
+    }
+
+    /// Stops it and waits until it has ended.
+    ///
+    /// # Panics
+    /// On the thread itself, which cannot wait for its own end.
+    pub fn join(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            assert!(
+                thread.thread().id() != thread::current().id(),
+                "an IoThread was joined or dropped on itself: give the handle to another thread"
+            );
+            if thread.join().is_err() {
+                tracing::error!(context = self.context.name(), "an IoThread ended by a panic");
+            }
+        }
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,171 @@
+//! Coroutines on contexts: homes with a loop, parking and waking, spawning and joining (SPEC section 2).
+//!
+//! `inbox` is the queue into a home thread, [`CoWaker`] the token that fills it, `park` and its kin what every wait in the
+//! runtime is made of: a wake is a hint, so each wait loops on its own condition.
+
+mod home;
+mod inbox;
+mod io_thread;
+mod spawn;
+
+use core::panic::Location;
+use core::ptr;
+
+pub use io_thread::{IoThread, IoThreadBuilder};
+pub use spawn::{JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local};
+
+use self::inbox::Inbox;
+use crate::coroutine::{self, CoRef};
+use crate::stack::{self, Slot, Wake};
+use crate::track::{self, Kind};
+
+/// Names a parked coroutine to whoever will wake it.
+///
+/// May be fired any number of times, early or late, from any thread, with locks held: a wake that comes before the park
+/// makes the park return at once, one that comes after the coroutine's end does nothing. It never runs the coroutine itself;
+/// it queues it in its home thread.
+///
+/// ```
+/// fn shared<T: Send + Sync + Copy>() {}
+/// shared::<corio::CoWaker>();
+/// ```
+#[doc(alias = "aio_co_wake")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoWaker {
+    index: u32,
+    generation: u32,
+}
+
+impl CoWaker {
+    fn of(co: CoRef) -> Self {
+        Self { index: co.slot().index(), generation: co.generation() }
+    }
+
+    /// The running coroutine's token, if one runs and it has a context to be woken in.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        coroutine::current().filter(|co| !co.inbox().is_null()).map(Self::of)
+    }
+
+    /// Gets the coroutine going again if it is parked, or keeps its next park from waiting. Any thread; neither waits nor
+    /// runs the coroutine; inside a coroutine of the same home, the woken one runs when the waker yields or ends.
+    pub fn wake(self) {
+        let Some(slot) = stack::slot_at(self.index) else { return };
+        if slot.word.wake(self.generation) == Wake::Queue {
+            self.deliver(slot);
+        }
+    }
+
+    /// The wake has been won: into the right queue.
+    fn deliver(self, slot: &'static Slot) {
+        let running = coroutine::current();
+        if track::is_enabled() {
+            let id = u64::from(self.generation) << 32 | u64::from(self.index);
+            track::emit(Kind::Woken, id, running.map_or(0, CoRef::id), 0);
+        }
+        // Relaxed: ordered by the acquire of the wake's compare-exchange.
+        let inbox = slot.inbox.load(crate::atomic::Ordering::Relaxed).cast_const();
+        match running {
+            Some(waker) if ptr::eq(waker.inbox(), inbox) => waker.queue_wake(slot),
+            _ => Inbox::push_remote(inbox, slot),
+        }
+    }
+
+    /// For callbacks of the home's own loop: enters the coroutine at once if it is parked and none runs, as `aio_co_wake`
+    /// does; else like [`wake`](Self::wake). The caller knows that the coroutine is of this thread.
+    pub(crate) fn wake_here(self) {
+        let Some(slot) = stack::slot_at(self.index) else { return };
+        if coroutine::in_coroutine() || !slot.word.claim_parked(self.generation) {
+            return self.wake();
+        }
+        let co = coroutine::of_slot(slot);
+        if track::is_enabled() {
+            track::emit(Kind::Woken, co.id(), 0, 0);
+        }
+        coroutine::enter(co);
+    }
+}
+
+/// The running coroutine, which has a context to park in. Panics with advice otherwise.
+#[track_caller]
+#[inline]
+pub(crate) fn parkable(what: &str) -> CoRef {
+    match coroutine::current() {
+        Some(co) if !co.inbox().is_null() => co,
+        Some(co) => no_context(what, co),
+        None => no_coroutine(what),
+    }
+}
+
+/// Parks the running coroutine until its token is fired. May return early: loop on your own condition. A cancellation point.
+///
+/// # Panics
+/// Outside a coroutine, and in a home without a context.
+///
+/// ```
+/// use std::sync::atomic::{AtomicBool, Ordering::*};
+/// static READY: AtomicBool = AtomicBool::new(false);
+/// let io = corio::IoThread::builder().spawn()?;
+/// let (tx, rx) = std::sync::mpsc::channel();
+/// let handle = io.context().spawn(move || {
+///     tx.send(corio::CoWaker::current().unwrap()).unwrap();
+///     while !READY.load(Acquire) {
+///         corio::park();
+///     }
+/// });
+/// READY.store(true, Release);
+/// rx.recv().unwrap().wake();
+/// handle.join().unwrap();
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[inline]
+#[track_caller]
+pub fn park() {
+    coroutine::park_block(parkable("park"), false);
+}
+
+/// Parks like [`park`], but is no cancellation point: for whoever has something in flight that refers to its frame.
+#[inline]
+#[track_caller]
+pub(crate) fn park_uninterruptible() {
+    coroutine::park_block(parkable("park"), true);
+}
+
+/// Gives the loop and everyone that is queued a turn, then goes on. Inside a coroutine; a cancellation point.
+///
+/// # Panics
+/// Outside a coroutine, and in a home without a context.
+///
+/// ```
+/// let io = corio::IoThread::builder().spawn()?;
+/// io.context().spawn(|| corio::yield_now()).join().expect("it does not panic");
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[track_caller]
+pub fn yield_now() {
+    let co = parkable("yield_now");
+    co.set_scheduled_at(Location::caller());
+    if co.slot().word.schedule(co.generation()).is_ok() {
+        if track::is_enabled() {
+            track::emit_scheduled(co.id(), co.id(), Some(Location::caller()));
+        }
+        // The inbox, not the wake queue: the loop gets a turn. It is this thread's own, so it outlives the call.
+        Inbox::push_remote(co.inbox(), co.slot());
+    }
+    coroutine::suspend();
+}
+
+#[cold]
+#[track_caller]
+fn no_coroutine(what: &str) -> ! {
+    panic!("{what} was called outside a coroutine: start one with `spawn` on an AioContext and call it there")
+}
+
+#[cold]
+#[track_caller]
+fn no_context(what: &str, co: CoRef) -> ! {
+    panic!(
+        "{what} was called in {}, whose home has no event loop to wake it: spawn it on an AioContext instead of `home`",
+        co.describe()
+    )
+}

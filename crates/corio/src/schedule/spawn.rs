@@ -1,0 +1,368 @@
+//! Spawning and joining.
+
+use core::future::Future;
+use core::marker::PhantomData;
+use core::panic::Location;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{CoWaker, inbox::Inbox, park};
+use crate::context::{AioContext, Local};
+use crate::coroutine::{self, Cancelled};
+use crate::error::Error;
+use crate::track;
+
+/// Why a coroutine gave no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Its body panicked; the payload is the panic's.
+    #[error("the coroutine panicked")]
+    Panicked(Box<dyn Any + Send>),
+    /// It was cancelled, or its context ended before it could run.
+    #[error("the coroutine was cancelled, or its context ended")]
+    Cancelled,
+    /// No stack could be had for it.
+    #[error("no stack for the coroutine: {0}")]
+    NoStack(Error),
+}
+
+impl JoinError {
+    /// Goes on with the coroutine's panic, if it was one.
+    pub fn resume_panic(self) -> Self {
+        match self {
+            Self::Panicked(payload) => resume_unwind(payload),
+            other => other,
+        }
+    }
+}
+
+type Outcome<T> = Result<T, JoinError>;
+
+enum State<T> {
+    Running(Waiter),
+    Done(Outcome<T>),
+    Taken,
+}
+
+/// Who waits for the result.
+enum Waiter {
+    Nobody,
+    Coroutine(CoWaker),
+    Task(Waker),
+}
+
+/// What a coroutine and its handle share.
+struct Packet<T> {
+    state: Mutex<State<T>>,
+    /// For plain threads.
+    done: Condvar,
+}
+
+impl<T> Packet<T> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State::Running(Waiter::Nobody)), done: Condvar::new() })
+    }
+
+    fn finish(&self, outcome: Outcome<T>) {
+        let mut state = self.state.lock();
+        // The first outcome stands.
+        if !matches!(*state, State::Running(_)) {
+            return;
+        }
+        if let State::Running(waiter) = core::mem::replace(&mut *state, State::Done(outcome)) {
+            drop(state);
+            self.done.notify_all();
+            match waiter {
+                Waiter::Nobody => {}
+                Waiter::Coroutine(waker) => waker.wake(),
+                Waiter::Task(waker) => waker.wake(),
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Outcome<T>> {
+        let mut state = self.state.lock();
+        match core::mem::replace(&mut *state, State::Taken) {
+            State::Done(outcome) => Some(outcome),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        !matches!(*self.state.lock(), State::Running(_))
+    }
+
+    /// Notes who waits; false if there is nothing left to wait for.
+    fn wait_as(&self, waiter: Waiter) -> bool {
+        match &mut *self.state.lock() {
+            State::Running(slot) => {
+                *slot = waiter;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn join(&self) -> Outcome<T> {
+        if let Some(waker) = CoWaker::current() {
+            while self.wait_as(Waiter::Coroutine(waker)) {
+                park();
+            }
+        } else {
+            assert!(
+                self.is_done() || Local::current().is_none(),
+                "join was called on a loop's thread outside a coroutine, which would stop the loop: join from a coroutine, or poll `is_finished`"
+            );
+            let mut state = self.state.lock();
+            while matches!(*state, State::Running(_)) {
+                self.done.wait(&mut state);
+            }
+        }
+        self.take().unwrap_or(Err(JoinError::Cancelled))
+    }
+}
+
+/// The coroutine's side: however it ends, and also if it never begins, the handle learns of it.
+struct Finisher<T>(Arc<Packet<T>>);
+
+impl<T> Finisher<T> {
+    fn run(self, f: impl FnOnce() -> T) {
+        match catch_unwind(AssertUnwindSafe(f)) {
+            Ok(value) => self.0.finish(Ok(value)),
+            // Goes on unwinding, so that the coroutine layer sees its own cancellation.
+            Err(payload) if payload.is::<Cancelled>() => resume_unwind(payload),
+            Err(payload) => {
+                if Arc::strong_count(&self.0) == 1 {
+                    tracing::error!("a coroutine that nobody joins panicked");
+                }
+                self.0.finish(Err(JoinError::Panicked(payload)));
+            }
+        }
+    }
+}
+
+impl<T> Drop for Finisher<T> {
+    fn drop(&mut self) {
+        self.0.finish(Err(JoinError::Cancelled)); // Does nothing after another outcome.
+    }
+}
+
+/// Waits for a spawned coroutine and takes its result. `Send`, and a `Future`.
+///
+/// Dropping it lets the coroutine go on by itself.
+///
+/// ```
+/// let io = corio::IoThread::builder().spawn()?;
+/// let handle = io.context().spawn(|| 6 * 7);
+/// assert_eq!(handle.join().unwrap(), 42);
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[must_use = "dropping the handle lets the coroutine go on by itself"]
+pub struct JoinHandle<T> {
+    packet: Arc<Packet<T>>,
+}
+
+impl<T> JoinHandle<T> {
+    /// Waits until the coroutine has ended. In a coroutine it parks and is a cancellation point; on a plain thread it blocks.
+    ///
+    /// # Errors
+    /// The coroutine panicked, or was cancelled.
+    ///
+    /// # Panics
+    /// On a loop's thread outside a coroutine, where waiting would stop the loop.
+    pub fn join(self) -> Result<T, JoinError> {
+        self.packet.join()
+    }
+
+    /// True once the result is there, so that [`join`](Self::join) does not wait.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.packet.is_done()
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.packet.wait_as(Waiter::Task(task.waker().clone())) {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.packet.take().unwrap_or(Err(JoinError::Cancelled)))
+    }
+}
+
+impl<T> core::fmt::Debug for JoinHandle<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("JoinHandle").field("finished", &self.is_finished()).finish()
+    }
+}
+
+/// Like [`JoinHandle`] for a coroutine whose result cannot leave its thread. Not `Send`.
+///
+/// ```
+/// use std::rc::Rc;
+/// let io = corio::IoThread::builder().spawn()?;
+/// let handle = io.context().spawn(|| {
+///     let shared = Rc::new(1);
+///     let child = corio::spawn_local({
+///         let shared = Rc::clone(&shared);
+///         move || *shared + 1
+///     });
+///     child.join().unwrap()
+/// });
+/// assert_eq!(handle.join().unwrap(), 2);
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[must_use = "dropping the handle lets the coroutine go on by itself"]
+pub struct LocalJoinHandle<T> {
+    packet: Arc<Packet<T>>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl<T> LocalJoinHandle<T> {
+    /// Waits until the coroutine has ended; see [`JoinHandle::join`].
+    ///
+    /// # Errors
+    /// The coroutine panicked, or was cancelled.
+    ///
+    /// # Panics
+    /// Outside a coroutine.
+    pub fn join(self) -> Result<T, JoinError> {
+        self.packet.join()
+    }
+
+    /// True once the result is there.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.packet.is_done()
+    }
+}
+
+impl<T> core::fmt::Debug for LocalJoinHandle<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("LocalJoinHandle").field("finished", &self.is_finished()).finish()
+    }
+}
+
+/// Makes a coroutine in this thread's context home and queues it. Its own failure to get a stack is the outcome.
+fn start<T: 'static>(
+    finisher: Finisher<T>,
+    f: impl FnOnce() -> T + 'static,
+    at: &'static Location<'static>,
+) {
+    let stack = match coroutine::reserve_stack() {
+        Ok(stack) => stack,
+        Err(error) => return finisher.0.finish(Err(JoinError::NoStack(error))),
+    };
+    let co = coroutine::create_on(stack, at, move || finisher.run(f));
+    co.set_scheduled_at(at);
+    if co.slot().word.schedule(co.generation()).is_ok() {
+        if track::is_enabled() {
+            let by = coroutine::current().map_or(0, coroutine::CoRef::id);
+            track::emit_scheduled(co.id(), by, Some(at));
+        }
+        Inbox::push_remote(co.inbox(), co.slot());
+    }
+}
+
+/// Starts a coroutine on the context whose home this thread is; see [`AioContext::spawn`].
+///
+/// # Panics
+/// On a thread that is no context's home.
+///
+/// ```
+/// let io = corio::IoThread::builder().spawn()?;
+/// let sum = io.context().spawn(|| corio::spawn(|| 1).join().unwrap() + 1);
+/// assert_eq!(sum.join().unwrap(), 2);
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[track_caller]
+pub fn spawn<F, T>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let packet = Packet::new();
+    let handle = JoinHandle { packet: Arc::clone(&packet) };
+    assert_home("spawn");
+    start(Finisher(packet), f, Location::caller());
+    handle
+}
+
+/// Like [`spawn`] for a closure and a result that need not be `Send`; the handle stays on this thread.
+///
+/// # Panics
+/// On a thread that is no context's home.
+#[track_caller]
+pub fn spawn_local<F, T>(f: F) -> LocalJoinHandle<T>
+where
+    F: FnOnce() -> T + 'static,
+    T: 'static,
+{
+    let packet = Packet::new();
+    let handle = LocalJoinHandle { packet: Arc::clone(&packet), not_send: PhantomData };
+    assert_home("spawn_local");
+    start(Finisher(packet), f, Location::caller());
+    handle
+}
+
+#[track_caller]
+fn assert_home(what: &str) {
+    assert!(
+        Local::current().is_some(),
+        "{what} was called on a thread that is no context's home: use `AioContext::spawn`, or call it inside `enter_home`"
+    );
+}
+
+impl AioContext {
+    /// Starts a coroutine in this context's home thread. It is queued and runs in the loop's next turn. Any thread.
+    #[track_caller]
+    pub fn spawn<F, T>(&self, f: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let at = Location::caller();
+        let packet = Packet::new();
+        let handle = JoinHandle { packet: Arc::clone(&packet) };
+        // If the context never runs again the closure is dropped with it, and the finisher tells the handle.
+        let finisher = Finisher(packet);
+        if self.is_home() {
+            start(finisher, f, at);
+        } else {
+            self.schedule_oneshot("spawn", move || start(finisher, f, at));
+        }
+        handle
+    }
+
+    /// Runs `f` in this context's home thread, in a coroutine, and parks the caller until its result is back; with a context
+    /// that is already the caller's it just calls `f`. Not cancelled while it waits.
+    ///
+    /// # Panics
+    /// With `f`'s panic; if the context ends before `f` does.
+    #[track_caller]
+    pub fn run<F, T>(&self, f: F) -> T
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        if self.is_home() && coroutine::in_coroutine() {
+            return f();
+        }
+        let _mask = coroutine::MaskCancel::new();
+        match self.spawn(f).join().map_err(JoinError::resume_panic) {
+            Ok(value) => value,
+            Err(error) => panic!("AioContext::run on `{}`: {error}", self.name()),
+        }
+    }
+}
