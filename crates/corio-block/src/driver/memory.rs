@@ -5,7 +5,7 @@
 //! request up to [`SYNC_MAX`] is one system call made right here, also on a loop's thread: it
 //! copies and does not wait (short of swapping). Longer ones go through [`corio::fs`], as any file's
 //! do, and leave the loop turning. (A table of chunks in our own memory would save the system call,
-//! some 0.3 us a request, but needs locks, allocation and hole keeping of its own.)
+//! some 0.5 us a request, but needs locks, allocation and hole keeping of its own.)
 
 use std::io;
 
@@ -21,7 +21,7 @@ use crate::{
     request::align, units::bytes,
 };
 
-/// The most that one call copies on a loop's thread: 30 to 100 us.
+/// The most that one call copies on a loop's thread: 30 us, cold and on a busy machine 170.
 const SYNC_MAX: usize = 256 << 10;
 
 /// The longest discard carried out on a loop's thread: freeing 1,024 pages takes 100 us.
