@@ -12,7 +12,7 @@ use anyhow::Result;
 use crate::child::{self, Stream};
 use crate::tally::Tally;
 use crate::tools::{self, Tool};
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, entries};
 use crate::{docs, fuzz, layers, planted};
 
 /// How long the fuzz job feeds each target.
@@ -315,28 +315,37 @@ fn build(runner: &mut Runner<'_>, apart: Option<&str>, features: &[&str]) -> Res
     Ok(runner.faults.is_empty())
 }
 
+/// The test that needs a build of its own is a job of its own.
+const POWER_TEST: &str = "power_loss";
+
+/// The program's unit tests, and all it does seen from outside.
 fn clients(runner: &mut Runner<'_>) -> Result<()> {
     if !build(runner, None, &[])? {
         return Ok(());
     }
-    let mut command =
-        runner
-            .workspace
-            .cargo(["test", "--no-fail-fast", "-p", "corio-cli", "--tests"]);
+    let mut command = runner
+        .workspace
+        .cargo(["test", "--no-fail-fast", "-p", "corio-cli"]);
     command
-        .args(["--", "--show-output"])
+        .arg("--bins")
         .env("CORIO_BIN", runner.workspace.corio());
-    runner.tests(&mut command)
+    for path in entries(&runner.workspace.root.join("crates/corio-cli/tests"))? {
+        let name = path.file_stem().unwrap_or_default();
+        if path.extension().is_some_and(|extension| extension == "rs") && name != POWER_TEST {
+            command.arg("--test").arg(name);
+        }
+    }
+    runner.tests(command.args(["--", "--show-output"]))
 }
 
 fn power(runner: &mut Runner<'_>) -> Result<()> {
-    if !build(runner, Some("shim"), &["power-loss-shim"])? {
+    if !build(runner, Some("shim"), &["corio/power-loss-shim"])? {
         return Ok(());
     }
     let shim = runner.workspace.target.join("shim/release/corio");
     let mut command = runner
         .workspace
-        .cargo(["test", "-p", "corio-cli", "--test", "power_loss"]);
+        .cargo(["test", "-p", "corio-cli", "--test", POWER_TEST]);
     command
         .args(["--", "--show-output"])
         .env("CORIO_SHIM_BIN", shim);
