@@ -140,7 +140,7 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
     report
         .draw(&args.svg)
         .with_context(|| format!("cannot draw {}", args.svg.display()))?;
-    if args.quick {
+    if args.quick && outcome.is_ok() {
         report.note("--quick: these show that the bench works and are not figures to quote")?;
     }
     outcome?;

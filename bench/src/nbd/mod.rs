@@ -199,6 +199,11 @@ impl Arena<'_> {
             let before = proc::cpu_us(server.pid())?;
             let outcome = fio::run(&load, &server.uri, self.size, self.scratch, || {})?;
             let spent = proc::cpu_us(server.pid())? - before;
+            ensure!(
+                spent > 0.0,
+                "process {} served without CPU time: another process must be doing its work",
+                server.pid()
+            );
             iops[index].push(outcome.iops);
             cpu[index].push(spent / count(outcome.requests));
             Ok(())
