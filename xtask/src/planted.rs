@@ -40,12 +40,29 @@ pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome>
         bugs.extend(names(&read(&path)?));
     }
     let mut outcome = Outcome::default();
+    // A model that fails anyway catches nothing.
+    let anyway = match failures(workspace, None, deadline)? {
+        Ok(anyway) => anyway,
+        Err(fault) => {
+            outcome
+                .faults
+                .push(format!("without a planted bug: {fault}"));
+            return Ok(outcome);
+        }
+    };
     for bug in bugs {
         println!("planted: {bug}");
-        match run(workspace, &bug, deadline)? {
-            Ok(tests) => {
-                println!("planted: {bug} is caught by {}", tests.join(", "));
-                outcome.caught += 1;
+        match failures(workspace, Some(&bug), deadline)? {
+            Ok(failed) => {
+                let caught: Vec<_> = failed.difference(&anyway).map(String::as_str).collect();
+                if caught.is_empty() {
+                    outcome
+                        .faults
+                        .push(format!("{bug}: no model fails because of it"));
+                } else {
+                    println!("planted: {bug} is caught by {}", caught.join(", "));
+                    outcome.caught += 1;
+                }
             }
             Err(fault) => outcome.faults.push(format!("{bug}: {fault}")),
         }
@@ -53,8 +70,12 @@ pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome>
     Ok(outcome)
 }
 
-/// The tests that caught `bug`, or why none did.
-fn run(workspace: &Workspace, bug: &str, deadline: Instant) -> Result<Result<Vec<String>, String>> {
+/// The models that fail with `bug` built in, or why that cannot be told.
+fn failures(
+    workspace: &Workspace,
+    bug: Option<&str>,
+    deadline: Instant,
+) -> Result<Result<BTreeSet<String>, String>> {
     // Flags given to `cargo rustc` reach only the crate itself, so that its dependencies are built once for all bugs.
     let mut build = workspace.cargo_apart("loom", ["rustc", "-p", "corio", "--lib"]);
     build.args([
@@ -62,9 +83,10 @@ fn run(workspace: &Workspace, bug: &str, deadline: Instant) -> Result<Result<Vec
         "test",
         "--message-format=json-render-diagnostics",
         "--",
-        "--cfg",
     ]);
-    build.arg(format!("{MARK}{bug}\""));
+    if let Some(bug) = bug {
+        build.arg("--cfg").arg(format!("{MARK}{bug}\""));
+    }
     let mut program = None;
     let built = child::watch(
         for_models(&mut build),
@@ -89,15 +111,20 @@ fn run(workspace: &Workspace, bug: &str, deadline: Instant) -> Result<Result<Vec
     let ended = child::watch(&mut models, deadline, false, &mut |_, line| {
         tally.line(line)
     })?;
-    if tally.failed > 0 {
-        return Ok(Ok(tally.failures.into_iter().collect()));
+    match ended {
+        child::Ended::TimedOut => return Ok(Err("the models did not end".to_owned())),
+        // Aborted: a model that panics while it unwinds takes the others along.
+        child::Ended::Exited(status) if !status.success() && tally.failures.is_empty() => {
+            tally
+                .failures
+                .insert(format!("a model that ended the run with {status}"));
+        }
+        child::Ended::Exited(_) if tally.ran + tally.failed == 0 => {
+            return Ok(Err("no model ran".to_owned()));
+        }
+        child::Ended::Exited(_) => {}
     }
-    // A model that aborts, as one that overflows its stack does, has caught it too, but which cannot be told.
-    Ok(Err(match ended {
-        child::Ended::TimedOut => "the models did not end".to_owned(),
-        child::Ended::Exited(status) if status.success() => "no model fails".to_owned(),
-        child::Ended::Exited(status) => format!("the models ended with {status}"),
-    }))
+    Ok(Ok(tally.failures))
 }
 
 /// The names of the bugs planted in a source file.
