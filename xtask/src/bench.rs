@@ -24,7 +24,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         .iter()
         .any(|argument| argument == "--help" || argument == "-h");
     if !asks {
-        tools::provide(tools::PEERS, true);
+        tools::provide(&[tools::PEERS, tools::OBSERVERS].concat(), true);
         if !succeeds(&mut workspace.cargo(["build", "--release", "--package", "corio-cli"]))? {
             return Ok(false);
         }

@@ -111,9 +111,12 @@ pub(crate) const JOBS: &[Job] = &[
         tools: &[tools::OBSERVERS],
         ..job("corio", "the runtime's tests", |r| r.test(&["-p", "corio"]))
     },
-    job("block", "the block layer's tests", |r| {
-        r.test(&["-p", "corio-block"])
-    }),
+    Job {
+        tools: &[tools::PEERS],
+        ..job("block", "the block layer's tests", |r| {
+            r.test(&["-p", "corio-block"])
+        })
+    },
     job("nbd", "tests of the codec and the server", |r| {
         r.test(&["-p", "corio-nbd"])
     }),
