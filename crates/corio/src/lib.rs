@@ -16,6 +16,7 @@ pub mod context;
 mod coroutine;
 pub mod engine;
 mod error;
+pub mod fs;
 mod schedule;
 mod stack;
 mod sys;

@@ -1,6 +1,29 @@
-//! Disk engines.
+//! Disk engines: how a request gets to the kernel while its coroutine is parked (SPEC E1 to E5).
+//!
+//! ```text
+//!   fs::File ── request ──> uring    the context's ring; the completion enters the coroutine
+//!                      └──> threads  a worker makes the blocking call and wakes the coroutine
+//! ```
+//!
+//! Both borrow the caller's buffers: the coroutine parks uninterruptibly, so its frame, and what it borrows, cannot go
+//! before the kernel or the worker is done (DESIGN "Ownership in flight").
 
-use crate::context::AioContext;
+mod pool;
+mod request;
+mod threads;
+mod uring;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub use threads::unblock;
+
+pub(crate) use request::Request;
+
+use crate::context::{AioContext, Local};
+use crate::schedule::IoThreadBuilder;
 
 /// Which engine disk requests use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,4 +38,89 @@ pub enum EngineChoice {
     Threads,
 }
 
-pub(crate) fn choose(_context: &AioContext, _choice: EngineChoice) {}
+/// Which engine a context uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineKind {
+    /// io_uring.
+    IoUring,
+    /// Worker threads.
+    Threads,
+}
+
+/// What a context's engine is, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineInfo {
+    /// The engine in use.
+    pub kind: EngineKind,
+    /// Why it and no other, in words.
+    pub reason: String,
+}
+
+/// What a context was told, and what came of it. Any thread.
+#[derive(Default)]
+struct Setting {
+    choice: Mutex<EngineChoice>,
+    info: Mutex<Option<EngineInfo>>,
+}
+
+/// What a home uses.
+struct HomeEngine {
+    kind: EngineKind,
+}
+
+impl IoThreadBuilder {
+    /// Which engine its disk requests use; the default takes the best that works.
+    #[must_use]
+    pub fn engine(self, choice: EngineChoice) -> Self {
+        self.setup(move |context| context.set_engine(choice))
+    }
+}
+
+impl AioContext {
+    /// Chooses the engine for disk requests. Takes effect when the context next gets a home. Any thread.
+    pub fn set_engine(&self, choice: EngineChoice) {
+        *self.attachment(Setting::default).choice.lock() = choice;
+    }
+
+    /// Which engine its disk requests use, and why; None before the first request.
+    #[must_use]
+    pub fn engine(&self) -> Option<EngineInfo> {
+        self.attachment(Setting::default).info.lock().clone()
+    }
+}
+
+/// The engine of this home, chosen at its first request.
+fn of_home(local: &Local) -> EngineKind {
+    let made: Result<Rc<HomeEngine>, _> = local.attachment(|local| Ok(choose(local)));
+    made.map_or(EngineKind::Threads, |engine| engine.kind)
+}
+
+fn choose(local: &Local) -> HomeEngine {
+    let setting: Arc<Setting> = local.context().attachment(Setting::default);
+    let choice = *setting.choice.lock();
+    let threads = |reason: String| EngineInfo { kind: EngineKind::Threads, reason };
+    let info = match choice {
+        EngineChoice::Threads => threads("asked for".into()),
+        EngineChoice::Auto | EngineChoice::IoUring => match local.ring() {
+            Ok(_) if choice == EngineChoice::IoUring => {
+                EngineInfo { kind: EngineKind::IoUring, reason: "asked for".into() }
+            }
+            Ok(_) => EngineInfo {
+                kind: EngineKind::IoUring,
+                reason: "io_uring works and is best".into(),
+            },
+            Err(error) => {
+                if choice == EngineChoice::IoUring {
+                    tracing::warn!("the io_uring engine is refused ({error}): worker threads are used");
+                }
+                threads(format!("io_uring is refused: {error}"))
+            }
+        },
+    };
+    tracing::debug!(context = local.context().name(), engine = ?info.kind, "{}", info.reason);
+    let kind = info.kind;
+    *setting.info.lock() = Some(info);
+    HomeEngine { kind }
+}

@@ -148,6 +148,20 @@ impl Ring {
     }
 }
 
+/// Where the power-loss shim sees a flush that goes to a ring.
+#[cfg_attr(not(feature = "power-loss-shim"), inline(always))]
+pub(crate) fn before_sync(_fd: BorrowedFd<'_>) {
+    #[cfg(feature = "power-loss-shim")]
+    super::power_loss::before_sync(_fd);
+}
+
+/// Where the power-loss shim sees a durable write that goes to a ring.
+#[cfg_attr(not(feature = "power-loss-shim"), inline(always))]
+pub(crate) fn before_durable_write(_fd: BorrowedFd<'_>, _bufs: &[io::IoSlice<'_>], _offset: u64) {
+    #[cfg(feature = "power-loss-shim")]
+    super::power_loss::before_durable_write(_fd, _bufs, _offset);
+}
+
 /// What only says "look at the completions" or "try again later" is not a failure.
 fn tolerate(result: io::Result<()>) -> io::Result<()> {
     match result {

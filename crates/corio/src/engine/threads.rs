@@ -1,0 +1,125 @@
+//! The thread engine: a worker of the context's pool makes the blocking call.
+//!
+//! Invariants
+//! - I1 A job's record lies in the frame of the coroutine that submitted it, which parks uninterruptibly until `done`.
+//! - I2 The worker writes `outcome`, then `done`, and does not touch the record after that.
+
+#![allow(unsafe_code)] // Jobs point into the coroutine's frame.
+
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::pool::{self, Pool, RawJob};
+use crate::context::Local;
+use crate::error::Error;
+use crate::schedule::{self, CoWaker};
+
+/// Threads of a context's pool at most, when nothing else is asked for (SPEC E3).
+const WORKERS_MAX: usize = 64;
+
+struct Record<F, T> {
+    /// Taken by the worker.
+    job: UnsafeCell<Option<F>>,
+    outcome: UnsafeCell<MaybeUninit<std::thread::Result<T>>>,
+    done: AtomicBool,
+    waker: CoWaker,
+}
+
+/// # Safety
+/// `data` points to a `Record<F, T>` that is submitted once and kept in place until `done`.
+unsafe fn work<F: FnOnce() -> T, T>(data: NonNull<()>) {
+    let record = data.cast::<Record<F, T>>();
+    // SAFETY: the caller's promise; until `done` is set only the worker touches the cells.
+    let (job, waker) = unsafe { ((*record.as_ref().job.get()).take(), record.as_ref().waker) };
+    let Some(job) = job else { return };
+    let outcome = catch_unwind(AssertUnwindSafe(job));
+    // SAFETY: as above; I2.
+    unsafe {
+        (*record.as_ref().outcome.get()).write(outcome);
+        record.as_ref().done.store(true, Ordering::Release);
+    }
+    waker.wake();
+}
+
+/// Runs `job` on a worker and parks until it is done. Err: no worker can be had, or the job panicked.
+pub(super) fn run<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> io::Result<T> {
+    submit(local, job)?.map_err(|payload| {
+        core::mem::forget(payload); // Reported by the panic hook; its destructor could panic again.
+        io::Error::other("a worker thread's job panicked")
+    })
+}
+
+fn submit<T: Send, F: FnOnce() -> T + Send>(
+    local: &Local,
+    job: F,
+) -> Result<std::thread::Result<T>, Error> {
+    let Some(waker) = CoWaker::current() else {
+        return Err(Error::Os {
+            op: "submitting a job outside a coroutine",
+            source: io::ErrorKind::InvalidInput.into(),
+        });
+    };
+    let pool = of_context(local)?;
+    let record = Record {
+        job: UnsafeCell::new(Some(job)),
+        outcome: UnsafeCell::new(MaybeUninit::uninit()),
+        done: AtomicBool::new(false),
+        waker,
+    };
+    // SAFETY: `work::<F, T>` is called once with the record's address. I1 keeps the record and what the job borrows in
+    // place; F and T are Send.
+    let job = unsafe { RawJob::new(NonNull::from(&record).cast(), work::<F, T>) };
+    pool.submit(job)?;
+    // Acquire pairs with `work`'s release.
+    while !record.done.load(Ordering::Acquire) {
+        schedule::park_uninterruptible();
+    }
+    // SAFETY: written before `done` (I2), read once.
+    Ok(unsafe { record.outcome.into_inner().assume_init() })
+}
+
+/// The context's pool, made on first use. A pool that cannot be made is an error each time.
+fn of_context(local: &Local) -> Result<Arc<Pool>, Error> {
+    let context = local.context();
+    let name = context.name();
+    let slot: Arc<Result<Arc<Pool>, ()>> = context
+        .attachment(|| Pool::new(name, 0, WORKERS_MAX, pool::IDLE).map(Arc::new).map_err(|_| ()));
+    match &*slot {
+        Ok(pool) => Ok(Arc::clone(pool)),
+        Err(()) => Err(Error::Os {
+            op: "making the worker pool",
+            source: io::ErrorKind::OutOfMemory.into(),
+        }),
+    }
+}
+
+/// Runs a blocking closure without blocking the loop: on a worker of the context's pool while the coroutine is parked, or
+/// right here on a plain thread. Borrows are fine: it returns only when the closure has. Not cancelled while it waits.
+///
+/// # Errors
+/// No worker thread can be had.
+///
+/// # Panics
+/// With the closure's panic; on a loop's thread outside a coroutine.
+///
+/// ```
+/// let io = corio::IoThread::builder().spawn()?;
+/// let text = io.context().spawn(|| corio::engine::unblock(|| std::fs::read_to_string("/proc/version")));
+/// assert!(text.join().unwrap()??.contains("Linux"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "thread_pool_submit_co")]
+#[track_caller]
+pub fn unblock<T: Send, F: FnOnce() -> T + Send>(f: F) -> Result<T, Error> {
+    let Some(local) = Local::current() else { return Ok(f()) };
+    schedule::parkable("engine::unblock");
+    match submit(local, f)? {
+        Ok(value) => Ok(value),
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
