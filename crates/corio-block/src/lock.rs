@@ -114,8 +114,10 @@ fn bytes(from: u64, permissions: Permissions) -> impl Iterator<Item = u64> {
 }
 
 fn refusal(error: io::Error) -> Refusal {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Refusal::Held("holds it exclusively");
+    }
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::AGAIN | Errno::ACCESS) => Refusal::Held("holds it exclusively"),
         Some(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
             Refusal::Unsupported(error)
         }
@@ -164,5 +166,19 @@ mod tests {
         assert_eq!(held(WRITER), Some("wants nobody else to write it"));
         drop(reader);
         assert_eq!(held(WRITER), None);
+    }
+
+    #[test]
+    fn an_exclusive_lock_of_a_stranger_is_a_refusal() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stranger = open(file.path());
+        // A POSIX lock of the whole file: to OFD locks this process is a stranger, too.
+        let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        rustix::fs::fcntl_lock(&stranger, exclusive).unwrap();
+        let ours = open(file.path());
+        assert!(matches!(
+            acquire(&ours, READER),
+            Err(Refusal::Held("holds it exclusively"))
+        ));
     }
 }

@@ -451,3 +451,42 @@ fn cached_reads_are_served_without_waiting() {
         assert!(!disk.node.try_read_at(&mut [0; 512], Offset(0)).unwrap());
     }
 }
+
+// Not ours to prevent where nobody keeps to the locks; the disk keeps its size.
+#[test]
+fn a_file_that_is_cut_off_reads_as_zeroes_behind_its_end() {
+    for kind in [Kind::Writeback, Kind::Direct] {
+        let Some(disk) = Disk::new(kind, 10_001) else {
+            continue;
+        };
+        disk.node
+            .write_at(&[7; 10_001], Offset(0), WriteFlags::empty())
+            .unwrap();
+        disk.node.flush().unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(disk.path.as_ref().unwrap())
+            .unwrap();
+        file.set_len(5000).unwrap();
+        let all = contents(&disk.node);
+        assert!(all[..5000].iter().all(|&b| b == 7) && all[5000..].iter().all(|&b| b == 0));
+        let mut map = Vec::new();
+        disk.node
+            .block_status(Offset(9000), Length(1001), 4, &mut map)
+            .unwrap();
+        let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
+        assert_eq!(
+            map,
+            [Extent {
+                len: 1001,
+                flags: hole
+            }],
+            "{kind:?}"
+        );
+        assert!(!disk.node.try_read_at(&mut [0; 100], Offset(4950)).unwrap());
+        disk.node
+            .write_at(&[8; 1], Offset(10_000), WriteFlags::empty())
+            .unwrap();
+        assert_eq!(contents(&disk.node)[10_000], 8);
+    }
+}

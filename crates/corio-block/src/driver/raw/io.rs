@@ -26,6 +26,7 @@ pub(super) struct Raw {
     pub(super) tail_from: u64,
     pub(super) size: u64,
     pub(super) limits: Limits,
+    pub(super) device: bool,
     pub(super) unmap: bool,
 }
 
@@ -108,7 +109,7 @@ impl Driver for Raw {
             return Ok(());
         }
         let mut end = offset.0 + len.0;
-        if end == self.size && !self.data.is_block_device() {
+        if end == self.size && !self.device {
             // To the end of the last block, or it would be zeroed in part and stay allocated. The
             // file does not grow by it.
             end = align::up(end, self.limits.discard_alignment, i64::MAX.unsigned_abs());
@@ -140,30 +141,30 @@ impl Driver for Raw {
     }
 
     fn block_status(&self, offset: Offset, len: Length) -> io::Result<Extent> {
-        if self.data.is_block_device() {
+        if self.device {
             // Devices do not tell what is allocated.
             return Ok(Extent {
                 len: len.0,
                 flags: ExtentFlags::empty(),
             });
         }
-        let found = self.data.extent_at(offset.0)?;
         let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
-        Ok(match found.kind {
+        match self.data.extent_at(offset.0) {
+            Ok(found) => Ok(Extent {
+                len: found.len,
+                flags: if found.kind == ExtentKind::Hole {
+                    hole
+                } else {
+                    ExtentFlags::empty()
+                },
+            }),
             // Past the end of a file that was cut off meanwhile; it reads as zeroes.
-            _ if found.len == 0 => Extent {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Extent {
                 len: len.0,
                 flags: hole,
-            },
-            ExtentKind::Hole => Extent {
-                len: found.len,
-                flags: hole,
-            },
-            ExtentKind::Data => Extent {
-                len: found.len,
-                flags: ExtentFlags::empty(),
-            },
-        })
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     fn cache(&self, offset: Offset, len: Length) -> io::Result<()> {

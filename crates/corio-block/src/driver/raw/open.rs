@@ -29,13 +29,16 @@ pub(super) fn open(options: &Options) -> Result<Raw, Error> {
         });
     }
     let direct = options.cache == Cache::None;
-    let data = open_file(options, &stat, !options.read_only, direct, true)?;
+    let data = open_first(options, direct)?;
+    let stat = look(path, &data)?;
+    check_kind(path, &stat)?;
+    let device = data.is_block_device();
     if options.lock {
         take_locks(options, &data)?;
     }
     // Once locked, nobody who keeps to the locks changes the size.
     let size = data.size().map_err(|e| failed(path, "find its size", e))?;
-    if size == 0 && data.is_block_device() {
+    if size == 0 && device {
         let advice = "insert a medium or attach the device";
         return Err(Error::BadSize {
             what: path.display().to_string(),
@@ -49,7 +52,7 @@ pub(super) fn open(options: &Options) -> Result<Raw, Error> {
     }
     let flush = match options.read_only {
         true => None,
-        false => Some(open_file(options, &stat, true, false, false)?),
+        false => Some(open_again(options, &stat)?),
     };
     let odd = align::down(size, limits.request_alignment) != size;
     let tail = if odd {
@@ -62,6 +65,7 @@ pub(super) fn open(options: &Options) -> Result<Raw, Error> {
         false => u64::MAX,
     };
     Ok(Raw {
+        device,
         unmap: options.discard == Discard::Unmap,
         data,
         flush,
@@ -101,45 +105,47 @@ fn is_read_only_device(stat: &Stat) -> bool {
         .is_ok_and(|flag| flag.trim() == "1")
 }
 
-/// Opens the image and makes sure that it is the one looked at before.
-fn open_file(
-    options: &Options,
-    expected: &Stat,
-    write: bool,
-    direct: bool,
-    first: bool,
-) -> Result<File, Error> {
-    let path = options.path.as_path();
-    // A device is held O_EXCL by one description: the others of ours, and readers, go without.
-    let exclusive = first && write && options.lock;
+fn open_first(options: &Options, direct: bool) -> Result<File, Error> {
+    let write = !options.read_only;
     let opened = OpenOptions::new()
         .read(true)
         .write(write)
         .direct(direct)
-        .excl_device(exclusive)
-        .open(path);
-    let file = opened.map_err(|error| match errno(&error) {
+        .excl_device(write && options.lock)
+        .open(&options.path);
+    opened.map_err(|error| match errno(&error) {
         // What else is invalid about these flags is O_DIRECT.
         Errno::INVAL if direct => Error::DirectUnsupported {
-            path: path.to_owned(),
+            path: options.path.clone(),
         },
         _ => refused(options, "open it", error),
-    })?;
-    let found = rustix::fs::fstat(&file).map_err(|e| failed(path, "look at it", e.into()))?;
-    check_kind(path, &found)?;
-    let same = (found.st_dev, found.st_ino, found.st_rdev)
-        == (expected.st_dev, expected.st_ino, expected.st_rdev);
+    })
+}
+
+/// One more description of the image, through the page cache. Not O_EXCL: that is the first one's.
+fn open_again(options: &Options, first: &Stat) -> Result<File, Error> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .open(&options.path);
+    let file = opened.map_err(|error| refused(options, "open it again", error))?;
+    let stat = look(&options.path, &file)?;
+    let same = (stat.st_dev, stat.st_ino) == (first.st_dev, first.st_ino);
     if same {
         Ok(file)
     } else {
         Err(Error::Replaced {
-            path: path.to_owned(),
+            path: options.path.clone(),
         })
     }
 }
 
+fn look(path: &Path, file: &File) -> Result<Stat, Error> {
+    rustix::fs::fstat(file).map_err(|e| failed(path, "look at it", e.into()))
+}
+
 fn open_tail(options: &Options, stat: &Stat) -> Result<File, Error> {
-    let tail = open_file(options, stat, !options.read_only, false, false)?;
+    let tail = open_again(options, stat)?;
     rustix::fs::fadvise(&tail, 0, None, Advice::Random)
         .map_err(|e| failed(&options.path, "advise random access", e.into()))?;
     Ok(tail)
