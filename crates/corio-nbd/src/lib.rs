@@ -12,4 +12,5 @@
 //! names in the docs here are that text's.
 #![forbid(unsafe_code)]
 
+pub mod server;
 pub mod wire;

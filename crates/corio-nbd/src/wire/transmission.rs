@@ -118,13 +118,13 @@ impl Request {
 
     /// How many bytes of payload follow the header.
     ///
-    /// Compact: a WRITE's length. Extended: the length, if PAYLOAD_LEN is set, whatever the command.
+    /// A WRITE's length; and in extended headers the length wherever PAYLOAD_LEN is set, whatever the
+    /// command. The text has an extended WRITE always set it, so one without it is not a WRITE without a
+    /// payload but a client that forgot: qemu 10.0 sends them so, and the payload follows.
     #[inline]
     pub fn payload_len(&self, style: HeaderStyle) -> u64 {
-        let carries = match style {
-            HeaderStyle::Simple | HeaderStyle::Structured => self.command == Command::WRITE,
-            HeaderStyle::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-        };
+        let carries = self.command == Command::WRITE
+            || (style == HeaderStyle::Extended && self.flags.contains(CommandFlags::PAYLOAD_LEN));
         if carries { self.length } else { 0 }
     }
 

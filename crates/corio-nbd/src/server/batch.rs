@@ -1,0 +1,72 @@
+//! The reader's replies, one after the other in one buffer that one write sends.
+
+use super::buffers::Buffer;
+use crate::wire::{PREFIX_MAX, Prefix};
+
+/// Longest READ that is served straight into the batch.
+pub(super) const FAST_READ_BYTES_MAX: usize = 256 << 10;
+/// Room for one such READ behind a batch of smaller replies.
+pub(super) const BATCH_BYTES: usize = FAST_READ_BYTES_MAX + (64 << 10);
+
+/// Replies that have not been sent.
+#[derive(Debug)]
+pub(super) struct Batch {
+    buffer: Buffer,
+    len: usize,
+}
+
+impl Batch {
+    /// `buffer` is of [`BATCH_BYTES`].
+    pub(super) fn new(buffer: Buffer) -> Self {
+        Self { buffer, len: 0 }
+    }
+
+    /// Whether a reply with `len` bytes of data fits behind what is there.
+    #[inline]
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        self.buffer.len() - self.len >= PREFIX_MAX + len
+    }
+
+    /// Appends `prefix` and the `len` bytes that `fill` puts behind it, if it answers true; else nothing.
+    /// There is room.
+    #[inline]
+    pub(super) fn try_push<E>(
+        &mut self,
+        prefix: &Prefix,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let prefix = prefix.as_slice();
+        let data = self.len + prefix.len();
+        let filled = fill(&mut self.buffer[data..data + len])?;
+        if filled {
+            self.buffer[self.len..data].copy_from_slice(prefix);
+            self.len = data + len;
+        }
+        Ok(filled)
+    }
+
+    /// Appends bytes. There is room.
+    #[inline]
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.buffer[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// What is to be sent.
+    #[inline]
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// The buffer itself, while nothing is in it: for a request that is served in pieces.
+    pub(super) fn scratch(&mut self) -> &mut [u8] {
+        debug_assert_eq!(self.len, 0);
+        &mut self.buffer
+    }
+}

@@ -1,0 +1,201 @@
+//! An NBD server: what a connection does from its greeting to its end, and what all of them share.
+//!
+//! ```text
+//!   Server (Send + Sync + Clone)
+//!     exports      names and disks
+//!     budget       requests and bytes that all clients together may hold
+//!     buffers      memory that outlives a request
+//!     registry     who is connected, and whether it is time to stop
+//!        |
+//!   serve(stream)  in a coroutine on the connection's context, from greeting to end
+//!     handshake -> connection: a reader and its workers, all on that thread
+//! ```
+//!
+//! The caller accepts clients, makes their sockets streams on the context that is to serve them, and calls
+//! [`Server::serve`] there in a coroutine. How many clients there may be is the caller's to limit.
+//!
+//! Holes: a READ that comes from the cache carries its zeroes. One of 64 KiB or more that the cache could
+//! not serve is asked for holes first, and they are sent as hole chunks, unless the client set DF or has not
+//! agreed on structured replies. Asking costs a system call that may have to wait, so it is kept off the
+//! path of a cached 4 KiB READ.
+//!
+//! A client that misbehaves hurts itself only: it is refused what makes no sense, is not read from while it
+//! does not take its replies, and cannot hold more than its limits. See [`ServerConfig`].
+
+mod batch;
+mod budget;
+mod buffers;
+mod config;
+mod connection;
+mod error;
+mod handshake;
+mod receive;
+mod registry;
+mod request;
+mod sender;
+mod signal;
+mod transport;
+mod turn;
+mod work;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use corio::net::{TcpStream, UnixStream};
+
+pub use config::{Export, ServerConfig};
+pub use error::Error;
+pub use registry::Busy;
+pub use transport::Transport;
+
+use budget::Budget;
+use buffers::BufferPool;
+use connection::Connection;
+use handshake::Handshake;
+use receive::{RECEIVE_BYTES, Receiver};
+use registry::{Presence, Registry};
+
+/// Serves exports to NBD clients. Cheap to clone; every clone is the same server.
+///
+/// ```
+/// use std::time::Duration;
+/// use corio_block::{Length, memory};
+/// use corio_nbd::server::{Export, Server, ServerConfig};
+///
+/// let disk = memory::Options::new(Length(1 << 20)).open()?;
+/// let server = Server::new(ServerConfig::default(), vec![Export::new("", disk)]);
+/// server.shutdown();
+/// assert!(server.wait_idle(Duration::from_secs(1)).is_empty());
+/// # Ok::<(), corio_block::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+/// What the connections of all threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: ServerConfig,
+    exports: Vec<Export>,
+    budget: Arc<Budget>,
+    buffers: Arc<BufferPool>,
+    registry: Arc<Registry>,
+}
+
+impl Server {
+    /// A server of these exports. The first one is also the one that clients get who name none.
+    pub fn new(config: ServerConfig, exports: Vec<Export>) -> Self {
+        let shared = Shared {
+            budget: Arc::new(Budget::new(
+                config.server_requests_max,
+                config.server_bytes_max,
+            )),
+            buffers: BufferPool::new(config.idle_bytes_max),
+            registry: Arc::default(),
+            config,
+            exports,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Serves a client over TCP until it leaves; see [`serve`](Self::serve).
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub fn serve_tcp(&self, stream: TcpStream, peer: String) -> Result<(), Error> {
+        // Replies are gathered here; the kernel must not wait for more. A socket that refuses is slower,
+        // not wrong.
+        let _ = stream.set_nodelay(true);
+        self.serve(stream, peer)
+    }
+
+    /// Serves a client over a Unix socket until it leaves; see [`serve`](Self::serve).
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub fn serve_unix(&self, stream: UnixStream, peer: String) -> Result<(), Error> {
+        self.serve(stream, peer)
+    }
+
+    /// Serves a client until it leaves, is given up, or the server stops. `peer` names it in messages.
+    ///
+    /// Call it in a coroutine of the context that the stream is used from. Parks; starts further
+    /// coroutines on the context, none of which outlives the call. What goes wrong is logged here.
+    ///
+    /// # Errors
+    /// Why the connection did not end in good order.
+    pub fn serve<S: Transport>(&self, stream: S, peer: String) -> Result<(), Error> {
+        let stream = Rc::new(stream);
+        let presence = self.shared.registry.enter(&peer, &stream)?;
+        let result = self.session(&stream, presence, &peer);
+        if let Err(error) = &result {
+            // Replies that are still on their way are of no use to a client that broke the protocol.
+            let _ = stream.shutdown(Shutdown::Both);
+            tracing::info!(%peer, "connection ended: {error}");
+        } else {
+            tracing::debug!(%peer, "connection ended");
+        }
+        result
+    }
+
+    fn session<S: Transport>(
+        &self,
+        stream: &Rc<S>,
+        presence: Presence,
+        peer: &str,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
+        let buffer = shared.buffers.get(RECEIVE_BYTES);
+        let mut receiver = Receiver::new(buffer.map_err(Error::io("getting memory"))?);
+        let handshake = Handshake {
+            stream: &**stream,
+            receiver: &mut receiver,
+            config: &shared.config,
+            exports: &shared.exports,
+            registry: &shared.registry,
+        };
+        let Some(chosen) = handshake.run()? else {
+            return Ok(());
+        };
+        tracing::debug!(
+            %peer,
+            export = %shared.exports[chosen.export].name,
+            style = ?chosen.terms.style,
+            "transmission"
+        );
+        let stream = Rc::clone(stream);
+        Connection::new(shared, stream, &chosen, presence, peer.to_owned()).serve(receiver)
+    }
+
+    /// Takes no new connection and no new request: they are answered with ESHUTDOWN. Requests that are
+    /// being served finish, and their connections end then. From any thread; does not wait.
+    pub fn shutdown(&self) {
+        self.shared.registry.stop();
+    }
+
+    /// Waits until no connection is left; after `timeout`, those that are. Parks a coroutine, blocks a plain
+    /// thread; not for a loop's thread outside a coroutine.
+    #[must_use]
+    pub fn wait_idle(&self, timeout: Duration) -> Vec<Busy> {
+        self.shared.registry.wait_idle(timeout)
+    }
+
+    /// How many connections there are now, those in the handshake included. From any thread.
+    pub fn connections(&self) -> usize {
+        self.shared.registry.len()
+    }
+
+    /// Requests, and bytes of their data, that clients hold now: waiting for the disk, or for the client to
+    /// take the reply. From any thread; what the cache serves at once is not in it.
+    pub fn in_flight(&self) -> (usize, usize) {
+        self.shared.budget.held()
+    }
+}
