@@ -336,14 +336,12 @@ impl<S: Transport> Reader<'_, S> {
         self.wait_for_room(len)?;
         match connection.budget.try_take(len) {
             Some(grant) => {
-                let job = Job {
+                self.submit(Job {
                     tag,
                     action,
                     payload: None,
                     grant,
-                };
-                connection.workers.submit(connection, job);
-                connection.report_requests();
+                });
                 Ok(())
             }
             None => self.serve_here(tag, action),
@@ -368,17 +366,28 @@ impl<S: Transport> Reader<'_, S> {
         self.receiver
             .read_exact(&*connection.stream, &mut payload)?;
         let action = Action::Write { offset, len, fua };
-        connection.workers.submit(
-            connection,
-            Job {
-                tag,
-                action,
-                payload: Some(payload),
-                grant,
-            },
-        );
-        connection.report_requests();
+        self.submit(Job {
+            tag,
+            action,
+            payload: Some(payload),
+            grant,
+        });
         Ok(())
+    }
+
+    fn submit(&self, job: Job) {
+        let connection = self.connection;
+        if let Some(job) = connection.workers.submit(connection, job) {
+            let reply = serve(
+                connection,
+                job.tag,
+                job.action,
+                job.payload,
+                Some(job.grant),
+            );
+            connection.sender.push(reply, false);
+        }
+        connection.report_requests();
     }
 
     /// Parks until the client has room for one more request of `len` bytes.

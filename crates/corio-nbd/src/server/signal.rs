@@ -1,37 +1,72 @@
 //! Waiting between coroutines of one connection, all of which run on one thread.
 //!
-//! Between the look at the condition and the wait nothing else runs, so no wake can be missed; and the
-//! condition is looked at again after each wake, so none needs to be exact.
+//! Between the look at the condition and the park nothing else runs, so no wake can be missed; and the
+//! condition is looked at again after each park, so a wake need not be exact. (Rejected: `corio::sync`,
+//! whose locks work between threads and cost what that costs.)
 
-use corio::sync::Queue;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use corio::CoWaker;
 
 /// Something that coroutines of one thread wait for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Signal {
-    waiters: Queue,
+    /// Those who are parked here, the one who has waited longest first.
+    waiting: RefCell<VecDeque<CoWaker>>,
 }
 
 impl Signal {
     pub(super) fn new() -> Self {
-        Self {
-            waiters: Queue::new(),
-        }
+        Self::default()
     }
 
     /// Parks until `condition` holds. It is looked at once before, and after each [`fire`](Self::fire).
+    #[inline]
     pub(super) fn wait_until(&self, condition: impl Fn() -> bool) {
         while !condition() {
-            self.waiters.wait();
+            self.park();
         }
+    }
+
+    #[cold]
+    fn park(&self) {
+        let Some(me) = CoWaker::current() else {
+            // Says what is wrong.
+            return corio::park();
+        };
+        let withdraw = Withdraw { signal: self, me };
+        self.waiting.borrow_mut().push_back(withdraw.me.clone());
+        corio::park();
     }
 
     /// Has those who wait look again.
     pub(super) fn fire(&self) {
-        self.waiters.wake_all();
+        for waiter in self.waiting.take() {
+            waiter.wake();
+        }
     }
 
     /// Has the one who has waited longest look again.
     pub(super) fn fire_one(&self) {
-        self.waiters.wake_one();
+        let waiter = self.waiting.borrow_mut().pop_front();
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+}
+
+/// Takes the entry back if the park ended without it, early or by unwinding.
+struct Withdraw<'a> {
+    signal: &'a Signal,
+    me: CoWaker,
+}
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        self.signal
+            .waiting
+            .borrow_mut()
+            .retain(|waiter| *waiter != self.me);
     }
 }

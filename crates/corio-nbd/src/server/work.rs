@@ -86,18 +86,28 @@ impl Workers {
         }
     }
 
-    /// Hands a request to a worker. It starts when the caller parks.
-    pub(super) fn submit<S: Transport>(&self, connection: &Rc<Connection<S>>, job: Job) {
+    /// Hands a request to a worker, who starts when the caller parks. Gives it back if there is no worker
+    /// and no stack for one.
+    #[must_use]
+    pub(super) fn submit<S: Transport>(
+        &self,
+        connection: &Rc<Connection<S>>,
+        job: Job,
+    ) -> Option<Job> {
         self.queue.borrow_mut().push_back(job);
         if self.parked.get() > 0 {
             self.parked.set(self.parked.get() - 1);
             self.tokens.set(self.tokens.get() + 1);
             self.ready.fire_one();
-            return;
+            return None;
         }
         let alive = Alive::new(connection);
         // Nobody joins it: the connection waits for the count of those alive.
-        drop(corio::spawn_local(move || work(&alive.connection)));
+        let worker = corio::spawn_local(move || work(&alive.connection));
+        if worker.is_finished() && self.alive.get() == 0 {
+            return self.queue.borrow_mut().pop_back();
+        }
+        None
     }
 
     /// Has idle workers end, and the others when they are done. Parks until all have.
