@@ -17,6 +17,7 @@ mod coroutine;
 pub mod engine;
 mod error;
 pub mod fs;
+pub mod net;
 mod schedule;
 mod stack;
 mod sys;
