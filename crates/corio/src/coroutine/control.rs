@@ -24,6 +24,7 @@ use corosensei::Yielder;
 use super::home::Home;
 use super::wake_queue::WakeQueue;
 use crate::stack::{CONTROL_SIZE, Slot, SlotStack};
+use crate::tls::ThreadState;
 
 /// The switching machine: nothing goes in or out but control itself.
 pub(super) type Machine = corosensei::Coroutine<(), (), (), SlotStack>;
@@ -67,6 +68,8 @@ pub(crate) struct ControlBlock {
     /// Coroutine locks that it holds (SPEC C3).
     pub(super) locks_held: Cell<u32>,
     pub(super) generation: u32,
+    /// The home thread's state (I2).
+    pub(super) thread: &'static ThreadState,
     pub(super) slot: &'static Slot,
     pub(super) home: *const Home,
     /// Links of the home's list of the living.

@@ -131,10 +131,16 @@ fn resolve<'a>(block: *const ControlBlock) -> Option<&'a ControlBlock> {
 
 /// The innermost home of this thread.
 #[inline]
-#[allow(unsafe_code)] // ThreadState::home is untyped.
 pub(crate) fn current() -> Option<&'static Home> {
+    of_thread(tls::thread())
+}
+
+/// The innermost home of the thread whose state this is, which is the running one.
+#[inline]
+#[allow(unsafe_code)] // ThreadState::home is untyped.
+pub(super) fn of_thread(thread: &tls::ThreadState) -> Option<&'static Home> {
     // SAFETY: I2; the reference is used within the scope of the home, by code that runs inside it.
-    unsafe { tls::thread().home.get().cast::<Home>().as_ref() }
+    unsafe { thread.home.get().cast::<Home>().as_ref() }
 }
 
 /// Runs `f` in a home whose coroutines' wakes go to `inbox`; `leave` runs after `f`, before what is left is unwound.

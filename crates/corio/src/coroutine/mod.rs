@@ -26,11 +26,11 @@ use control::ControlBlock;
 
 use crate::error::Error;
 use crate::stack::{self, Park, Slot};
-use crate::track;
+use crate::{tls, track};
 
 /// A living coroutine of this thread, as the runtime refers to it. Valid while the coroutine lives; the holder knows
 /// that it does because it is running in it, has it in its home's list, or has won its wake.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct CoRef(NonNull<ControlBlock>);
 
 impl CoRef {
@@ -186,7 +186,7 @@ fn yield_outside() -> ! {
 
 /// A stack of the default size for [`create_on`]. The caller uses it at once.
 pub(crate) fn reserve_stack() -> Result<&'static Slot, Error> {
-    stack::acquire(stack::SIZE_DEFAULT)
+    stack::acquire(tls::thread(), stack::SIZE_DEFAULT)
 }
 
 /// Makes a coroutine on a stack from [`reserve_stack`], in this thread's innermost home.
@@ -195,7 +195,7 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
     at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
-    switch::create(stack, None, at, body)
+    switch::create(tls::thread(), stack, None, at, body)
 }
 
 /// While it lives, the coroutine that made it is not cancelled (SPEC C12); outside a coroutine it does nothing.
@@ -282,11 +282,12 @@ impl Builder {
             None => stack::SIZE_DEFAULT,
             Some(wanted) => stack::class_size(wanted)?,
         };
-        if home::current().is_none() {
+        let thread = tls::thread();
+        if home::of_thread(thread).is_none() {
             switch::no_home(at);
         }
-        let slot = stack::acquire(size)?;
-        Ok(switch::create(slot, self.name.map(String::into_boxed_str), at, body))
+        let slot = stack::acquire(thread, size)?;
+        Ok(switch::create(thread, slot, self.name.map(String::into_boxed_str), at, body))
     }
 }
 
@@ -303,6 +304,8 @@ impl Builder {
 #[derive(Debug)]
 pub struct Coroutine {
     slot: &'static Slot,
+    /// Its block; only followed while the slot is of this generation.
+    co: CoRef,
     generation: u32,
     /// Tied to its thread.
     not_send: PhantomData<*const ()>,
@@ -318,24 +321,25 @@ impl Coroutine {
     #[inline]
     pub fn new<F: FnOnce() + 'static>(body: F) -> Self {
         let at = Location::caller();
-        if home::current().is_none() {
+        let thread = tls::thread();
+        if home::of_thread(thread).is_none() {
             switch::no_home(at);
         }
-        match stack::acquire(stack::SIZE_DEFAULT) {
-            Ok(slot) => Self::from_ref(switch::create(slot, None, at, body)),
+        match stack::acquire(thread, stack::SIZE_DEFAULT) {
+            Ok(slot) => Self::from_ref(switch::create(thread, slot, None, at, body)),
             Err(error) => no_stack(&error),
         }
     }
 
     fn from_ref(co: CoRef) -> Self {
-        Self { slot: co.slot(), generation: co.generation(), not_send: PhantomData }
+        Self { slot: co.slot(), co, generation: co.generation(), not_send: PhantomData }
     }
 
     /// The coroutine, if it has not ended.
     #[inline]
     fn living(&self) -> Option<CoRef> {
-        let co = of_slot(self.slot);
-        (self.slot.word.generation() == self.generation && co.phase() != Phase::Ended).then_some(co)
+        (self.slot.word.generation() == self.generation && self.co.phase() != Phase::Ended)
+            .then_some(self.co)
     }
 
     /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then whatever it woke.
@@ -346,10 +350,10 @@ impl Coroutine {
     #[track_caller]
     #[inline]
     pub fn enter(&self) {
-        let co = of_slot(self.slot);
         // Of this generation, neither parked nor queued, and not entered: the usual case in two compares.
-        if self.slot.word.is_plainly_running(self.generation) && co.phase() <= Phase::Suspended {
-            return enter(co);
+        if self.slot.word.is_plainly_running(self.generation) && self.co.phase() <= Phase::Suspended
+        {
+            return enter(self.co);
         }
         self.enter_slow();
     }

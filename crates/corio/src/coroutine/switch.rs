@@ -3,7 +3,7 @@
 //! Rules
 //! - R1 Nothing here holds a reference into a control block across a switch that may end the coroutine: what is needed
 //!   afterwards is copied before.
-//! - R2 `ThreadState` is fetched anew after a switch.
+//! - R2 A running coroutine fetches `ThreadState` anew after a switch; whoever enters takes it from the control block.
 
 #![allow(unsafe_code)] // Stack switching; SAFETY comments name control's and stack's invariants.
 
@@ -27,12 +27,13 @@ type Panic = Box<dyn Any + Send>;
 /// Makes a coroutine in the current home, on a stack that the caller has acquired for it. It runs nothing.
 #[inline]
 pub(super) fn create<F: FnOnce() + 'static>(
+    thread: &'static tls::ThreadState,
     slot: &'static Slot,
     name: Option<Box<str>>,
     created_at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
-    let Some(home) = home::current() else { no_home(created_at) };
+    let Some(home) = home::of_thread(thread) else { no_home(created_at) };
     let at = slot.control_block().cast::<ControlBlock>();
     let block = CoRef(at);
     // SAFETY: `body` is 'static; the slot is ours (stack I1), and its stack is used by this machine only until `finish`
@@ -52,6 +53,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
             cancel_masks: Cell::new(0),
             locks_held: Cell::new(0),
             generation,
+            thread,
             slot,
             home,
             newer: Cell::new(ptr::null()),
@@ -117,7 +119,8 @@ fn keep_panic(co: CoRef, payload: Panic) {
 /// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends; true if it ended, and
 /// [`after_run`] must follow if it did or has woken others.
 #[inline(always)]
-fn switch_into(state: &tls::ThreadState, block: &ControlBlock) -> bool {
+fn switch_into(block: &ControlBlock) -> bool {
+    let state = block.thread;
     let caller = state.current.get();
     block.caller.set(caller.cast());
     block.phase.set(Phase::Entered);
@@ -152,7 +155,7 @@ pub(super) fn trace_yielded(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn enter(co: CoRef) {
     let block = co.block();
-    let ended = switch_into(tls::thread(), block);
+    let ended = switch_into(block);
     if ended || !block.woken.is_empty() {
         after_run(co, ended);
     }
@@ -172,11 +175,10 @@ fn after_run(co: CoRef, ended: bool) {
 /// Runs the queue empty. Each slot's coroutine is scheduled; the first panic is raised once all have run.
 #[cold]
 pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
-    let state = tls::thread();
     while let Some(slot) = queue.pop() {
         let co = super::of_slot(slot);
         slot.word.claim(co.generation());
-        let ended = switch_into(state, co.block());
+        let ended = switch_into(co.block());
         queue.prepend(&co.block().woken);
         let later = if ended { finish(co) } else { None };
         panic = panic.or(later);
@@ -232,12 +234,12 @@ fn give_up(co: CoRef) {
     // SAFETY: home I1: a home outlives its coroutines.
     let home: &Home = unsafe { &*block.home };
     home.unlink(block);
-    let (slot, generation) = (block.slot, block.generation);
+    let (slot, generation, thread) = (block.slot, block.generation, block.thread);
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop, and done or dropped.
     unsafe { ptr::drop_in_place(co.0.as_ptr()) };
     if slot.word.retire(generation) {
         // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone stale.
-        unsafe { stack::release(slot) };
+        unsafe { stack::release(thread, slot) };
     }
 }
 

@@ -68,7 +68,7 @@ mod tests {
     // SPEC C4
     #[test]
     fn what_a_woken_one_queues_goes_before_its_later_siblings() {
-        let slots: Vec<_> = (0..4).map(|_| stack::acquire(stack::SIZE_DEFAULT).unwrap()).collect();
+        let slots: Vec<_> = (0..4).map(|_| stack::acquire(crate::tls::thread(), stack::SIZE_DEFAULT).unwrap()).collect();
         let (pending, woken) = (WakeQueue::new(), WakeQueue::new());
         pending.push(slots[0]);
         pending.push(slots[1]);
@@ -83,7 +83,7 @@ mod tests {
             // SAFETY: nothing uses the slot.
             #[allow(unsafe_code)]
             unsafe {
-                stack::release(slot);
+                stack::release(crate::tls::thread(), slot);
             }
         }
         stack::flush_local();

@@ -175,14 +175,14 @@ mod tests {
     // SPEC C5
     #[test]
     fn a_released_slot_is_given_out_again() {
-        let first = acquire(SIZE_DEFAULT).unwrap();
+        let first = acquire(crate::tls::thread(), SIZE_DEFAULT).unwrap();
         // SAFETY: nothing uses the slot.
-        unsafe { release(first) };
-        let second = acquire(SIZE_DEFAULT).unwrap();
+        unsafe { release(crate::tls::thread(), first) };
+        let second = acquire(crate::tls::thread(), SIZE_DEFAULT).unwrap();
         assert!(core::ptr::eq(first, second));
         assert!(core::ptr::eq(slot_at(second.index()).unwrap(), second));
         // SAFETY: nothing uses the slot.
-        unsafe { release(second) };
+        unsafe { release(crate::tls::thread(), second) };
         flush_local();
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 
 use super::{SIZE_DEFAULT, Slot, slab};
 use crate::error::Error;
-use crate::{sys, tls};
+use crate::sys;
+use crate::tls::{self, ThreadState};
 
 /// Stacks that move between a thread's pool and the global one at a time.
 const BATCH: usize = 128;
@@ -26,18 +27,20 @@ struct Class {
 
 static GLOBAL: Mutex<Vec<Class>> = Mutex::new(Vec::new());
 
-/// Takes a free stack of `size` bytes (a class size), or makes some.
-pub(crate) fn acquire(size: usize) -> Result<&'static Slot, Error> {
+/// Takes a free stack of `size` bytes (a class size), or makes some. `thread` is this thread's state.
+#[inline]
+pub(crate) fn acquire(thread: &ThreadState, size: usize) -> Result<&'static Slot, Error> {
     if size == SIZE_DEFAULT
-        && let Some(slot) = with_local(|local| local.pop())
+        && let Some(slot) = with_local(thread, |local| local.pop())
     {
         return Ok(slot);
     }
-    acquire_slow(size)
+    acquire_slow(thread, size)
 }
 
 #[cold]
-fn acquire_slow(size: usize) -> Result<&'static Slot, Error> {
+#[inline(never)]
+fn acquire_slow(thread: &ThreadState, size: usize) -> Result<&'static Slot, Error> {
     let mut global = GLOBAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let class = class(&mut global, size);
     if class.warm.is_empty() && class.cold.is_empty() {
@@ -51,28 +54,35 @@ fn acquire_slow(size: usize) -> Result<&'static Slot, Error> {
         let rest = from.len().saturating_sub(BATCH - 1);
         let batch = from.split_off(rest);
         drop(global);
-        with_local(|local| local.extend(batch));
+        with_local(thread, |local| local.extend(batch));
     }
     slot.ok_or(Error::Os { op: "taking a stack", source: std::io::ErrorKind::OutOfMemory.into() })
 }
 
-/// Gives a stack back.
+/// Gives a stack back. `thread` is this thread's state.
 ///
 /// # Safety
 /// The caller owns the slot and nothing refers to its memory any more (I1, I3).
-pub(crate) unsafe fn release(slot: &'static Slot) {
+#[inline]
+pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot) {
     if slot.size() != SIZE_DEFAULT {
-        release_global(&[slot]);
-        return;
+        return release_global(&[slot]);
     }
-    let overflow = with_local(|local| {
+    let full = with_local(thread, |local| {
         local.push(slot);
-        // The oldest go: the newest are the warmest.
-        (local.len() > LOCAL_MAX).then(|| local.drain(..BATCH).collect::<Vec<_>>())
+        local.len() > LOCAL_MAX
     });
-    if let Some(batch) = overflow {
-        release_global(&batch);
+    if full {
+        release_batch(thread);
     }
+}
+
+/// The oldest go: the newest are the warmest.
+#[cold]
+#[inline(never)]
+fn release_batch(thread: &ThreadState) {
+    let batch = with_local(thread, |local| local.drain(..BATCH).collect::<Vec<_>>());
+    release_global(&batch);
 }
 
 /// Gives all of this thread's free stacks to the global pool. Called when a thread's outermost home ends.
@@ -86,15 +96,22 @@ pub(crate) fn flush_local() {
     }
 }
 
-fn with_local<R>(f: impl FnOnce(&mut Vec<&'static Slot>) -> R) -> R {
-    let state = tls::thread();
-    let mut local = state.pool.get().cast::<Vec<&'static Slot>>();
+#[inline]
+fn with_local<R>(thread: &ThreadState, f: impl FnOnce(&mut Vec<&'static Slot>) -> R) -> R {
+    let mut local = thread.pool.get().cast::<Vec<&'static Slot>>();
     if local.is_null() {
-        local = Box::into_raw(Box::new(Vec::with_capacity(LOCAL_MAX + 1)));
-        state.pool.set(local.cast());
+        local = make_local(thread);
     }
     // SAFETY: the pool is this thread's, and `f` neither switches stacks nor gets here again.
     f(unsafe { &mut *local })
+}
+
+#[cold]
+fn make_local(thread: &ThreadState) -> *mut Vec<&'static Slot> {
+    // Room for one more than is kept, so that a push never allocates.
+    let local = Box::into_raw(Box::new(Vec::with_capacity(LOCAL_MAX + 1)));
+    thread.pool.set(local.cast());
+    local
 }
 
 #[cold]
@@ -132,13 +149,13 @@ mod tests {
     // SPEC C5
     #[test]
     fn a_thread_keeps_two_batches_and_passes_the_rest_on() {
-        let slots: Vec<_> = (0..LOCAL_MAX + 1).map(|_| acquire(SIZE_DEFAULT).unwrap()).collect();
+        let slots: Vec<_> = (0..LOCAL_MAX + 1).map(|_| acquire(tls::thread(), SIZE_DEFAULT).unwrap()).collect();
         flush_local();
         for slot in slots {
             // SAFETY: nothing uses the slot.
-            unsafe { release(slot) };
+            unsafe { release(tls::thread(), slot) };
         }
-        assert_eq!(with_local(|local| local.len()), LOCAL_MAX + 1 - BATCH);
+        assert_eq!(with_local(tls::thread(), |local| local.len()), LOCAL_MAX + 1 - BATCH);
         flush_local();
     }
 }
