@@ -102,8 +102,9 @@ impl<S: Transport> Connection<S> {
     /// Why it did not end in good order.
     pub(super) fn serve(self: &Rc<Self>, receiver: Receiver) -> Result<(), Error> {
         // Should the reader itself unwind, the workers must not wait for ever.
-        let closer = Closer {
+        let mut closer = Closer {
             connection: Rc::clone(self),
+            in_order: false,
         };
         let batch = Batch::new(
             self.shared
@@ -133,7 +134,7 @@ impl<S: Transport> Connection<S> {
         drop(reader);
         self.budget.wait_until_idle();
         self.workers.end();
-        drop(closer);
+        closer.in_order = true;
         result.and(flushed)
     }
 
@@ -180,11 +181,12 @@ const MEMORY: &str = "getting memory for a connection";
 /// Ends the workers however the reader ends.
 struct Closer<S: Transport> {
     connection: Rc<Connection<S>>,
+    in_order: bool,
 }
 
 impl<S: Transport> Drop for Closer<S> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !self.in_order {
             self.connection.sender.give_up();
         }
         self.connection.workers.close();
@@ -455,8 +457,12 @@ impl<S: Transport> Reader<'_, S> {
         Ok(())
     }
 
-    /// Sends the batch, and what the workers have ready.
+    /// Sends the batch, and with it what the workers have ready. An empty batch is nothing to wait for: the
+    /// workers send theirs without it, and the disk can be at the next requests meanwhile.
     fn flush(&mut self) -> Result<(), Error> {
+        if self.batch.as_slice().is_empty() {
+            return Ok(());
+        }
         let result = self.connection.sender.flush(self.batch.as_slice());
         self.batch.clear();
         result.map_err(Error::io(WRITING))

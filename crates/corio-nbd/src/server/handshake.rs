@@ -8,7 +8,6 @@
 //! that is refused leaves what was agreed on before as it was, except that SET_META_CONTEXT always
 //! replaces the selection.
 
-use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
 use super::Error;
@@ -16,7 +15,7 @@ use super::config::{Export, ServerConfig};
 use super::receive::{READING, Receiver};
 use super::registry::Registry;
 use super::request::Terms;
-use super::transport::{Transport, write_all_vectored};
+use super::transport::{Transport, write_all};
 use crate::wire::{
     BASE_ALLOCATION, BlockSizes, ClientFlags, ClientHello, ContextId, Decoded, ExportNameReply,
     Greeting, HandshakeFlags, HeaderStyle, Info, InfoQuery, InfoType, MetaQuery, OptionCode,
@@ -425,8 +424,7 @@ impl<S: Transport> Handshake<'_, S> {
 
     fn send(&self, deadline: &Deadline, bytes: &[u8]) -> Result<(), Error> {
         deadline.impose(self.stream)?;
-        write_all_vectored(self.stream, &mut [IoSlice::new(bytes)])
-            .map_err(Error::io("writing to the client"))
+        write_all(self.stream, bytes).map_err(Error::io("writing to the client"))
     }
 }
 

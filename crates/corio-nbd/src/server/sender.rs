@@ -30,7 +30,7 @@ use smallvec::SmallVec;
 use super::budget::Grant;
 use super::buffers::Buffer;
 use super::signal::Signal;
-use super::transport::{Transport, write_all_vectored};
+use super::transport::{Transport, write_all, write_all_vectored};
 use super::turn;
 use crate::wire::Prefix;
 
@@ -204,7 +204,10 @@ impl<S: Transport> Sender<S> {
     fn begin(&self) -> Held<'_, S> {
         debug_assert_ne!(self.state.get(), State::Writing);
         self.state.set(State::Writing);
-        Held { sender: self }
+        Held {
+            sender: self,
+            in_order: Cell::new(true),
+        }
     }
 }
 
@@ -212,6 +215,9 @@ impl<S: Transport> Sender<S> {
 #[derive(Debug)]
 pub(super) struct Held<'a, S: Transport> {
     sender: &'a Sender<S>,
+    /// False during a write, which a panic may leave in the middle. (Not asked of `panicking`, which is
+    /// the thread's and may be another coroutine's.)
+    in_order: Cell<bool>,
 }
 
 impl<S: Transport> Held<'_, S> {
@@ -251,20 +257,32 @@ impl<S: Transport> Held<'_, S> {
     }
 
     fn write(&self, first: &[u8], replies: &[Reply]) -> io::Result<()> {
-        let mut slices: SmallVec<[IoSlice<'_>; SLICES_MAX]> = SmallVec::new();
-        slices.push(IoSlice::new(first));
-        slices.extend(replies.iter().flat_map(Reply::slices).map(IoSlice::new));
-        write_all_vectored(&*self.sender.stream, &mut slices).inspect_err(|_| {
-            self.sender.give_up();
-        })
+        let stream = &*self.sender.stream;
+        self.in_order.set(false);
+        let result = if replies.is_empty() {
+            write_all(stream, first)
+        } else {
+            write_gathered(stream, first, replies)
+        };
+        self.in_order.set(true);
+        result.inspect_err(|_| self.sender.give_up())
     }
+}
+
+/// Out of line, so that the slices are on the stack of those only who have replies to gather.
+#[inline(never)]
+fn write_gathered(stream: &impl Transport, first: &[u8], replies: &[Reply]) -> io::Result<()> {
+    let mut slices: SmallVec<[IoSlice<'_>; SLICES_MAX]> = SmallVec::new();
+    slices.push(IoSlice::new(first));
+    slices.extend(replies.iter().flat_map(Reply::slices).map(IoSlice::new));
+    write_all_vectored(stream, &mut slices)
 }
 
 impl<S: Transport> Drop for Held<'_, S> {
     fn drop(&mut self) {
         let sender = self.sender;
-        // Left in the middle, by a panic or because a reply broke off: the frame is lost (I2).
-        if !sender.queue.borrow().is_empty() || std::thread::panicking() {
+        // Left in the middle: the frame is lost (I2).
+        if !self.in_order.get() || !sender.queue.borrow().is_empty() {
             sender.give_up();
         }
         sender.state.set(State::Idle);

@@ -42,8 +42,10 @@ impl Signal {
 
     /// Has those who wait look again.
     pub(super) fn fire(&self) {
-        for waiter in self.waiting.take() {
-            waiter.wake();
+        // As many as there are now: who looks and waits again is not of them.
+        let now = self.waiting.borrow().len();
+        for _ in 0..now {
+            self.fire_one();
         }
     }
 

@@ -16,6 +16,12 @@ pub trait Transport: 'static {
     /// The socket's; `TimedOut` after the time set.
     fn read(&self, buf: &mut [u8]) -> io::Result<usize>;
 
+    /// Writes as much of the buffer as the socket takes, at least one byte.
+    ///
+    /// # Errors
+    /// The socket's; `TimedOut` after the time set.
+    fn write(&self, buf: &[u8]) -> io::Result<usize>;
+
     /// Writes as much of the buffers as the socket takes, at least one byte.
     ///
     /// # Errors
@@ -45,6 +51,12 @@ macro_rules! transport {
             }
 
             #[inline]
+            fn write(&self, buf: &[u8]) -> io::Result<usize> {
+                let mut stream = self;
+                Write::write(&mut stream, buf)
+            }
+
+            #[inline]
             fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
                 let mut stream = self;
                 Write::write_vectored(&mut stream, bufs)
@@ -64,6 +76,20 @@ macro_rules! transport {
 
 transport!(TcpStream);
 transport!(UnixStream);
+
+/// Writes all of `buf`, however many writes it takes.
+#[inline]
+pub(super) fn write_all(stream: &impl Transport, mut buf: &[u8]) -> io::Result<()> {
+    while !buf.is_empty() {
+        match stream.write(buf) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => buf = buf.get(n..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
 
 /// Writes all of `bufs`, however many writes it takes.
 pub(super) fn write_all_vectored(

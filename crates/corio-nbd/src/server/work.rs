@@ -29,7 +29,7 @@ use crate::wire::{
 };
 
 /// Workers that stay when there is nothing to do.
-const IDLE_WORKERS_MAX: usize = 16;
+const IDLE_WORKERS_MAX: usize = 32;
 /// A READ of at least this that did not come from the fast path is asked for holes first. Below it the
 /// question costs more than the zeroes it may save.
 const HOLES_READ_BYTES_MIN: usize = 64 << 10;
@@ -103,7 +103,7 @@ impl Workers {
         }
         let alive = Alive::new(connection);
         // Nobody joins it: the connection waits for the count of those alive.
-        let worker = corio::spawn_local(move || work(&alive.connection));
+        let worker = corio::spawn_local(move || alive.run());
         if worker.is_finished() && self.alive.get() == 0 {
             return self.queue.borrow_mut().pop_back();
         }
@@ -148,6 +148,8 @@ impl Workers {
 /// Counts a worker, from before it is started to its end, however that comes.
 struct Alive<S: Transport> {
     connection: Rc<Connection<S>>,
+    /// Whether it is at work; still set at its end if it unwound (I2).
+    working: bool,
 }
 
 impl<S: Transport> Alive<S> {
@@ -156,13 +158,20 @@ impl<S: Transport> Alive<S> {
         alive.set(alive.get() + 1);
         Self {
             connection: Rc::clone(connection),
+            working: false,
         }
+    }
+
+    fn run(mut self) {
+        self.working = true;
+        work(&self.connection);
+        self.working = false;
     }
 }
 
 impl<S: Transport> Drop for Alive<S> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if self.working {
             self.connection.sender.give_up();
         }
         let workers = &self.connection.workers;
