@@ -1,7 +1,7 @@
 //! The reader's replies, one after the other in one buffer that one write sends.
 
 use super::buffers::Buffer;
-use crate::wire::{PREFIX_MAX, Prefix};
+use crate::wire::PREFIX_MAX;
 
 /// Longest READ that is served straight into the batch.
 pub(super) const FAST_READ_BYTES_MAX: usize = 256 << 10;
@@ -27,21 +27,23 @@ impl Batch {
         self.buffer.len() - self.len >= PREFIX_MAX + len
     }
 
-    /// Appends `prefix` and the `len` bytes that `fill` puts behind it, if it answers true; else nothing.
-    /// There is room.
+    /// Appends the header that `head` writes, which says how long it is, and the `len` bytes that `fill`
+    /// puts behind it, if that answers true; else nothing. There is room.
     #[inline]
     pub(super) fn try_push<E>(
         &mut self,
-        prefix: &Prefix,
         len: usize,
+        head: impl FnOnce(&mut [u8; PREFIX_MAX]) -> usize,
         fill: impl FnOnce(&mut [u8]) -> Result<bool, E>,
     ) -> Result<bool, E> {
-        let prefix = prefix.as_slice();
-        let data = self.len + prefix.len();
-        let filled = fill(&mut self.buffer[data..data + len])?;
+        let free = &mut self.buffer[self.len..];
+        let Some(room) = free.first_chunk_mut() else {
+            return Ok(false);
+        };
+        let used = head(room) + len;
+        let filled = fill(&mut free[used - len..used])?;
         if filled {
-            self.buffer[self.len..data].copy_from_slice(prefix);
-            self.len = data + len;
+            self.len += used;
         }
         Ok(filled)
     }

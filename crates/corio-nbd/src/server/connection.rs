@@ -43,7 +43,7 @@ use super::sender::{Reply, Sender};
 use super::transport::Transport;
 use super::work::{Job, Tag, Workers, serve};
 use super::{Error, Shared, turn};
-use crate::wire::{Decoded, Errno, HeaderStyle, Prefix, Request, encode_error};
+use crate::wire::{Decoded, Errno, HeaderStyle, Prefix, Request, encode_data_prefix, encode_error};
 
 /// Requests after which the reader lets others have their turn.
 const TURN_REQUESTS: usize = 256;
@@ -316,13 +316,15 @@ impl<S: Transport> Reader<'_, S> {
         // At most FAST_READ_BYTES_MAX.
         let size = u32::try_from(len).unwrap_or(u32::MAX);
         let style = connection.terms.style;
-        let prefix = Prefix::data(style, tag.cookie, tag.offset, offset.0, size, true);
+        let at = [tag.offset, offset.0];
         let node = &connection.node;
+        let served = self.batch.try_push(
+            len,
+            |head| encode_data_prefix(style, tag.cookie, at, size, true, head),
+            |data| node.try_read_at(data, offset),
+        );
         // A disk that fails here fails in the worker too, which reports it.
-        let served = self
-            .batch
-            .try_push(&prefix, len, |data| node.try_read_at(data, offset))
-            .unwrap_or(false);
+        let served = served.unwrap_or(false);
         self.misses = match (served, self.misses) {
             (true, _) => 0,
             (false, misses) if misses < MISSES_MAX => misses + 1,

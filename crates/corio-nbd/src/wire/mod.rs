@@ -47,7 +47,7 @@ pub use option::{
     encode_meta_option, encode_option,
 };
 pub use option_reply::{BlockSizes, Info, OptionReply, OptionReplyHeader, encode_option_reply};
-pub use reply::{ChunkHeader, PREFIX_MAX, Prefix, ReplyHeader, SimpleReply};
+pub use reply::{ChunkHeader, PREFIX_MAX, Prefix, ReplyHeader, SimpleReply, encode_data_prefix};
 pub use transmission::{HeaderStyle, Request};
 
 /// What a decoder found in the bytes it was given.

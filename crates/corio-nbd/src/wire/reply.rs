@@ -124,19 +124,11 @@ impl Prefix {
         len: u32,
         last: bool,
     ) -> Self {
-        if style == HeaderStyle::Simple {
-            return Self::simple(cookie, Errno::OK);
-        }
-        let payload = u64::from(len) + 8;
-        let header = Self::content(
-            style,
-            ChunkType::OFFSET_DATA,
-            cookie,
-            request_offset,
-            payload,
-            last,
-        );
-        header.with(data_offset.to_be_bytes())
+        let mut prefix = Self::default();
+        let at = [request_offset, data_offset];
+        let len = encode_data_prefix(style, cookie, at, len, last, &mut prefix.bytes);
+        prefix.len = u8::try_from(len).unwrap_or(u8::MAX);
+        prefix
     }
 
     /// A whole chunk that says that `len` bytes at `hole_offset` are zeroes.
@@ -208,6 +200,48 @@ impl Prefix {
         self.bytes[at..at + N].copy_from_slice(&fields);
         self.len = u8::try_from(at + N).unwrap_or(u8::MAX);
         self
+    }
+}
+
+/// Puts what [`Prefix::data`] is straight to where it is needed; how many bytes it takes. `at` is the
+/// request's offset and the data's.
+///
+/// For the path of a cached READ: a copy right behind the stores would wait for them (some 15 ns).
+#[inline]
+pub fn encode_data_prefix(
+    style: HeaderStyle,
+    cookie: Cookie,
+    at: [u64; 2],
+    len: u32,
+    last: bool,
+    out: &mut [u8; PREFIX_MAX],
+) -> usize {
+    let [request_offset, data_offset] = at;
+    if style == HeaderStyle::Simple {
+        put(out, 0, magic::SIMPLE_REPLY.to_be_bytes());
+        put(out, 4, Errno::OK.0.to_be_bytes());
+        put(out, 8, cookie.0.to_be_bytes());
+        return SimpleReply::LEN;
+    }
+    let flags = if last {
+        ReplyFlags::DONE
+    } else {
+        ReplyFlags::empty()
+    };
+    put(out, 4, flags.bits().to_be_bytes());
+    put(out, 6, ChunkType::OFFSET_DATA.0.to_be_bytes());
+    put(out, 8, cookie.0.to_be_bytes());
+    if style == HeaderStyle::Extended {
+        put(out, 0, magic::EXTENDED_REPLY.to_be_bytes());
+        put(out, 16, request_offset.to_be_bytes());
+        put(out, 24, (u64::from(len) + 8).to_be_bytes());
+        put(out, 32, data_offset.to_be_bytes());
+        40
+    } else {
+        put(out, 0, magic::STRUCTURED_REPLY.to_be_bytes());
+        put(out, 16, len.saturating_add(8).to_be_bytes());
+        put(out, 20, data_offset.to_be_bytes());
+        28
     }
 }
 
