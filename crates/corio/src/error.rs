@@ -41,7 +41,10 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn last_os(op: &'static str) -> Self {
-        Self::Os { op, source: io::Error::last_os_error() }
+        Self::Os {
+            op,
+            source: io::Error::last_os_error(),
+        }
     }
 
     /// The errno that the system answered with, if one did.

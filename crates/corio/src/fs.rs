@@ -121,7 +121,8 @@ impl OpenOptions {
     /// # Errors
     /// open(2)'s; EINVAL where the file system knows no O_DIRECT.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        let mut flags = OFlags::CLOEXEC | OFlags::from_bits_retain(self.custom_flags.cast_unsigned());
+        let mut flags =
+            OFlags::CLOEXEC | OFlags::from_bits_retain(self.custom_flags.cast_unsigned());
         flags |= match (self.read, self.write) {
             (_, false) => OFlags::RDONLY,
             (false, true) => OFlags::WRONLY,
@@ -139,7 +140,11 @@ impl OpenOptions {
         let mode = Mode::from_raw_mode(0o666);
         let fd = off_loop(|| rustix::fs::open(path, flags, mode).map_err(io::Error::from))??;
         #[cfg(feature = "power-loss-shim")]
-        let fd = if self.write { sys::power_loss::substitute(fd)? } else { fd };
+        let fd = if self.write {
+            sys::power_loss::substitute(fd)?
+        } else {
+            fd
+        };
         Ok(File::new(fd, self.direct))
     }
 }
@@ -186,7 +191,11 @@ impl AsFd for File {
 
 impl File {
     fn new(fd: OwnedFd, direct: bool) -> Self {
-        let direct_alignment = if direct { sys::file::direct_alignment(fd.as_fd()) } else { 0 };
+        let direct_alignment = if direct {
+            sys::file::direct_alignment(fd.as_fd())
+        } else {
+            0
+        };
         Self {
             fd,
             direct_alignment,
@@ -218,8 +227,11 @@ impl File {
         let mut done = 0;
         while done < buf.len() {
             let at = advance(offset, done)?;
-            let n = Request::Read { bufs: &mut [IoSliceMut::new(&mut buf[done..])], offset: at }
-                .run(self.fd.as_fd())?;
+            let n = Request::Read {
+                bufs: &mut [IoSliceMut::new(&mut buf[done..])],
+                offset: at,
+            }
+            .run(self.fd.as_fd())?;
             done += n;
             if self.is_end(n) {
                 break;
@@ -249,7 +261,11 @@ impl File {
         let mut done = 0;
         while !rest.is_empty() {
             let at = advance(offset, done)?;
-            let n = Request::Read { bufs: &mut *rest, offset: at }.run(self.fd.as_fd())?;
+            let n = Request::Read {
+                bufs: &mut *rest,
+                offset: at,
+            }
+            .run(self.fd.as_fd())?;
             done += n;
             if self.is_end(n) {
                 break;
@@ -315,7 +331,13 @@ impl File {
         let mut done = 0;
         while !rest.is_empty() {
             let at = advance(offset, done)?;
-            match (Request::Write { bufs: rest, offset: at, durable }).run(self.fd.as_fd())? {
+            match (Request::Write {
+                bufs: rest,
+                offset: at,
+                durable,
+            })
+            .run(self.fd.as_fd())?
+            {
                 0 => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
                 n => {
                     done += n;
@@ -359,7 +381,11 @@ impl File {
         if self.is_block_device() {
             return off_loop(|| sys::file::device_range(self.fd.as_fd(), false, offset, len))?;
         }
-        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+        self.allocate(
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            offset,
+            len,
+        )
     }
 
     /// Makes `[offset, offset + len)` read as zeroes. May park.
@@ -380,9 +406,15 @@ impl File {
             match within {
                 // KEEP_SIZE would leave what lies past the end of the file unwritten.
                 false => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-                true if flags.contains(ZeroFlags::MAY_UNMAP) => self
-                    .allocate(punch, offset, len)
-                    .or_else(|error| if is_unsupported(&error) { self.allocate(zero, offset, len) } else { Err(error) }),
+                true if flags.contains(ZeroFlags::MAY_UNMAP) => {
+                    self.allocate(punch, offset, len).or_else(|error| {
+                        if is_unsupported(&error) {
+                            self.allocate(zero, offset, len)
+                        } else {
+                            Err(error)
+                        }
+                    })
+                }
                 true => self.allocate(zero, offset, len),
             }
         };
@@ -412,7 +444,9 @@ impl File {
     }
 
     fn allocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
-        Request::Allocate { mode, offset, len }.run(self.fd.as_fd()).map(drop)
+        Request::Allocate { mode, offset, len }
+            .run(self.fd.as_fd())
+            .map(drop)
     }
 
     /// What lies at `offset`, and how far it goes. May park.
@@ -427,16 +461,22 @@ impl File {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
             if device {
-                return Ok(Extent { len: left, kind: ExtentKind::Data });
+                return Ok(Extent {
+                    len: left,
+                    kind: ExtentKind::Data,
+                });
             }
             let (kind, end) = match sys::file::seek_to(self.fd.as_fd(), offset, true) {
                 Ok(Some(data)) if data > offset => (ExtentKind::Hole, Some(data)),
-                Ok(Some(_)) => {
-                    (ExtentKind::Data, sys::file::seek_to(self.fd.as_fd(), offset, false)?)
-                }
+                Ok(Some(_)) => (
+                    ExtentKind::Data,
+                    sys::file::seek_to(self.fd.as_fd(), offset, false)?,
+                ),
                 Ok(None) => (ExtentKind::Hole, None),
                 // A file system that knows no holes.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (ExtentKind::Data, None),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    (ExtentKind::Data, None)
+                }
                 Err(error) => return Err(error),
             };
             let len = end.map_or(left, |end| (end - offset).min(left));
@@ -497,17 +537,25 @@ impl File {
     fn is_end(&self, n: usize) -> bool {
         n == 0
             || self.direct_alignment > 0
-                && usize::try_from(self.direct_alignment).is_ok_and(|block| n % block != 0)
+                && usize::try_from(self.direct_alignment)
+                    .is_ok_and(|block| !n.is_multiple_of(block))
     }
 }
 
 /// Runs a call that may wait for metadata where it does not stop the loop.
 fn off_loop<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
-    if Local::current().is_none() { Ok(f()) } else { engine::unblock(f).map_err(Into::into) }
+    if Local::current().is_none() {
+        Ok(f())
+    } else {
+        engine::unblock(f).map_err(Into::into)
+    }
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
+    )
 }
 
 fn advance(offset: u64, done: usize) -> io::Result<u64> {
@@ -575,6 +623,8 @@ impl Drop for AlignedBuf {
 
 impl core::fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("AlignedBuf").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("AlignedBuf")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }

@@ -29,7 +29,9 @@ pub fn sleep(duration: Duration) {
     schedule::parkable("time::sleep");
     let duration_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let deadline_ns = now_ns().saturating_add(duration_ns);
-    let (Some(local), Some(waker)) = (Local::current(), CoWaker::current()) else { return };
+    let (Some(local), Some(waker)) = (Local::current(), CoWaker::current()) else {
+        return;
+    };
     let timer = local.context().timer(move || waker.wake_here());
     timer.arm_at_ns(deadline_ns);
     while now_ns() < deadline_ns {

@@ -38,9 +38,9 @@ thread_local! {
 /// This thread's state. Call it again after anything that may have switched stacks.
 #[inline(never)]
 pub(crate) fn thread() -> &'static ThreadState {
-    let mut state: *const ThreadState = STATE.with(|state| core::ptr::from_ref(state));
+    let mut state: *const ThreadState = STATE.with(core::ptr::from_ref);
     // SAFETY: the block does nothing; it only hides where the pointer came from.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) state, options(nomem, nostack, preserves_flags)) };
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) state, options(nostack, preserves_flags)) };
     // SAFETY: STATE has no destructor and lives as long as its thread; `ThreadState` is not Sync, so the reference
     // cannot be given to another thread, and callers do not keep it across a switch that may change threads.
     unsafe { &*state }

@@ -16,7 +16,11 @@ fn on_each_engine(test: impl Fn() + Clone + Send + 'static) {
             (EngineChoice::IoUring, EngineKind::IoUring),
             (EngineChoice::Threads, EngineKind::Threads),
         ] {
-            let io = IoThread::builder().monitor(monitor).engine(choice).spawn().unwrap();
+            let io = IoThread::builder()
+                .monitor(monitor)
+                .engine(choice)
+                .spawn()
+                .unwrap();
             let outcome = io.context().spawn(test.clone()).join();
             if let Err(error) = outcome {
                 panic!("{monitor:?} {kind:?}: {}", error.resume_panic());
@@ -37,8 +41,8 @@ fn scratch() -> File {
 fn what_is_written_is_read_back_at_every_size() {
     on_each_engine(|| {
         let file = scratch();
-        for len in [1, 511, 512, 4096, 65_537, 8 << 20] {
-            let data: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+        for len in [1usize, 511, 512, 4096, 65_537, 8 << 20] {
+            let data: Vec<u8> = (0..=250u8).cycle().take(len).collect();
             file.write_all_at(&data, 12_345).unwrap();
             let mut back = vec![0u8; len];
             file.read_exact_at(&mut back, 12_345).unwrap();
@@ -47,7 +51,11 @@ fn what_is_written_is_read_back_at_every_size() {
         }
         let end = file.size().unwrap();
         let mut past = [1u8; 16];
-        assert_eq!(file.read_at(&mut past, end - 4).unwrap(), 4, "short at the end");
+        assert_eq!(
+            file.read_at(&mut past, end - 4).unwrap(),
+            4,
+            "short at the end"
+        );
         assert_eq!(file.read_at(&mut past, end + 4).unwrap(), 0);
     });
 }
@@ -76,7 +84,8 @@ fn zeroes_and_discard_read_as_zeroes_and_leave_holes() {
         let file = scratch();
         file.write_all_at(&[0xa5; 1 << 20], 0).unwrap();
         file.write_zeroes(4096, 8192, ZeroFlags::empty()).unwrap();
-        file.write_zeroes(65_536, 65_536, ZeroFlags::MAY_UNMAP).unwrap();
+        file.write_zeroes(65_536, 65_536, ZeroFlags::MAY_UNMAP)
+            .unwrap();
         file.discard(1 << 19, 65_536).unwrap();
         let mut back = vec![0u8; 1 << 20];
         file.read_exact_at(&mut back, 0).unwrap();
@@ -102,7 +111,10 @@ fn errors_keep_their_errno() {
         let refused = file.write_all_at(b"x", 0).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(9), "{refused}");
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        assert_eq!(full.write_all_at(b"x", 0).unwrap_err().raw_os_error(), Some(28));
+        assert_eq!(
+            full.write_all_at(b"x", 0).unwrap_err().raw_os_error(),
+            Some(28)
+        );
     });
 }
 
@@ -132,7 +144,11 @@ fn direct_files_are_read_and_written_in_aligned_blocks() {
     on_each_engine(|| {
         let dir = std::env::temp_dir().join(format!("corio-direct-{}", std::process::id()));
         let path = dir.with_extension(format!("{:?}", std::thread::current().id()));
-        let options = OpenOptions::new().read(true).write(true).create(true).direct(true);
+        let options = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .direct(true);
         let file = match options.open(&path) {
             Ok(file) => file,
             Err(error) => return println!("SKIPPED: direct files: {error}"),
@@ -144,7 +160,11 @@ fn direct_files_are_read_and_written_in_aligned_blocks() {
         let mut back = AlignedBuf::zeroed(32 * align, align).unwrap();
         assert_eq!(file.read_at(&mut back, 0).unwrap(), 16 * align);
         assert_eq!(back[..16 * align], buf[..]);
-        assert_eq!(file.try_read_at(&mut back, 0).unwrap(), None, "direct reads always wait");
+        assert_eq!(
+            file.try_read_at(&mut back, 0).unwrap(),
+            None,
+            "direct reads always wait"
+        );
         std::fs::remove_file(path).unwrap();
     });
 }
@@ -160,14 +180,19 @@ fn unblock_keeps_the_loop_turning_and_passes_panics_on() {
     let other = io.context().spawn(move || tx.send(5).unwrap());
     other.join().unwrap();
     assert_eq!(blocked.join().unwrap(), Ok(5));
-    let panics = io.context().spawn(|| corio::engine::unblock(|| panic!("expected by the test")));
+    let panics = io
+        .context()
+        .spawn(|| corio::engine::unblock(|| panic!("expected by the test")));
     assert!(panics.join().is_err());
 }
 
 // SPEC E5: the home ends while a worker still uses the coroutine's buffer.
 #[test]
 fn ending_a_home_waits_for_what_is_in_flight() {
-    let io = IoThread::builder().engine(EngineChoice::Threads).spawn().unwrap();
+    let io = IoThread::builder()
+        .engine(EngineChoice::Threads)
+        .spawn()
+        .unwrap();
     let (begun, begin) = std::sync::mpsc::channel();
     let (go, wait) = std::sync::mpsc::channel::<()>();
     let handle = io.context().spawn(move || {

@@ -12,7 +12,11 @@ use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError};
 /// Runs a test on each monitor.
 fn on_each_monitor(test: impl Fn(&IoThread)) {
     for choice in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
-        let io = IoThread::builder().name("io").monitor(choice).spawn().unwrap();
+        let io = IoThread::builder()
+            .name("io")
+            .monitor(choice)
+            .spawn()
+            .unwrap();
         test(&io);
         io.join();
     }
@@ -77,7 +81,11 @@ fn a_panic_reaches_whoever_joins() {
     on_each_monitor(|io| {
         let handle = io.context().spawn(|| panic!("expected by the test"));
         assert!(matches!(handle.join(), Err(JoinError::Panicked(_))));
-        assert_eq!(io.context().spawn(|| 1).join().unwrap(), 1, "the loop goes on");
+        assert_eq!(
+            io.context().spawn(|| 1).join().unwrap(),
+            1,
+            "the loop goes on"
+        );
     });
 }
 
@@ -251,7 +259,10 @@ fn notify_makes_a_blocked_poll_return() {
         other
             .enter_home(|| {
                 tx.send(()).unwrap();
-                assert!(!other.poll(true).unwrap(), "its own notifier is no progress");
+                assert!(
+                    !other.poll(true).unwrap(),
+                    "its own notifier is no progress"
+                );
             })
             .unwrap();
     });
@@ -279,7 +290,10 @@ fn entering_an_entered_or_ended_coroutine_is_misuse() {
             }))
             .unwrap_err();
             let text = message.downcast_ref::<String>().unwrap();
-            assert!(text.contains("entered already") && text.contains("schedule.rs"), "{text}");
+            assert!(
+                text.contains("entered already") && text.contains("schedule.rs"),
+                "{text}"
+            );
         });
         *own.borrow_mut() = Some(co);
         own.borrow().as_ref().unwrap().enter();
@@ -301,7 +315,10 @@ fn a_home_unwinds_the_suspended_and_drops_what_never_ran() {
         }
     }
     let inert = corio::home(|| {
-        let (never, local) = (Note("closure", dropped.clone()), Note("local", dropped.clone()));
+        let (never, local) = (
+            Note("closure", dropped.clone()),
+            Note("local", dropped.clone()),
+        );
         let unstarted = Coroutine::new(move || drop(never));
         let suspended = Coroutine::new(move || {
             let _local = local;

@@ -36,11 +36,7 @@ pub struct Interest {
 
 impl Interest {
     pub(super) fn events(self) -> u32 {
-        u32::from(self.read) * POLLIN | u32::from(self.write) * POLLOUT
-    }
-
-    pub(super) fn is_none(self) -> bool {
-        !self.read && !self.write
+        (u32::from(self.read) * POLLIN) | (u32::from(self.write) * POLLOUT)
     }
 }
 
@@ -113,7 +109,11 @@ impl Table {
     /// The entry of a token, if it is still there.
     pub(super) fn get(&self, token: u64) -> Option<Rc<Entry>> {
         let index = usize::try_from(token & u64::from(u32::MAX)).ok()?;
-        self.entries.borrow().get(index).filter(|entry| entry.token == token).cloned()
+        self.entries
+            .borrow()
+            .get(index)
+            .filter(|entry| entry.token == token)
+            .cloned()
     }
 
     /// Takes an entry out. The caller drops it outside of the table's borrow.
@@ -122,10 +122,6 @@ impl Table {
         entry.removed.set(true);
         let index = usize::try_from(token & u64::from(u32::MAX)).ok()?;
         self.entries.borrow_mut().try_remove(index)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.entries.borrow().len()
     }
 
     /// All entries, taken out: at the end of a home.

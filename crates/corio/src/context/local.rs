@@ -81,7 +81,9 @@ impl Local {
             return Ok(value);
         }
         let value = Rc::new(make(self)?);
-        self.attachments.borrow_mut().push((TypeId::of::<T>(), Rc::clone(&value) as Rc<dyn Any>));
+        self.attachments
+            .borrow_mut()
+            .push((TypeId::of::<T>(), Rc::clone(&value) as Rc<dyn Any>));
         Ok(value)
     }
 
@@ -117,7 +119,9 @@ impl Local {
 
     pub(super) fn rearm_noted(&self, result: &mut io::Result<()>) {
         loop {
-            let Some(token) = self.rearm.borrow_mut().pop() else { return };
+            let Some(token) = self.rearm.borrow_mut().pop() else {
+                return;
+            };
             if let Some(entry) = self.handlers.get(token)
                 && let Err(error) = self.monitor.update(self, &entry)
             {
@@ -132,8 +136,13 @@ impl Local {
         fd: impl AsFd,
         callback: impl Fn(Readiness) + 'static,
     ) -> io::Result<LocalHandler> {
-        let entry = self.handlers.insert(fd.as_fd().as_raw_fd(), Box::new(callback))?;
-        Ok(LocalHandler { entry, context_id: self.context.id() })
+        let entry = self
+            .handlers
+            .insert(fd.as_fd().as_raw_fd(), Box::new(callback))?;
+        Ok(LocalHandler {
+            entry,
+            context_id: self.context.id(),
+        })
     }
 
     /// Runs the handlers that a wait found ready. True: progress.
@@ -141,8 +150,12 @@ impl Local {
         let mut progress = false;
         let mut result = Ok(());
         loop {
-            let Some((token, revents)) = self.ready.borrow_mut().pop_front() else { break };
-            let Some(entry) = self.handlers.get(token) else { continue };
+            let Some((token, revents)) = self.ready.borrow_mut().pop_front() else {
+                break;
+            };
+            let Some(entry) = self.handlers.get(token) else {
+                continue;
+            };
             let ran = entry.dispatch(revents);
             progress |= ran && !self.is_notifier(token);
             // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody waited for, which
@@ -158,7 +171,11 @@ impl Local {
     }
 
     fn is_notifier(&self, token: u64) -> bool {
-        self.context.inner().notifier_token.load(core::sync::atomic::Ordering::Relaxed) == token
+        self.context
+            .inner()
+            .notifier_token
+            .load(core::sync::atomic::Ordering::Relaxed)
+            == token
     }
 
     /// One turn of the loop. See [`AioContext::poll`].
@@ -245,11 +262,6 @@ impl Local {
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
     }
-
-    /// Handlers registered, the context's own included.
-    pub(crate) fn handlers(&self) -> usize {
-        self.handlers.len()
-    }
 }
 
 /// A handler of the home thread. Dropping it removes it.
@@ -272,11 +284,6 @@ impl LocalHandler {
 
     pub(crate) fn interest(&self) -> Interest {
         self.entry.interest.get()
-    }
-
-    /// The id of the context that it is registered with.
-    pub(crate) fn context_id(&self) -> u64 {
-        self.context_id
     }
 
     pub(super) fn token(&self) -> u64 {

@@ -34,7 +34,7 @@ pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
 pub use timer::Timer;
 
 pub(crate) use local::{Local, LocalHandler};
-pub(crate) use ring::{Completion, ContextRing};
+pub(crate) use ring::Completion;
 pub(crate) use timer::now_ns;
 
 use self::monitor::Monitor;
@@ -240,7 +240,10 @@ impl AioContext {
             .and_then(|(_, value)| Arc::clone(value).downcast::<T>().ok());
         found.unwrap_or_else(|| {
             let value = Arc::new(make());
-            attachments.push((TypeId::of::<T>(), Arc::clone(&value) as Arc<dyn Any + Send + Sync>));
+            attachments.push((
+                TypeId::of::<T>(),
+                Arc::clone(&value) as Arc<dyn Any + Send + Sync>,
+            ));
             value
         })
     }
@@ -260,9 +263,14 @@ impl AioContext {
         );
         let me = thread_number();
         if let Err(other) =
-            self.0.home.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            self.0
+                .home
+                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
         {
-            panic!("context `{}` has a home already (thread {other}): only one thread at a time", self.name());
+            panic!(
+                "context `{}` has a home already (thread {other}): only one thread at a time",
+                self.name()
+            );
         }
         let scope = HomeScope(self);
         let (monitor, info) = Monitor::new(self.0.choice)?;
@@ -293,15 +301,25 @@ impl AioContext {
 
     /// The eventfd is read by its own handler, when it is readable (SPEC N3).
     fn watch_notifier(&self, local: &Local) -> Result<LocalHandler, Error> {
-        let refused = |source| Error::Os { op: "watching the context's eventfd", source };
+        let refused = |source| Error::Os {
+            op: "watching the context's eventfd",
+            source,
+        };
         let context = self.clone();
         let handler = local
             .add_handler(&self.0.notifier, move |_| {
                 context.0.notifier.clear();
             })
             .map_err(refused)?;
-        self.0.notifier_token.store(handler.token(), Ordering::Relaxed);
-        handler.set_interest(Interest { read: true, write: false }).map_err(refused)?;
+        self.0
+            .notifier_token
+            .store(handler.token(), Ordering::Relaxed);
+        handler
+            .set_interest(Interest {
+                read: true,
+                write: false,
+            })
+            .map_err(refused)?;
         Ok(handler)
     }
 }

@@ -34,7 +34,10 @@ pub(crate) struct NotifyState {
 
 impl NotifyState {
     pub(crate) fn new() -> Self {
-        Self { notify_me: AtomicU32::new(0), notified: AtomicBool::new(false) }
+        Self {
+            notify_me: AtomicU32::new(0),
+            notified: AtomicBool::new(false),
+        }
     }
 
     /// After work has been published. True: the caller must write the eventfd. Any thread, and signal handlers.

@@ -46,7 +46,11 @@ pub(crate) struct ContextRing {
 impl ContextRing {
     pub(crate) fn new(kind: Kind) -> Result<Self, Error> {
         let ring = uring::Ring::new(kind)?;
-        Ok(Self { ring, in_flight: Cell::new(0), arrived: RefCell::new(VecDeque::new()) })
+        Ok(Self {
+            ring,
+            in_flight: Cell::new(0),
+            arrived: RefCell::new(VecDeque::new()),
+        })
     }
 
     /// Queues a disk request. EAGAIN: the kernel takes no more at present.
@@ -68,7 +72,12 @@ impl ContextRing {
     }
 
     /// Queues a one-shot poll of a descriptor, reported as `token`.
-    pub(super) fn poll_add(&self, fd: std::os::fd::RawFd, events: u32, token: u64) -> io::Result<()> {
+    pub(super) fn poll_add(
+        &self,
+        fd: std::os::fd::RawFd,
+        events: u32,
+        token: u64,
+    ) -> io::Result<()> {
         let entry = opcode::PollAdd::new(uring::types::Fd(fd), events)
             .build()
             .user_data(token << 1 | TOKEN_BIT);
@@ -78,7 +87,9 @@ impl ContextRing {
 
     /// Queues the removal of a poll.
     pub(super) fn poll_remove(&self, token: u64) -> io::Result<()> {
-        let entry = opcode::PollRemove::new(token << 1 | TOKEN_BIT).build().user_data(IGNORED);
+        let entry = opcode::PollRemove::new(token << 1 | TOKEN_BIT)
+            .build()
+            .user_data(IGNORED);
         // SAFETY: the request points to nothing.
         unsafe { self.ring.push(&entry) }
     }
@@ -90,7 +101,11 @@ impl ContextRing {
 
     /// Hands queued requests to the kernel.
     pub(crate) fn submit(&self) -> io::Result<()> {
-        if self.ring.pending() == 0 { Ok(()) } else { self.ring.submit() }
+        if self.ring.pending() == 0 {
+            Ok(())
+        } else {
+            self.ring.submit()
+        }
     }
 
     /// Requests queued and not submitted.
@@ -112,10 +127,13 @@ impl ContextRing {
                 } else if data != IGNORED {
                     let address = usize::try_from(data).unwrap_or(0);
                     let record = core::ptr::with_exposed_provenance(address);
-                    self.arrived.borrow_mut().push_back((record, entry.result()));
+                    self.arrived
+                        .borrow_mut()
+                        .push_back((record, entry.result()));
                 }
             }
-            if !self.ring.overflowed() || self.ring.submit().is_err() || !self.ring.has_completion() {
+            if !self.ring.overflowed() || self.ring.submit().is_err() || !self.ring.has_completion()
+            {
                 return;
             }
         }
@@ -130,7 +148,9 @@ impl ContextRing {
     pub(super) fn dispatch(&self) -> bool {
         let mut any = false;
         loop {
-            let Some((record, result)) = self.arrived.borrow_mut().pop_front() else { return any };
+            let Some((record, result)) = self.arrived.borrow_mut().pop_front() else {
+                return any;
+            };
             any = true;
             self.in_flight.set(self.in_flight.get() - 1);
             // SAFETY: I1 and `push`'s promise: the record is in place until this call.

@@ -100,20 +100,26 @@ fn of_home(local: &Local) -> EngineKind {
 fn choose(local: &Local) -> HomeEngine {
     let setting: Arc<Setting> = local.context().attachment(Setting::default);
     let choice = *setting.choice.lock();
-    let threads = |reason: String| EngineInfo { kind: EngineKind::Threads, reason };
+    let threads = |reason: String| EngineInfo {
+        kind: EngineKind::Threads,
+        reason,
+    };
     let info = match choice {
         EngineChoice::Threads => threads("asked for".into()),
         EngineChoice::Auto | EngineChoice::IoUring => match local.ring() {
-            Ok(_) if choice == EngineChoice::IoUring => {
-                EngineInfo { kind: EngineKind::IoUring, reason: "asked for".into() }
-            }
+            Ok(_) if choice == EngineChoice::IoUring => EngineInfo {
+                kind: EngineKind::IoUring,
+                reason: "asked for".into(),
+            },
             Ok(_) => EngineInfo {
                 kind: EngineKind::IoUring,
                 reason: "io_uring works and is best".into(),
             },
             Err(error) => {
                 if choice == EngineChoice::IoUring {
-                    tracing::warn!("the io_uring engine is refused ({error}): worker threads are used");
+                    tracing::warn!(
+                        "the io_uring engine is refused ({error}): worker threads are used"
+                    );
                 }
                 threads(format!("io_uring is refused: {error}"))
             }

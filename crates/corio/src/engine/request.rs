@@ -11,10 +11,21 @@ use crate::{coroutine, schedule, sys};
 
 /// What is to be done to a file. Short results are the caller's to continue.
 pub(crate) enum Request<'a, 'b> {
-    Read { bufs: &'a mut [IoSliceMut<'b>], offset: u64 },
-    Write { bufs: &'a [IoSlice<'b>], offset: u64, durable: bool },
+    Read {
+        bufs: &'a mut [IoSliceMut<'b>],
+        offset: u64,
+    },
+    Write {
+        bufs: &'a [IoSlice<'b>],
+        offset: u64,
+        durable: bool,
+    },
     SyncData,
-    Allocate { mode: FallocateFlags, offset: u64, len: u64 },
+    Allocate {
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    },
 }
 
 impl Request<'_, '_> {
@@ -41,9 +52,11 @@ impl Request<'_, '_> {
     fn block(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         match self {
             Self::Read { bufs, offset } => sys::file::readv_at(fd, bufs, *offset),
-            Self::Write { bufs, offset, durable } => {
-                sys::file::writev_at(fd, bufs, *offset, *durable)
-            }
+            Self::Write {
+                bufs,
+                offset,
+                durable,
+            } => sys::file::writev_at(fd, bufs, *offset, *durable),
             Self::SyncData => sys::file::sync_data(fd).map(|()| 0),
             Self::Allocate { mode, offset, len } => {
                 sys::file::fallocate(fd, *mode, *offset, *len).map(|()| 0)

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::pool::{self, Pool, RawJob};
-use crate::context::Local;
+use crate::context::{AioContext, Local};
 use crate::error::Error;
 use crate::schedule::{self, CoWaker};
 
@@ -64,7 +64,7 @@ fn submit<T: Send, F: FnOnce() -> T + Send>(
             source: io::ErrorKind::InvalidInput.into(),
         });
     };
-    let pool = of_context(local)?;
+    let pool = pool_of(local.context())?;
     let record = Record {
         job: UnsafeCell::new(Some(job)),
         outcome: UnsafeCell::new(MaybeUninit::uninit()),
@@ -83,12 +83,33 @@ fn submit<T: Send, F: FnOnce() -> T + Send>(
     Ok(unsafe { record.outcome.into_inner().assume_init() })
 }
 
+impl AioContext {
+    /// Changes how many worker threads the context keeps and has at most, from now on. Any thread.
+    ///
+    /// # Errors
+    /// `max` is 0 or more than 64, or `min` more than `max`: nothing is changed.
+    #[doc(alias = "aio_context_set_thread_pool_params")]
+    pub fn set_worker_limits(&self, min: usize, max: usize) -> Result<(), Error> {
+        pool_of(self)?.set_limits(min, max)
+    }
+
+    /// How many worker threads the context keeps, and has at most.
+    ///
+    /// # Errors
+    /// The pool cannot be made.
+    pub fn worker_limits(&self) -> Result<(usize, usize), Error> {
+        Ok(pool_of(self)?.limits())
+    }
+}
+
 /// The context's pool, made on first use. A pool that cannot be made is an error each time.
-fn of_context(local: &Local) -> Result<Arc<Pool>, Error> {
-    let context = local.context();
+fn pool_of(context: &AioContext) -> Result<Arc<Pool>, Error> {
     let name = context.name();
-    let slot: Arc<Result<Arc<Pool>, ()>> = context
-        .attachment(|| Pool::new(name, 0, WORKERS_MAX, pool::IDLE).map(Arc::new).map_err(|_| ()));
+    let slot: Arc<Result<Arc<Pool>, ()>> = context.attachment(|| {
+        Pool::new(name, 0, WORKERS_MAX, pool::IDLE)
+            .map(Arc::new)
+            .map_err(|_| ())
+    });
     match &*slot {
         Ok(pool) => Ok(Arc::clone(pool)),
         Err(()) => Err(Error::Os {
@@ -116,7 +137,9 @@ fn of_context(local: &Local) -> Result<Arc<Pool>, Error> {
 #[doc(alias = "thread_pool_submit_co")]
 #[track_caller]
 pub fn unblock<T: Send, F: FnOnce() -> T + Send>(f: F) -> Result<T, Error> {
-    let Some(local) = Local::current() else { return Ok(f()) };
+    let Some(local) = Local::current() else {
+        return Ok(f());
+    };
     schedule::parkable("engine::unblock");
     match submit(local, f)? {
         Ok(value) => Ok(value),

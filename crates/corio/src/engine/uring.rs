@@ -40,7 +40,11 @@ unsafe fn complete(completion: *const Completion, result: i32) {
 }
 
 /// Runs a request on the ring; the caller has checked that there is a coroutine to park.
-pub(super) fn run(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> io::Result<usize> {
+pub(super) fn run(
+    local: &Local,
+    fd: BorrowedFd<'_>,
+    request: &mut Request<'_, '_>,
+) -> io::Result<usize> {
     loop {
         let result = run_once(local, fd, request)?;
         if result >= 0 {
@@ -78,7 +82,12 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
     let id = completion.addr() as u64;
     if track::is_enabled() {
         let co = crate::coroutine::current().map_or(0, crate::coroutine::CoRef::id);
-        track::emit(Kind::RequestSubmitted, id, co, u64::from(fd.as_raw_fd().unsigned_abs()));
+        track::emit(
+            Kind::RequestSubmitted,
+            id,
+            co,
+            u64::from(fd.as_raw_fd().unsigned_abs()),
+        );
     }
     if ring.pending() >= SUBMIT_BATCH {
         // A failure is met again, and reported, by the loop's own submission; the request stays queued meanwhile.
@@ -88,7 +97,12 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
         if let Some(result) = record.result.get() {
             if track::is_enabled() {
                 let co = crate::coroutine::current().map_or(0, crate::coroutine::CoRef::id);
-                track::emit(Kind::RequestCompleted, id, co, i64::from(result).cast_unsigned());
+                track::emit(
+                    Kind::RequestCompleted,
+                    id,
+                    co,
+                    i64::from(result).cast_unsigned(),
+                );
             }
             return Ok(result);
         }
@@ -102,13 +116,21 @@ fn entry(fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> squeue::Entry {
     let vectors = |count: usize| u32::try_from(count.min(1024)).unwrap_or(1024);
     match request {
         Request::Read { bufs, offset } => match &mut **bufs {
-            [one] => opcode::Read::new(file, one.as_mut_ptr(), bytes(one.len())).offset(*offset).build(),
+            [one] => opcode::Read::new(file, one.as_mut_ptr(), bytes(one.len()))
+                .offset(*offset)
+                .build(),
             many => {
                 let count = vectors(many.len());
-                opcode::Readv::new(file, many.as_mut_ptr().cast(), count).offset(*offset).build()
+                opcode::Readv::new(file, many.as_mut_ptr().cast(), count)
+                    .offset(*offset)
+                    .build()
             }
         },
-        Request::Write { bufs, offset, durable } => {
+        Request::Write {
+            bufs,
+            offset,
+            durable,
+        } => {
             if *durable {
                 uring::before_durable_write(fd, bufs, *offset);
             }
@@ -126,7 +148,9 @@ fn entry(fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> squeue::Entry {
         }
         Request::SyncData => {
             uring::before_sync(fd);
-            opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build()
+            opcode::Fsync::new(file)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build()
         }
         Request::Allocate { mode, offset, len } => opcode::Fallocate::new(file, *len)
             .offset(*offset)

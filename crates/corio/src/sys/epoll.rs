@@ -31,8 +31,14 @@ pub(crate) struct Epoll {
 impl Epoll {
     pub(crate) fn new() -> Result<Self, Error> {
         epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map(|fd| Self { fd, coarse: Cell::new(false) })
-            .map_err(|errno| Error::Os { op: "epoll_create1", source: errno.into() })
+            .map(|fd| Self {
+                fd,
+                coarse: Cell::new(false),
+            })
+            .map_err(|errno| Error::Os {
+                op: "epoll_create1",
+                source: errno.into(),
+            })
     }
 
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, data: u64, events: u32) -> io::Result<()> {
@@ -49,7 +55,11 @@ impl Epoll {
     }
 
     /// Waits for at most `timeout_ns` (None: without limit) and hands each report to `each`.
-    pub(crate) fn wait(&self, timeout_ns: Option<u64>, mut each: impl FnMut(Event)) -> io::Result<()> {
+    pub(crate) fn wait(
+        &self,
+        timeout_ns: Option<u64>,
+        mut each: impl FnMut(Event),
+    ) -> io::Result<()> {
         let mut events = [const { libc::epoll_event { events: 0, u64: 0 } }; EVENTS_MAX];
         let count = match timeout_ns {
             Some(ns) if ns > 0 && !self.coarse.get() => match self.pwait2(&mut events, ns) {
@@ -94,8 +104,9 @@ impl Epoll {
         timeout_ns: Option<u64>,
     ) -> io::Result<usize> {
         // Rounded up: waking early would only make the caller wait again.
-        let timeout_ms = timeout_ns
-            .map_or(-1, |ns| libc::c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX));
+        let timeout_ms = timeout_ns.map_or(-1, |ns| {
+            libc::c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+        });
         // SAFETY: as above.
         let count = unsafe {
             libc::epoll_wait(

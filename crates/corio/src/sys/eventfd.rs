@@ -14,7 +14,10 @@ impl EventFd {
     pub(crate) fn new() -> Result<Self, Error> {
         rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map(Self)
-            .map_err(|errno| Error::Os { op: "eventfd", source: errno.into() })
+            .map_err(|errno| Error::Os {
+                op: "eventfd",
+                source: errno.into(),
+            })
     }
 
     /// Makes it readable. A full counter (EAGAIN) is readable already.

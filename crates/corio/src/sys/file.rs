@@ -20,15 +20,24 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
 }
 
 /// preadv2(2).
-pub(crate) fn readv_at(fd: BorrowedFd<'_>, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+pub(crate) fn readv_at(
+    fd: BorrowedFd<'_>,
+    bufs: &mut [IoSliceMut<'_>],
+    offset: u64,
+) -> io::Result<usize> {
     retry(|| rustix::io::preadv(fd, bufs, offset))
 }
 
 /// preadv2(2) with RWF_NOWAIT: what the page cache holds, or EAGAIN.
 #[inline]
 pub(crate) fn read_at_nowait(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    rustix::io::preadv2(fd, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT)
-        .map_err(Into::into)
+    rustix::io::preadv2(
+        fd,
+        &mut [IoSliceMut::new(buf)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    )
+    .map_err(Into::into)
 }
 
 /// pwritev2(2); `durable` asks for RWF_DSYNC.
@@ -42,7 +51,11 @@ pub(crate) fn writev_at(
     if durable {
         super::power_loss::before_durable_write(fd, bufs, offset);
     }
-    let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+    let flags = if durable {
+        ReadWriteFlags::DSYNC
+    } else {
+        ReadWriteFlags::empty()
+    };
     retry(|| rustix::io::pwritev2(fd, bufs, offset, flags))
 }
 
@@ -65,7 +78,11 @@ pub(crate) fn fallocate(
 
 /// lseek(2) with SEEK_DATA or SEEK_HOLE; None where there is no more of it (ENXIO).
 pub(crate) fn seek_to(fd: BorrowedFd<'_>, offset: u64, data: bool) -> io::Result<Option<u64>> {
-    let to = if data { rustix::fs::SeekFrom::Data(offset) } else { rustix::fs::SeekFrom::Hole(offset) };
+    let to = if data {
+        rustix::fs::SeekFrom::Data(offset)
+    } else {
+        rustix::fs::SeekFrom::Hole(offset)
+    };
     match rustix::fs::seek(fd, to) {
         Ok(at) => Ok(Some(at)),
         Err(Errno::NXIO) => Ok(None),
@@ -105,7 +122,13 @@ pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> u32 {
     let mut stat: libc::statx = unsafe { core::mem::zeroed() };
     // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor itself; the kernel fills the structure.
     let result = unsafe {
-        libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, STATX_DIOALIGN, &raw mut stat)
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            STATX_DIOALIGN,
+            &raw mut stat,
+        )
     };
     let reported = stat.stx_dio_mem_align.max(stat.stx_dio_offset_align);
     if result == 0 && stat.stx_mask & STATX_DIOALIGN != 0 && reported.is_power_of_two() {
@@ -118,7 +141,12 @@ pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> u32 {
 }
 
 /// BLKDISCARD or BLKZEROOUT on a block device.
-pub(crate) fn device_range(fd: BorrowedFd<'_>, zero: bool, offset: u64, len: u64) -> io::Result<()> {
+pub(crate) fn device_range(
+    fd: BorrowedFd<'_>,
+    zero: bool,
+    offset: u64,
+    len: u64,
+) -> io::Result<()> {
     const BLKDISCARD: libc::c_ulong = 0x1277;
     const BLKZEROOUT: libc::c_ulong = 0x127f;
     let range = [offset, len];
@@ -130,17 +158,13 @@ pub(crate) fn device_range(fd: BorrowedFd<'_>, zero: bool, offset: u64, len: u64
     }
 }
 
-/// posix_fadvise(2) WILLNEED: starts reading ahead, does not wait.
-pub(crate) fn will_need(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
-    let len = core::num::NonZeroU64::new(len);
-    rustix::fs::fadvise(fd, offset, len, rustix::fs::Advice::WillNeed).map_err(Into::into)
-}
-
 /// An open file description lock (fcntl F_OFD_SETLK) on `[start, start + len)`, shared; false if someone holds it exclusively.
 pub(crate) fn lock_shared(fd: impl AsFd, start: u64, len: u64) -> io::Result<bool> {
     match ofd(fd.as_fd(), libc::F_OFD_SETLK, libc::F_RDLCK, start, len) {
         Ok(_) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -152,8 +176,7 @@ pub(crate) fn unlock(fd: impl AsFd, start: u64, len: u64) -> io::Result<()> {
 
 /// True if another description holds a lock that an exclusive one on the range would conflict with (F_OFD_GETLK).
 pub(crate) fn lock_conflict(fd: impl AsFd, start: u64, len: u64) -> io::Result<bool> {
-    ofd(fd.as_fd(), libc::F_OFD_GETLK, libc::F_WRLCK, start, len)
-        .map(|kind| kind != libc::F_UNLCK)
+    ofd(fd.as_fd(), libc::F_OFD_GETLK, libc::F_WRLCK, start, len).map(|kind| kind != libc::F_UNLCK)
 }
 
 fn ofd(

@@ -50,8 +50,10 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<NonNull<u8>, Error> {
         // Huge pages would commit 2 MiB at a stack's first touch. Refusal (no THP in the kernel) is no loss.
         libc::madvise(aligned as *mut libc::c_void, len, libc::MADV_NOHUGEPAGE);
     }
-    NonNull::new(aligned as *mut u8)
-        .ok_or(Error::Os { op: "mmap of coroutine stacks", source: std::io::ErrorKind::OutOfMemory.into() })
+    NonNull::new(aligned as *mut u8).ok_or(Error::Os {
+        op: "mmap of coroutine stacks",
+        source: std::io::ErrorKind::OutOfMemory.into(),
+    })
 }
 
 /// Gives back a whole reservation.

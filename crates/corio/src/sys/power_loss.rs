@@ -25,14 +25,20 @@ fn loses_syncs() -> bool {
 
 /// The descriptor to serve instead of `fd`, which was opened for writing.
 pub(crate) fn substitute(fd: OwnedFd) -> io::Result<OwnedFd> {
-    let Some(directory) = directory() else { return Ok(fd) };
+    let Some(directory) = directory() else {
+        return Ok(fd);
+    };
     let real = File::from(fd);
     let volatile = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(true)
-        .open(directory.join(format!("volatile-{}-{}", std::process::id(), real.as_raw_fd())))?;
+        .open(directory.join(format!(
+            "volatile-{}-{}",
+            std::process::id(),
+            real.as_raw_fd()
+        )))?;
     copy(&real, &volatile)?;
     let keep = volatile.try_clone()?;
     let served = OwnedFd::from(volatile);

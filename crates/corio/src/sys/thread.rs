@@ -16,7 +16,14 @@ pub(crate) fn block_signals() {
     unsafe {
         let mut set: libc::sigset_t = core::mem::zeroed();
         libc::sigfillset(&raw mut set);
-        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT] {
+        for fault in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGILL,
+            libc::SIGTRAP,
+            libc::SIGABRT,
+        ] {
             libc::sigdelset(&raw mut set, fault);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, core::ptr::null_mut());

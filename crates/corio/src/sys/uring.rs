@@ -43,7 +43,11 @@ impl Ring {
     pub(crate) fn new(kind: Kind) -> Result<Self, Error> {
         let build = |tuned: bool| {
             let mut builder = io_uring::IoUring::builder();
-            builder.dontfork().setup_cqsize(COMPLETIONS).setup_clamp().setup_submit_all();
+            builder
+                .dontfork()
+                .setup_cqsize(COMPLETIONS)
+                .setup_clamp()
+                .setup_submit_all();
             if tuned {
                 match kind {
                     Kind::Deferred => builder.setup_single_issuer().setup_defer_taskrun(),
@@ -56,17 +60,26 @@ impl Ring {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
             result => result,
         }
-        .map_err(|source| Error::Os { op: "io_uring_setup", source })?;
+        .map_err(|source| Error::Os {
+            op: "io_uring_setup",
+            source,
+        })?;
         if !inner.params().is_feature_nodrop() || !inner.params().is_feature_ext_arg() {
             return Err(Error::Os {
                 op: "io_uring_setup: NODROP and EXT_ARG (Linux 5.11)",
                 source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
             });
         }
-        Ok(Self { inner: UnsafeCell::new(inner), kind })
+        Ok(Self {
+            inner: UnsafeCell::new(inner),
+            kind,
+        })
     }
 
-    #[expect(clippy::mut_from_ref, reason = "the cell is private and no two of these are alive at once")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the cell is private and no two of these are alive at once"
+    )]
     fn inner(&self) -> &mut io_uring::IoUring {
         // SAFETY: `Ring` is not Sync, every use below ends before its method returns, and none calls back out while
         // it holds the reference.
@@ -107,7 +120,10 @@ impl Ring {
         }
         // SAFETY: IORING_ENTER_GETEVENTS with no argument reads and writes no memory of ours but the rings.
         tolerate(unsafe {
-            self.inner().submitter().enter::<libc::sigset_t>(0, 0, GETEVENTS, None).map(drop)
+            self.inner()
+                .submitter()
+                .enter::<libc::sigset_t>(0, 0, GETEVENTS, None)
+                .map(drop)
         })
     }
 
@@ -119,7 +135,10 @@ impl Ring {
             Some(0) => {
                 let pending = u32::try_from(ring.submission().len()).unwrap_or(ENTRIES);
                 // SAFETY: no argument is passed; the queued entries' pointers were promised valid to `push`.
-                unsafe { ring.submitter().enter::<libc::sigset_t>(pending, 0, GETEVENTS, None) }
+                unsafe {
+                    ring.submitter()
+                        .enter::<libc::sigset_t>(pending, 0, GETEVENTS, None)
+                }
             }
             Some(ns) => {
                 let timeout = types::Timespec::new()
@@ -186,6 +205,8 @@ impl AsFd for Ring {
 
 impl core::fmt::Debug for Ring {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Ring").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Ring")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }

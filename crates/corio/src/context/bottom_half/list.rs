@@ -27,7 +27,10 @@ pub(super) struct Link<T> {
 
 impl<T> Link<T> {
     pub(super) fn new() -> Self {
-        Self { flags: AtomicU32::new(0), next: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            flags: AtomicU32::new(0),
+            next: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// Adds flags; true if the caller must push (I2).
@@ -41,7 +44,10 @@ impl<T> Link<T> {
             }
             let next = seen & !remove | add | PENDING;
             // AcqRel: releases what the scheduler wrote to the drain's take; acquires for the winner's push.
-            match self.flags.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
+            match self
+                .flags
+                .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(_) => return seen & PENDING == 0,
                 Err(now) => seen = now,
             }
@@ -60,7 +66,8 @@ impl<T> Link<T> {
 
     /// Home thread, taking the node off the list: what was asked (I3). Acquire pairs with `mark`.
     pub(super) fn take(&self) -> u32 {
-        self.flags.fetch_and(!(PENDING | SCHEDULED | IDLE), Ordering::AcqRel)
+        self.flags
+            .fetch_and(!(PENDING | SCHEDULED | IDLE), Ordering::AcqRel)
     }
 
     pub(super) fn flags(&self) -> u32 {
@@ -81,7 +88,9 @@ pub(super) struct List<T> {
 
 impl<T: Linked> List<T> {
     pub(super) fn new() -> Self {
-        Self { newest: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            newest: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// Pushes a node whose `mark` was won. The pointer's reference passes to the list.
@@ -90,7 +99,12 @@ impl<T: Linked> List<T> {
         loop {
             link.next.store(seen, Ordering::Relaxed);
             // Release: publishes `next` and the node; pairs with `drain` and `any`.
-            match self.newest.compare_exchange_weak(seen, node, Ordering::Release, Ordering::Relaxed) {
+            match self.newest.compare_exchange_weak(
+                seen,
+                node,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return,
                 Err(now) => seen = now,
             }

@@ -80,18 +80,27 @@ impl BottomHalves {
             let flags = node.link.flags();
             flags & SCHEDULED != 0 && flags & (IDLE | DELETED) == 0
         };
-        Some(if self.list.any(urgent) { 0 } else { IDLE_PERIOD_NS })
+        Some(if self.list.any(urgent) {
+            0
+        } else {
+            IDLE_PERIOD_NS
+        })
     }
 
     /// Runs what was scheduled before the call, and what outer turns have not run yet. True: progress.
     pub(super) fn run(&self, queue: &RunQueue) -> bool {
         self.list.drain(|node| {
             // SAFETY: list I1: the reference that the list owned passes to the queue.
-            queue.0.borrow_mut().push_back(unsafe { Arc::from_raw(node) });
+            queue
+                .0
+                .borrow_mut()
+                .push_back(unsafe { Arc::from_raw(node) });
         });
         let mut progress = false;
         loop {
-            let Some(node) = queue.0.borrow_mut().pop_front() else { return progress };
+            let Some(node) = queue.0.borrow_mut().pop_front() else {
+                return progress;
+            };
             let asked = node.link.take();
             if asked & SCHEDULED == 0 || asked & DELETED != 0 {
                 continue;
@@ -139,7 +148,11 @@ impl BottomHalf {
         name: &'static str,
         callback: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let node = Arc::new(Node { link: Link::new(), callback: Callback::Shared(callback), name });
+        let node = Arc::new(Node {
+            link: Link::new(),
+            callback: Callback::Shared(callback),
+            name,
+        });
         Self { node, context }
     }
 
@@ -186,14 +199,24 @@ impl Drop for BottomHalf {
 
 impl core::fmt::Debug for BottomHalf {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("BottomHalf").field("name", &self.node.name).finish_non_exhaustive()
+        f.debug_struct("BottomHalf")
+            .field("name", &self.node.name)
+            .finish_non_exhaustive()
     }
 }
 
 /// Runs `callback` once in the home thread.
-pub(super) fn oneshot(context: &AioContext, name: &'static str, callback: Box<dyn FnOnce() + Send>) {
+pub(super) fn oneshot(
+    context: &AioContext,
+    name: &'static str,
+    callback: Box<dyn FnOnce() + Send>,
+) {
     let callback = Callback::Once(Mutex::new(Some(callback)));
-    let node = Arc::new(Node { link: Link::new(), callback, name });
+    let node = Arc::new(Node {
+        link: Link::new(),
+        callback,
+        name,
+    });
     if node.link.mark(SCHEDULED, 0) {
         context.inner().bottom_halves.push(&node);
     }

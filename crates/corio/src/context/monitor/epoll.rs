@@ -21,11 +21,18 @@ pub(in super::super) struct EpollMonitor {
 
 impl EpollMonitor {
     pub(super) fn new() -> Result<Self, Error> {
-        Ok(Self { epoll: Epoll::new()?, ring_added: Cell::new(false) })
+        Ok(Self {
+            epoll: Epoll::new()?,
+            ring_added: Cell::new(false),
+        })
     }
 
     pub(super) fn update(&self, entry: &Entry) -> io::Result<()> {
-        let wanted = if entry.removed.get() { 0 } else { entry.interest.get().events() };
+        let wanted = if entry.removed.get() {
+            0
+        } else {
+            entry.interest.get().events()
+        };
         let armed = entry.armed.replace(wanted);
         let fd = borrow(entry.fd);
         let result = match (armed, wanted) {
@@ -33,9 +40,7 @@ impl EpollMonitor {
             (0, _) => self.epoll.add(fd, entry.token, wanted),
             (_, 0) => match self.epoll.delete(fd) {
                 // Closed already: the kernel has taken it out of the set itself.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBADF)) =>
-                {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBADF)) => {
                     Ok(())
                 }
                 result => result,
@@ -54,7 +59,8 @@ impl EpollMonitor {
         let ring = local.ring_if_made().filter(|ring| ring.in_flight() > 0);
         if let Some(ring) = ring {
             if !self.ring_added.replace(true) {
-                self.epoll.add(ring.ring().as_fd(), RING, crate::context::handler::POLLIN)?;
+                self.epoll
+                    .add(ring.ring().as_fd(), RING, crate::context::handler::POLLIN)?;
             }
             ring.submit()?;
             if ring.has_arrived() {

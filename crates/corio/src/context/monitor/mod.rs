@@ -55,7 +55,10 @@ impl Monitor {
     /// The chosen monitor, or the next one that works.
     pub(super) fn new(choice: MonitorChoice) -> Result<(Self, MonitorInfo), Error> {
         let epoll = |reason: String| {
-            let info = MonitorInfo { kind: MonitorKind::Epoll, reason };
+            let info = MonitorInfo {
+                kind: MonitorKind::Epoll,
+                reason,
+            };
             epoll::EpollMonitor::new().map(|monitor| (Self::Epoll(monitor), info))
         };
         match choice {
@@ -63,8 +66,10 @@ impl Monitor {
             MonitorChoice::Epoll => epoll("asked for".into()),
             MonitorChoice::IoUring => match uring::UringMonitor::new() {
                 Ok(monitor) => {
-                    let info =
-                        MonitorInfo { kind: MonitorKind::IoUring, reason: "asked for".into() };
+                    let info = MonitorInfo {
+                        kind: MonitorKind::IoUring,
+                        reason: "asked for".into(),
+                    };
                     Ok((Self::Uring(monitor), info))
                 }
                 Err(error) => {

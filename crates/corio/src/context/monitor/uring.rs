@@ -18,7 +18,11 @@ impl UringMonitor {
     }
 
     pub(super) fn update(ring: &ContextRing, entry: &Entry) -> io::Result<()> {
-        let wanted = if entry.removed.get() { 0 } else { entry.interest.get().events() };
+        let wanted = if entry.removed.get() {
+            0
+        } else {
+            entry.interest.get().events()
+        };
         let armed = entry.armed.get();
         if armed == wanted {
             return Ok(());
@@ -38,11 +42,17 @@ impl UringMonitor {
 
     pub(super) fn wait(local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let ring = local.ring()?;
-        let timeout_ns = if ring.has_arrived() { Some(0) } else { timeout_ns };
+        let timeout_ns = if ring.has_arrived() {
+            Some(0)
+        } else {
+            timeout_ns
+        };
         ring.ring().submit_and_wait(timeout_ns)?;
         let mut failed = Ok(());
         ring.reap(|token, result| {
-            let Some(entry) = local.handler(token) else { return };
+            let Some(entry) = local.handler(token) else {
+                return;
+            };
             entry.armed.set(0); // One shot: it is spent.
             match u32::try_from(result) {
                 Ok(revents) => local.note_ready(token, revents),

@@ -91,6 +91,7 @@ impl<T> Heap<T> {
     }
 
     /// Whether there are none.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests look inside"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -144,6 +145,7 @@ impl<T> Heap<T> {
     }
 
     /// An entry's deadline. `None` if it is gone.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests look inside"))]
     pub(crate) fn deadline_of(&self, handle: Handle) -> Option<u64> {
         self.get(handle)?;
         let (deferred, position) = split(self.places[handle.index as usize]);

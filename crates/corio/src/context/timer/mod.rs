@@ -38,7 +38,10 @@ pub(super) struct Timers {
 
 impl Timers {
     pub(super) fn new() -> Self {
-        Self { heap: Mutex::new(Heap::new()), next_ns: AtomicU64::new(NEVER) }
+        Self {
+            heap: Mutex::new(Heap::new()),
+            next_ns: AtomicU64::new(NEVER),
+        }
     }
 
     /// How long the loop may sleep for all that timers care.
@@ -51,7 +54,8 @@ impl Timers {
     }
 
     fn publish(&self, heap: &Heap<Arc<Shared>>) {
-        self.next_ns.store(heap.peek_deadline().unwrap_or(NEVER), Ordering::Release);
+        self.next_ns
+            .store(heap.peek_deadline().unwrap_or(NEVER), Ordering::Release);
     }
 
     /// Runs what is due. True: something ran.
@@ -96,7 +100,9 @@ impl Timers {
 
     fn cancel(&self, shared: &Shared) -> bool {
         let mut heap = self.heap.lock();
-        let Some(handle) = shared.place.lock().take() else { return false };
+        let Some(handle) = shared.place.lock().take() else {
+            return false;
+        };
         let removed = heap.remove(handle);
         self.publish(&heap);
         drop(heap); // The callback may be freed with it, and free what takes the lock.
@@ -128,14 +134,25 @@ pub struct Timer {
 
 impl Timer {
     pub(super) fn new(context: AioContext, callback: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self { shared: Arc::new(Shared { callback, place: Mutex::new(None) }), context }
+        Self {
+            shared: Arc::new(Shared {
+                callback,
+                place: Mutex::new(None),
+            }),
+            context,
+        }
     }
 
     /// Arms or re-arms it for `deadline_ns` of the monotonic clock.
     #[doc(alias = "timer_mod_ns")]
     pub fn arm_at_ns(&self, deadline_ns: u64) {
         // NEVER stands for "none armed".
-        if self.context.inner().timers.arm(&self.shared, deadline_ns.min(NEVER - 1)) {
+        if self
+            .context
+            .inner()
+            .timers
+            .arm(&self.shared, deadline_ns.min(NEVER - 1))
+        {
             self.context.notify();
         }
     }
@@ -161,6 +178,8 @@ impl Drop for Timer {
 
 impl core::fmt::Debug for Timer {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Timer").field("armed", &self.shared.place.lock().is_some()).finish()
+        f.debug_struct("Timer")
+            .field("armed", &self.shared.place.lock().is_some())
+            .finish()
     }
 }
