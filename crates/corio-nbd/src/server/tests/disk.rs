@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use corio::sync::Semaphore;
+use corio::sync::{Place, Queue};
 use corio_block::{
     Driver, Extent, ExtentFlags, Length, Limits, Node, Offset, WriteFlags, ZeroFlags,
 };
@@ -18,7 +18,9 @@ pub(super) struct TestDisk {
     pub(super) fast: AtomicBool,
     /// Whether requests take a permit of the gate before they go on.
     pub(super) gated: AtomicBool,
-    gate: Semaphore,
+    /// How many requests the gate lets through.
+    gate: Mutex<usize>,
+    line: Queue,
     /// Requests that have come to the gate.
     pub(super) arrived: AtomicUsize,
     /// Offset at and beyond which reads and writes fail with EIO.
@@ -43,7 +45,8 @@ impl TestDisk {
             bytes: Mutex::new(super::pattern(0, len)),
             fast: AtomicBool::new(true),
             gated: AtomicBool::new(false),
-            gate: Semaphore::new(0),
+            gate: Mutex::new(0),
+            line: Queue::new(),
             arrived: AtomicUsize::new(0),
             broken_from: AtomicU64::new(u64::MAX),
             panics: AtomicBool::new(false),
@@ -71,7 +74,8 @@ impl TestDisk {
 
     /// Lets `n` requests through.
     pub(super) fn open_gate(&self, n: usize) {
-        self.gate.add_permits(n);
+        *self.gate.lock() += n;
+        self.line.wake_all();
     }
 
     /// Waits until `n` requests in all have come to the gate.
@@ -92,12 +96,24 @@ impl TestDisk {
     fn pass(&self) {
         self.arrived.fetch_add(1, Ordering::SeqCst);
         if self.gated.load(Ordering::SeqCst) {
-            self.gate.acquire(1).forget();
+            self.await_gate();
         }
         assert!(
             !self.panics.load(Ordering::SeqCst),
             "the test told the disk to panic"
         );
+    }
+
+    fn await_gate(&self) {
+        loop {
+            let mut open_for = self.gate.lock();
+            if *open_for > 0 {
+                *open_for -= 1;
+                return;
+            }
+            // In line before the lock is given up, so that `open_gate` cannot be missed.
+            self.line.wait_after(Place::Back, || drop(open_for));
+        }
     }
 
     fn check(&self, offset: Offset, len: usize) -> io::Result<()> {
