@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Disk, KINDS, Kind, contents, in_coroutine};
+use common::{Disk, ENGINES, KINDS, Kind, contents, in_coroutine};
 use corio_block::{Error, ExtentFlags, Length, Node, Offset, WriteFlags, ZeroFlags};
 use proptest::prelude::*;
 
@@ -197,30 +197,35 @@ fn check_history(kind: Kind, size: u64, steps: &[Step]) {
     }
 }
 
+fn check_on_engines(kind: Kind, size: u64, steps: &[Step]) {
+    for engine in ENGINES {
+        let steps = steps.to_vec();
+        in_coroutine(engine, move || check_history(kind, size, &steps));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn memory_disk_is_a_vector_of_bytes((size, steps) in history()) {
-        in_coroutine(move || check_history(Kind::Memory, size, &steps));
+        check_on_engines(Kind::Memory, size, &steps);
     }
 
     #[test]
     fn cached_file_is_a_vector_of_bytes((size, steps) in history()) {
-        in_coroutine(move || check_history(Kind::Writeback, size, &steps));
+        check_on_engines(Kind::Writeback, size, &steps);
     }
 
     #[test]
     fn direct_file_is_a_vector_of_bytes((size, steps) in history()) {
-        in_coroutine(move || check_history(Kind::Direct, size, &steps));
+        check_on_engines(Kind::Direct, size, &steps);
     }
 
     #[test]
     fn disk_of_blocks_is_a_vector_of_bytes((size, steps) in history()) {
-        let steps = std::sync::Arc::new(steps);
         for alignment in [512, 4096] {
-            let steps = steps.clone();
-            in_coroutine(move || check_history(Kind::Blocks(alignment), size, &steps));
+            check_on_engines(Kind::Blocks(alignment), size, &steps);
         }
     }
 }
@@ -263,29 +268,27 @@ fn nodes_work_without_a_loop() {
 #[test]
 fn long_unaligned_requests_are_served_whole() {
     for kind in KINDS {
-        in_coroutine(move || {
-            let steps = [
-                Step::Write {
-                    at: 3,
-                    len: 5 << 20,
-                    fill: 1,
-                    fua: false,
-                },
-                Step::Read {
-                    at: 1,
-                    len: (5 << 20) + 9,
-                },
-                Step::Zero {
-                    at: 1001,
-                    len: 3 << 20,
-                    flags: ZeroFlags::empty(),
-                },
-                Step::Read {
-                    at: 0,
-                    len: (6 << 20) + 5,
-                },
-            ];
-            check_history(kind, (6 << 20) + 5, &steps);
-        });
+        let steps = [
+            Step::Write {
+                at: 3,
+                len: 5 << 20,
+                fill: 1,
+                fua: false,
+            },
+            Step::Read {
+                at: 1,
+                len: (5 << 20) + 9,
+            },
+            Step::Zero {
+                at: 1001,
+                len: 3 << 20,
+                flags: ZeroFlags::empty(),
+            },
+            Step::Read {
+                at: 0,
+                len: (6 << 20) + 5,
+            },
+        ];
+        check_on_engines(kind, (6 << 20) + 5, &steps);
     }
 }

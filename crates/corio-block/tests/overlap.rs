@@ -9,8 +9,8 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Disk, KINDS, Kind, contents};
-use corio::IoThread;
+use common::{Disk, ENGINES, KINDS, Kind, contents, io_thread};
+use corio::engine::EngineChoice;
 use corio_block::{Length, Node, Offset, WriteFlags, ZeroFlags};
 
 const WRITERS: u64 = 6;
@@ -35,86 +35,89 @@ fn write_stripes(node: &Node, writer: u64, stripes: u64) {
     }
 }
 
+fn check_stripes(kind: Kind, engine: EngineChoice) {
+    // With an odd end: the last stripes lie in the tail.
+    let stripes = 61;
+    let Some(disk) = Disk::new(kind, stripes * STRIPE) else {
+        return;
+    };
+    let loops = [engine, engine].map(io_thread);
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let node = disk.node.clone();
+            let home = loops[usize::from(writer % 2 == 1)].context();
+            home.spawn(move || write_stripes(&node, writer, stripes))
+        })
+        .collect();
+    for writer in writers {
+        assert!(writer.join().is_ok(), "{kind:?}: a writer panicked");
+    }
+    let all = contents(&disk.node);
+    for (stripe, bytes) in all.chunks_exact(STRIPE as usize).enumerate() {
+        let whole = bytes.iter().all(|&b| b == ROUNDS ^ (stripe as u8));
+        assert!(whole, "{kind:?}, {engine:?}: stripe {stripe} lost bytes");
+    }
+    assert_eq!(disk.node.in_flight(), 0);
+}
+
 // SPEC Q4
 #[test]
 fn overlapping_unaligned_writes_lose_no_byte() {
     for kind in KINDS {
-        // With an odd end: the last stripes lie in the tail.
-        let stripes = 61;
-        let Some(disk) = Disk::new(kind, stripes * STRIPE) else {
-            continue;
-        };
-        let loops = [0, 1].map(|_| IoThread::builder().spawn().unwrap());
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let node = disk.node.clone();
-                let at = usize::from(writer % 2 == 1);
-                loops[at]
-                    .context()
-                    .spawn(move || write_stripes(&node, writer, stripes))
-            })
-            .collect();
-        for writer in writers {
-            assert!(writer.join().is_ok(), "{kind:?}: a writer panicked");
+        for engine in ENGINES {
+            check_stripes(kind, engine);
         }
-        let all = contents(&disk.node);
-        for (stripe, bytes) in all.chunks_exact(STRIPE as usize).enumerate() {
-            let value = ROUNDS ^ (stripe as u8);
-            assert!(
-                bytes.iter().all(|&b| b == value),
-                "{kind:?}: stripe {stripe} lost bytes"
-            );
-        }
-        assert_eq!(disk.node.in_flight(), 0);
     }
+}
+
+fn check_neighbours(kind: Kind, engine: EngineChoice) {
+    let Some(disk) = Disk::new(kind, 64 << 10) else {
+        return;
+    };
+    let block = disk.node.limits().request_alignment as usize;
+    let loops = [engine, engine].map(io_thread);
+    let (aligned, unaligned) = (disk.node.clone(), disk.node.clone());
+    let one = loops[0].context().spawn(move || {
+        let mut seen = vec![0; block];
+        for round in 1..=200u8 {
+            // Its first half is overwritten from the other side, its second half is ours.
+            let bytes = vec![round; block];
+            aligned
+                .write_at(&bytes, Offset(0), WriteFlags::empty())
+                .unwrap();
+            aligned.read_at(&mut seen, Offset(0)).unwrap();
+            let kept = seen[block / 2..].iter().all(|&b| b == round);
+            assert!(kept, "{kind:?}, {engine:?}: undone");
+        }
+    });
+    let other = loops[1].context().spawn(move || {
+        for round in 0..200u8 {
+            let half = vec![!round; block / 2];
+            unaligned
+                .write_at(&half, Offset(0), WriteFlags::empty())
+                .unwrap();
+        }
+    });
+    assert!(one.join().is_ok() && other.join().is_ok());
 }
 
 // An aligned write that falls between the read and the write of a read-modify-write would be undone
-// by it.
+// by it. SPEC Q4
 #[test]
 fn aligned_writes_are_not_undone_by_unaligned_neighbours() {
     for kind in [Kind::Direct, Kind::Blocks(512)] {
-        let Some(disk) = Disk::new(kind, 64 << 10) else {
-            continue;
-        };
-        let block = disk.node.limits().request_alignment;
-        let loops = [0, 1].map(|_| IoThread::builder().spawn().unwrap());
-        let (aligned, unaligned) = (disk.node.clone(), disk.node.clone());
-        let one = loops[0].context().spawn(move || {
-            let block = block as usize;
-            let mut seen = vec![0; block];
-            for round in 1..=200u8 {
-                // Its first half is overwritten from the other side, its second half is ours.
-                aligned
-                    .write_at(&vec![round; block], Offset(0), WriteFlags::empty())
-                    .unwrap();
-                aligned.read_at(&mut seen, Offset(0)).unwrap();
-                assert!(
-                    seen[block / 2..].iter().all(|&b| b == round),
-                    "{kind:?}: undone"
-                );
-            }
-        });
-        let other = loops[1].context().spawn(move || {
-            for round in 0..200u8 {
-                let half = vec![!round; block as usize / 2];
-                unaligned
-                    .write_at(&half, Offset(0), WriteFlags::empty())
-                    .unwrap();
-            }
-        });
-        assert!(one.join().is_ok() && other.join().is_ok());
+        for engine in ENGINES {
+            check_neighbours(kind, engine);
+        }
     }
 }
 
-// A tail that is written while O_DIRECT writes the blocks next to it.
-#[test]
-fn tail_and_the_blocks_before_it_do_not_disturb_each_other() {
+fn check_tail(engine: EngineChoice) {
     const SIZE: u64 = (16 << 10) + 1001;
     let Some(disk) = Disk::new(Kind::Direct, SIZE) else {
         return;
     };
-    let loops = [0, 1].map(|_| IoThread::builder().spawn().unwrap());
+    let loops = [engine, engine].map(io_thread);
     let write = |node: Arc<Node>, from: u64, to: u64| {
         move || {
             for round in 1..=100u8 {
@@ -150,4 +153,13 @@ fn tail_and_the_blocks_before_it_do_not_disturb_each_other() {
     let file = std::fs::read(disk.path.as_ref().unwrap()).unwrap();
     assert_eq!(file.len() as u64, SIZE, "the file has grown");
     assert!(file.iter().all(|&byte| byte == 100));
+}
+
+// A tail that is written while O_DIRECT writes the blocks next to it: were they to share a page, data
+// or the next flush would be lost.
+#[test]
+fn tail_and_the_blocks_before_it_do_not_disturb_each_other() {
+    for engine in ENGINES {
+        check_tail(engine);
+    }
 }

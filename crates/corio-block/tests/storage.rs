@@ -8,6 +8,7 @@ use std::{
 };
 
 use common::{LoopDevice, contents, directory, has, in_coroutine, run, skipped};
+use corio::engine::EngineChoice;
 use corio_block::{Error, Length, Offset, WriteFlags, ZeroFlags, raw};
 
 const MIB: u64 = 1 << 20;
@@ -34,7 +35,7 @@ fn block_devices_are_served_like_files() {
             return;
         };
         let path = device.path.clone();
-        in_coroutine(move || {
+        in_coroutine(EngineChoice::Auto, move || {
             let node = raw::Options::new(&path).cache(cache).open().unwrap();
             assert_eq!(node.size(), 4 * MIB);
             if cache == raw::Cache::None {
@@ -114,7 +115,7 @@ fn writes_lost_in_write_back_fail_the_flush_even_after_fua_and_for_good() {
         return;
     };
     let path = device.path.clone();
-    in_coroutine(move || {
+    in_coroutine(EngineChoice::Auto, move || {
         let node = raw::Options::new(&path).open().unwrap();
         // This fits, and stays writable.
         node.write_at(&[1; 4096], Offset(0), WriteFlags::FUA)

@@ -20,7 +20,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use corio::sync::Semaphore;
+use corio::sync::{Place, Queue};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -72,25 +72,31 @@ impl Drop for Turn<'_> {
 }
 
 /// What a waiting request waits at: opened once, by another thread or coroutine, and passed once.
-struct Gate(Semaphore);
+#[derive(Debug, Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    line: Queue,
+}
 
 impl Gate {
     fn closed() -> Arc<Gate> {
-        Arc::new(Gate(Semaphore::new(0)))
+        Arc::default()
     }
 
     fn open(&self) {
-        self.0.add_permits(1);
+        *self.is_open.lock() = true;
+        self.line.wake_all();
     }
 
     fn pass(&self) {
-        self.0.acquire(1).forget();
-    }
-}
-
-impl std::fmt::Debug for Gate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Gate")
+        loop {
+            let is_open = self.is_open.lock();
+            if *is_open {
+                return;
+            }
+            // In line before the lock is given up, so that `open` cannot be missed.
+            self.line.wait_after(Place::Back, || drop(is_open));
+        }
     }
 }
 

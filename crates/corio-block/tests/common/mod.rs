@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use corio::IoThread;
+use corio::{
+    IoThread,
+    engine::{EngineChoice, EngineKind},
+};
 use corio_block::{Driver, Error, Length, Limits, Node, Offset, WriteFlags, memory, raw};
 use tempfile::TempDir;
 
@@ -46,13 +49,35 @@ pub fn run(program: &str, args: &[&str]) -> Result<String, String> {
     }
 }
 
+/// The engines that disk requests may use.
+pub const ENGINES: [EngineChoice; 2] = [EngineChoice::IoUring, EngineChoice::Threads];
+
+/// A loop whose disk requests use this engine.
+pub fn io_thread(engine: EngineChoice) -> IoThread {
+    IoThread::builder()
+        .name("test")
+        .engine(engine)
+        .spawn()
+        .unwrap()
+}
+
 /// Runs `f` in a coroutine on a loop of its own.
-pub fn in_coroutine<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
-    let io = IoThread::builder().name("test").spawn().unwrap();
-    match io.context().spawn(f).join() {
+pub fn in_coroutine<T: Send + 'static>(
+    engine: EngineChoice,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let io = io_thread(engine);
+    let value = match io.context().spawn(f).join() {
         Ok(value) => value,
         Err(_) => panic!("the coroutine panicked"),
+    };
+    if let Some(used) = io.context().engine()
+        && engine == EngineChoice::IoUring
+        && used.kind != EngineKind::IoUring
+    {
+        skipped("disks on the io_uring engine", used.reason);
     }
+    value
 }
 
 /// A kind of disk to run a test on.
@@ -121,8 +146,7 @@ impl Disk {
     }
 }
 
-/// Takes whole blocks from aligned memory only, and gives other threads their turn between any two
-/// of its steps.
+/// Takes whole blocks from aligned memory only, and lets others go on between any two of its steps.
 #[derive(Debug)]
 pub struct Blocks {
     bytes: Mutex<Vec<u8>>,
@@ -153,7 +177,7 @@ impl Blocks {
             "unaligned memory"
         );
         assert!(len <= u64::from(self.limits.max_transfer), "too long");
-        std::thread::yield_now();
+        give_way();
         usize::try_from(offset.0).unwrap()
     }
 }
@@ -174,7 +198,7 @@ impl Driver for Blocks {
     fn read_at(&self, buf: &mut [u8], offset: Offset) -> io::Result<()> {
         let at = self.check(buf, offset);
         buf.copy_from_slice(&self.bytes.lock().unwrap()[at..at + buf.len()]);
-        std::thread::yield_now();
+        give_way();
         Ok(())
     }
 
@@ -182,12 +206,21 @@ impl Driver for Blocks {
         assert!(flags.is_empty(), "a flag that it does not have");
         let at = self.check(buf, offset);
         self.bytes.lock().unwrap()[at..at + buf.len()].copy_from_slice(buf);
-        std::thread::yield_now();
+        give_way();
         Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Lets other coroutines of this loop, or other threads, go on.
+fn give_way() {
+    if corio::in_coroutine() {
+        corio::yield_now();
+    } else {
+        std::thread::yield_now();
     }
 }
 

@@ -18,8 +18,9 @@
 //! last whole block of an odd-sized file cannot be written without growing it (growing and
 //! truncating again would show others, or leave after a crash, a wrong size). They go through the
 //! page cache. Mixing both on one page is what must not happen: a page dirtied through the cache
-//! would be written back over what O_DIRECT has just written next to it. So the tail begins at a
-//! boundary of pages and of file system blocks, everything from there on goes only through the
+//! would be written back over what O_DIRECT has just written next to it; where the kernel notices,
+//! the next fdatasync fails with EIO (the tests show it on ext4 with io_uring). So the tail begins
+//! at a boundary of pages and of filesystem blocks, everything from there on goes only through the
 //! cache, everything before it only past it, and no page is touched both ways. The tail's
 //! description is advised POSIX_FADV_RANDOM, so that reading it fills single pages and no larger
 //! folio that would reach over the boundary; writes of at most a page make no larger ones either.
