@@ -101,7 +101,7 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) cache: Cache,
 
-    /// What a client's trim does
+    /// What a client's trim does to the image
     #[arg(
         long,
         value_name = "MODE",
@@ -113,7 +113,8 @@ pub(crate) struct ServeArgs {
 
     /// Name of the export, as clients ask for it
     ///
-    /// Up to 4096 bytes. The default is the empty name, which clients use when they ask for none.
+    /// Up to 4096 bytes; the default is the empty name. Clients that ask for no name get the export
+    /// whatever its name is.
     #[arg(
         long,
         value_name = "EXPORT",
@@ -278,7 +279,7 @@ pub(crate) enum Cache {
 pub(crate) enum Discard {
     /// Gives the space back, where the file system or device can
     Unmap,
-    /// Nothing; clients are told that trim is not supported
+    /// Nothing: space once used stays allocated
     Ignore,
 }
 
@@ -287,7 +288,7 @@ pub(crate) enum Discard {
 pub(crate) enum Engine {
     /// io_uring where it works, else threads
     Auto,
-    /// io_uring; an error where it does not work
+    /// io_uring; where it is refused, threads, with a warning
     #[value(name = "io_uring")]
     IoUring,
     /// A pool of threads that make blocking calls
@@ -297,11 +298,11 @@ pub(crate) enum Engine {
 /// `--monitor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Monitor {
-    /// The best that works here
+    /// The one that measures best of those that work here
     Auto,
     /// epoll
     Epoll,
-    /// io_uring; an error where it does not work
+    /// io_uring; where it is refused, epoll, with a warning
     #[value(name = "io_uring")]
     IoUring,
 }

@@ -6,8 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const FILES_BASE: u64 = 64;
 /// Loops have an epoll descriptor, an eventfd, a ring, and helpers.
 const FILES_PER_THREAD: u64 = 16;
-/// A client's socket, and a second descriptor for it while it moves between threads.
-const FILES_PER_CLIENT: u64 = 2;
+/// A client's socket.
+const FILES_PER_CLIENT: u64 = 1;
 
 /// Raises the soft limit as far as needed and allowed. Returns a warning if that is not enough.
 pub(crate) fn raise_open_files(connections: u32, iothreads: u32) -> Option<String> {

@@ -57,7 +57,7 @@ fn inherited_uri(listener: &Listener, export: &str) -> Option<String> {
         Listener::Tcp(listener) => Some(socket_uri(listener.local_addr().ok()?, export)),
         Listener::Unix(listener) => {
             let address = listener.local_addr().ok()?;
-            Some(unix_uri(address.as_pathname()?, export))
+            Some(unix_uri(&absolute(address.as_pathname()?), export))
         }
     }
 }

@@ -1,0 +1,86 @@
+//! Telling people and programs where the disk is.
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+
+use corio_block::Node;
+
+use super::address::shell_word;
+use crate::size;
+
+/// Prints `listening URI` for each address, then a client command to try.
+///
+/// With `--run` standard output belongs to the command, so these lines go to standard error. Nobody
+/// reading them is no reason to fail.
+pub(crate) fn addresses(uris: &[String], stdout_is_taken: bool) {
+    let text = lines(uris);
+    let _ = if stdout_is_taken {
+        io::stderr().write_all(text.as_bytes())
+    } else {
+        let mut stdout = io::stdout().lock();
+        stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+    };
+}
+
+fn lines(uris: &[String]) -> String {
+    let mut text: String = uris
+        .iter()
+        .map(|uri| format!("listening {uri}\n"))
+        .collect();
+    if let Some(uri) = uris.first() {
+        text.push_str(&format!("try: nbdinfo {}\n", shell_word(OsStr::new(uri))));
+    }
+    text
+}
+
+/// One line for the service manager's status display.
+pub(crate) fn status(node: &Node, uris: &[String]) -> String {
+    describe(&size::human(node.size()), node.read_only(), uris)
+}
+
+fn describe(size: &str, read_only: bool, uris: &[String]) -> String {
+    let access = if read_only { ", read-only" } else { "" };
+    match uris {
+        [] => format!("serving {size}{access}"),
+        [uri] => format!("serving {size}{access} at {uri}"),
+        [uri, rest @ ..] => format!("serving {size}{access} at {uri} and {} more", rest.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uris(uris: &[&str]) -> Vec<String> {
+        uris.iter().map(|&uri| uri.to_owned()).collect()
+    }
+
+    #[test]
+    fn one_line_for_each_address_and_one_to_try() {
+        assert_eq!(
+            lines(&uris(&["nbd://localhost:10809/", "nbd+unix:///?socket=/a"])),
+            "listening nbd://localhost:10809/\nlistening nbd+unix:///?socket=/a\n\
+             try: nbdinfo nbd://localhost:10809/\n"
+        );
+        assert_eq!(
+            lines(&uris(&["nbd+unix:///?socket=/a"])),
+            "listening nbd+unix:///?socket=/a\ntry: nbdinfo 'nbd+unix:///?socket=/a'\n"
+        );
+        assert_eq!(lines(&[]), "");
+    }
+
+    #[test]
+    fn the_status_says_what_is_served_where() {
+        assert_eq!(describe("1 GiB", false, &[]), "serving 1 GiB");
+        assert_eq!(
+            describe("1 GiB", true, &uris(&["a"])),
+            "serving 1 GiB, read-only at a"
+        );
+        assert_eq!(
+            describe("1 GiB", false, &uris(&["a", "b"])),
+            "serving 1 GiB at a and 1 more"
+        );
+    }
+}
