@@ -21,6 +21,7 @@ pub mod net;
 mod schedule;
 mod stack;
 mod sys;
+pub mod sync;
 pub mod time;
 mod tls;
 pub mod track;

@@ -1,0 +1,22 @@
+//! Waiting for one another: [`Mutex`], [`Queue`], [`Semaphore`] (SPEC section 3).
+//!
+//! They work between coroutines of any threads and contexts: whoever has to wait parks, and its
+//! thread goes on with others. A plain thread that is no loop's may use them as well: it blocks.
+//! None of them poisons: what a panic leaves behind is for the data's owner to judge.
+//!
+//! All are fair: the oldest waiter is served first. A waiter that is cancelled leaves the line, and
+//! if it had been served in that very moment, passes on what it got.
+//!
+//! Files: `record` is the wait record and the lists; `waiter` the coroutine or thread that waits;
+//! each lock has its state machine in a `state` of its own, which knows no stacks, so that loom
+//! checks what is shipped.
+
+mod mutex;
+mod queue;
+mod record;
+mod semaphore;
+mod waiter;
+
+pub use mutex::{Mutex, MutexGuard};
+pub use queue::{Place, Queue};
+pub use semaphore::{Permit, Semaphore};

@@ -1,0 +1,324 @@
+//! The coroutine mutex: fair hand-off, one compare-exchange when nobody else wants it (SPEC L1).
+//!
+//! `state` is the state machine. Here are the guard, waiting and cancellation, and the spin: whoever
+//! finds the mutex held by a coroutine that is running on another thread looks a few times before it
+//! parks, as parking and being woken across threads costs more than most critical sections take.
+//!
+//! Invariant
+//! - I1. `holder` is the holder's number while a coroutine holds the mutex and has entered its
+//!   critical section, else 0. So finding one's own number there is locking twice.
+
+// The guard gives access to the value, and wait records are pointers into frames.
+#![allow(unsafe_code)]
+
+mod state;
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+
+use self::state::State;
+use super::record::Record;
+use super::waiter::{Waiter, running_id};
+use crate::atomic::{AtomicU64, Ordering};
+use crate::context::Local;
+use crate::coroutine;
+use crate::schedule;
+use crate::stack::{self, Slot};
+use crate::track::{self, Kind};
+
+/// How often a locker looks at a mutex whose holder runs on another thread before it parks: some
+/// microseconds, about what it costs to be woken from there.
+const SPIN_ROUNDS: u32 = 100;
+
+/// A mutex for coroutines of any threads, and for plain threads.
+///
+/// Unlocking hands it to whoever has waited longest. It is not poisoned by a panic.
+///
+/// ```
+/// use std::sync::Arc;
+/// use corio::{IoThread, sync::Mutex};
+///
+/// let (a, b) = (IoThread::builder().spawn()?, IoThread::builder().spawn()?);
+/// let sum = Arc::new(Mutex::new(0));
+/// let add = |n| {
+///     let sum = Arc::clone(&sum);
+///     move || *sum.lock() += n
+/// };
+/// let (first, second) = (a.context().spawn(add(1)), b.context().spawn(add(2)));
+/// first.join().unwrap();
+/// second.join().unwrap();
+/// assert_eq!(*sum.lock(), 3);
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[doc(alias = "CoMutex")]
+pub struct Mutex<T: ?Sized> {
+    state: State<Waiter>,
+    holder: AtomicU64,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: only the holder reaches the value (`State` excludes), on one thread at a time.
+unsafe impl<T: ?Sized + Send> Send for Mutex<T> {}
+// SAFETY: as above; sharing the mutex moves access to the value between threads, so T is Send.
+unsafe impl<T: ?Sized + Send> Sync for Mutex<T> {}
+
+impl<T> Mutex<T> {
+    /// A free mutex.
+    #[doc(alias = "qemu_co_mutex_init")]
+    pub fn new(value: T) -> Mutex<T> {
+        Mutex {
+            state: State::new(),
+            holder: AtomicU64::new(0),
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    /// Takes the value out.
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+}
+
+impl<T: ?Sized> Mutex<T> {
+    /// Takes the mutex. A coroutine that has to wait parks; a plain thread blocks.
+    ///
+    /// Waiting is a cancellation point; a coroutine that is cancelled there leaves the line.
+    ///
+    /// # Panics
+    /// On a loop's thread outside a coroutine, where waiting would stop the loop (use
+    /// [`try_lock`](Self::try_lock)); if the coroutine holds the mutex already; if it has to wait
+    /// in a home without a loop.
+    #[doc(alias = "qemu_co_mutex_lock")]
+    #[track_caller]
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        let holder = Holder::current();
+        if holder.is_none() && Local::current().is_some() {
+            schedule::parkable("sync::Mutex::lock");
+        }
+        if !self.state.try_lock() {
+            self.lock_held();
+        }
+        self.guard(holder)
+    }
+
+    /// Takes the mutex if it is free and nobody waits for it. Never waits; from anywhere.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.state.try_lock().then(|| self.guard(Holder::current()))
+    }
+
+    /// The value, to which the borrow shows that nobody else has access.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
+    #[inline]
+    fn guard(&self, holder: Option<Holder>) -> MutexGuard<'_, T> {
+        if let Some(holder) = &holder {
+            holder.count_lock(true);
+            // Relaxed: read by others as a hint, and by its own thread.
+            self.holder.store(holder.id(), Ordering::Relaxed);
+        }
+        MutexGuard {
+            mutex: self,
+            holder,
+            not_send: PhantomData,
+        }
+    }
+
+    #[cold]
+    #[track_caller]
+    fn lock_held(&self) {
+        let own = running_id();
+        let holder = self.holder.load(Ordering::Relaxed);
+        assert!(
+            own == 0 || holder != own,
+            "a coroutine locked a sync::Mutex that it holds already: it would wait for itself; \
+             drop the first guard before"
+        );
+        if self.spin(holder) {
+            return;
+        }
+        let record = Record::new(Waiter::current("sync::Mutex::lock"), 1);
+        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        if unsafe { self.state.lock_or_queue(&record) } {
+            return;
+        }
+        track::emit(Kind::LockWait, self.state.number(), own, 0);
+        let waiting = Waiting {
+            state: &self.state,
+            record: &record,
+        };
+        record.waker().wait_until(|| record.is_granted());
+        core::mem::forget(waiting);
+    }
+
+    /// Tries for a while if the holder runs on another thread and nobody waits: true if it took it.
+    fn spin(&self, holder: u64) -> bool {
+        let Some((slot, home)) = slot_of(holder).zip(home_of(coroutine_slot())) else {
+            return false;
+        };
+        // Relaxed: a hint. A slot lives for ever, so that a holder that is gone does no harm.
+        let elsewhere = home_of(Some(slot)) != Some(home);
+        for _ in 0..SPIN_ROUNDS {
+            let runs = elsewhere && slot.word.is_running() && self.state.is_unawaited();
+            if !runs || self.holder.load(Ordering::Relaxed) != holder {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        self.state.try_lock()
+    }
+}
+
+/// The running coroutine's slot.
+fn coroutine_slot() -> Option<&'static Slot> {
+    coroutine::current().map(coroutine::CoRef::slot)
+}
+
+/// The slot of a coroutine with this number; some slot if it is none's.
+fn slot_of(id: u64) -> Option<&'static Slot> {
+    let index = u32::try_from(id & u64::from(u32::MAX)).ok()?;
+    (id != 0).then(|| stack::slot_at(index)).flatten()
+}
+
+/// What tells homes with a loop apart.
+fn home_of(slot: Option<&'static Slot>) -> Option<*const ()> {
+    let home = slot?.inbox.load(Ordering::Relaxed).cast_const();
+    (!home.is_null()).then_some(home)
+}
+
+/// Takes the record out when a cancelled waiter unwinds.
+struct Waiting<'a> {
+    state: &'a State<Waiter>,
+    record: &'a Record<Waiter>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // SAFETY: queued by `lock_held`, which made this.
+        unsafe { self.state.abandon(self.record) };
+    }
+}
+
+/// The coroutine that took a mutex, as its own thread names it.
+struct Holder {
+    slot: &'static Slot,
+    generation: u32,
+}
+
+impl Holder {
+    #[inline]
+    fn current() -> Option<Holder> {
+        coroutine::current().map(|co| Holder {
+            slot: co.slot(),
+            generation: co.generation(),
+        })
+    }
+
+    #[inline]
+    fn id(&self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot.index())
+    }
+
+    /// Counts the lock for the coroutine, if it lives still: a guard may outlive it in another one.
+    #[inline]
+    fn count_lock(&self, taken: bool) {
+        if self.slot.word.generation() == self.generation {
+            coroutine::of_slot(self.slot).count_lock(taken);
+        }
+    }
+}
+
+/// Access to the value of a [`Mutex`], which is unlocked when this is dropped.
+///
+/// It stays on its thread:
+///
+/// ```compile_fail
+/// fn send<T: Send>(_: T) {}
+/// send(corio::sync::Mutex::new(0).lock());
+/// ```
+///
+/// A coroutine must not end while it holds one (leaked, say); that is reported as a panic.
+#[must_use = "the mutex is unlocked when the guard is dropped"]
+pub struct MutexGuard<'a, T: ?Sized> {
+    mutex: &'a Mutex<T>,
+    holder: Option<Holder>,
+    not_send: PhantomData<*const ()>,
+}
+
+// SAFETY: a shared guard gives shared access to the value only.
+unsafe impl<T: ?Sized + Sync> Sync for MutexGuard<'_, T> {}
+
+impl<'a, T: ?Sized> MutexGuard<'a, T> {
+    /// The mutex, to lock it again after the guard is gone.
+    pub(super) fn mutex(&self) -> &'a Mutex<T> {
+        self.mutex
+    }
+}
+
+impl<T: ?Sized> Drop for MutexGuard<'_, T> {
+    #[doc(alias = "qemu_co_mutex_unlock")]
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(holder) = &self.holder {
+            holder.count_lock(false);
+            // Relaxed, before the unlock: nobody who locks later sees it (I1).
+            self.mutex.holder.store(0, Ordering::Relaxed);
+        }
+        self.mutex.state.unlock();
+    }
+}
+
+impl<T: ?Sized> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the guard holds the mutex, and `State` lets one hold it at a time.
+        unsafe { &*self.mutex.value.get() }
+    }
+}
+
+impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above, and the guard is borrowed mutably.
+        unsafe { &mut *self.mutex.value.get() }
+    }
+}
+
+impl<T: Default> Default for Mutex<T> {
+    fn default() -> Mutex<T> {
+        Mutex::new(T::default())
+    }
+}
+
+impl<T> From<T> for Mutex<T> {
+    fn from(value: T) -> Mutex<T> {
+        Mutex::new(value)
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("Mutex");
+        match self.try_lock() {
+            Some(value) => text.field("value", &&*value),
+            None => text.field("value", &format_args!("<locked>")),
+        };
+        text.finish()
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ?Sized + fmt::Display> fmt::Display for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

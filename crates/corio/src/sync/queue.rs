@@ -1,0 +1,177 @@
+//! The coroutine queue: wait until somebody says go on (SPEC L3). `state` is its list.
+
+// Wait records are pointers into frames.
+#![allow(unsafe_code)]
+
+mod state;
+
+use self::state::State;
+use super::mutex::MutexGuard;
+use super::record::Record;
+use super::waiter::{Waiter, running_id};
+use crate::track::{self, Kind};
+
+pub use self::state::Place;
+
+/// A line of coroutines that wait to be woken, as with a condition variable.
+///
+/// A wake with nobody in the line is lost, so waiters check their condition, wait, and check again;
+/// [`wait_releasing`](Self::wait_releasing) makes checking and getting in line one step for whoever
+/// holds the mutex. There are no spurious wakes, but somebody else may have run in between.
+///
+/// ```
+/// use std::sync::Arc;
+/// use corio::{IoThread, sync::{Mutex, Queue}};
+///
+/// let io = IoThread::builder().spawn()?;
+/// let shared = Arc::new((Mutex::new(Vec::new()), Queue::new()));
+/// let consumer = io.context().spawn({
+///     let shared = Arc::clone(&shared);
+///     move || {
+///         let (items, filled) = &*shared;
+///         let mut items = items.lock();
+///         while items.is_empty() {
+///             items = filled.wait_releasing(items);
+///         }
+///         items.pop()
+///     }
+/// });
+/// shared.0.lock().push(7);
+/// shared.1.wake_one();
+/// assert_eq!(consumer.join().unwrap(), Some(7));
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[doc(alias = "CoQueue")]
+#[derive(Debug)]
+pub struct Queue {
+    state: State<Waiter>,
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue::new()
+    }
+}
+
+impl Queue {
+    /// An empty line.
+    #[doc(alias = "qemu_co_queue_init")]
+    pub fn new() -> Queue {
+        Queue { state: State::new() }
+    }
+
+    /// Waits to be woken. A coroutine parks, a plain thread blocks. A cancellation point: a waiter
+    /// that is cancelled leaves the line, and passes on a wake that it was just given.
+    ///
+    /// # Panics
+    /// On a loop's thread outside a coroutine, and in a home without a loop.
+    #[doc(alias = "qemu_co_queue_wait")]
+    #[track_caller]
+    pub fn wait(&self) {
+        self.wait_after(Place::Back, || ());
+    }
+
+    /// Gets in line, releases the mutex, waits to be woken, and takes the mutex again. Who changes
+    /// the condition under the mutex and then wakes cannot be missed.
+    ///
+    /// A cancellation point, in both waits; the mutex is not held while it unwinds.
+    ///
+    /// # Panics
+    /// As [`wait`](Self::wait).
+    #[doc(alias = "qemu_co_queue_wait")]
+    #[track_caller]
+    pub fn wait_releasing<'a, T: ?Sized>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        let mutex = guard.mutex();
+        self.wait_after(Place::Back, || drop(guard));
+        // A waiter that is cancelled while it takes the mutex has used up a wake for nothing.
+        let woken = PassOn(&self.state);
+        let guard = mutex.lock();
+        core::mem::forget(woken);
+        guard
+    }
+
+    /// Gets in line at `place`, calls `release`, and waits to be woken. For conditions under an
+    /// ordinary mutex: `release` drops its guard.
+    ///
+    /// # Panics
+    /// As [`wait`](Self::wait); with `release`'s panic, out of the line again.
+    ///
+    /// ```
+    /// # let io = corio::IoThread::builder().spawn()?;
+    /// use corio::sync::{Place, Queue};
+    /// use std::sync::{Arc, Mutex};
+    /// let shared = Arc::new((Mutex::new(false), Queue::new()));
+    /// let waiter = io.context().spawn({
+    ///     let shared = Arc::clone(&shared);
+    ///     move || loop {
+    ///         let done = shared.0.lock().unwrap();
+    ///         if *done {
+    ///             break;
+    ///         }
+    ///         shared.1.wait_after(Place::Back, || drop(done));
+    ///     }
+    /// });
+    /// *shared.0.lock().unwrap() = true;
+    /// shared.1.wake_all();
+    /// waiter.join().unwrap();
+    /// # Ok::<(), corio::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn wait_after(&self, place: Place, release: impl FnOnce()) {
+        let record = Record::new(Waiter::current("sync::Queue::wait"), 1);
+        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        unsafe { self.state.queue(&record, place) };
+        let waiting = Waiting {
+            state: &self.state,
+            record: &record,
+        };
+        release();
+        let number = core::ptr::from_ref(self).addr() as u64;
+        track::emit(Kind::LockWait, number, running_id(), 0);
+        record.waker().wait_until(|| record.is_granted());
+        core::mem::forget(waiting);
+    }
+
+    /// Wakes whoever has waited longest. False if nobody waits. From anywhere; runs nobody itself.
+    #[doc(alias = "qemu_co_queue_next")]
+    #[doc(alias = "qemu_co_enter_next")]
+    pub fn wake_one(&self) -> bool {
+        self.state.wake_one()
+    }
+
+    /// Wakes all that wait at this moment, oldest first, and says how many. From anywhere; runs
+    /// nobody itself.
+    #[doc(alias = "qemu_co_queue_restart_all")]
+    #[doc(alias = "qemu_co_enter_all")]
+    pub fn wake_all(&self) -> usize {
+        self.state.wake_all()
+    }
+
+    /// Whether nobody waits.
+    #[doc(alias = "qemu_co_queue_empty")]
+    pub fn is_empty(&self) -> bool {
+        self.state.is_empty()
+    }
+}
+
+/// Takes the record out when a cancelled waiter unwinds.
+struct Waiting<'a> {
+    state: &'a State<Waiter>,
+    record: &'a Record<Waiter>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // SAFETY: queued by `wait_after`, which made this.
+        unsafe { self.state.abandon(self.record) };
+    }
+}
+
+/// Wakes the next one in place of a waiter that will not go on.
+struct PassOn<'a>(&'a State<Waiter>);
+
+impl Drop for PassOn<'_> {
+    fn drop(&mut self) {
+        self.0.wake_one();
+    }
+}

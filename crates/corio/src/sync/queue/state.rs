@@ -1,0 +1,145 @@
+//! The queue without stacks: a list behind a short lock.
+//!
+//! Being woken is a grant: a waiter that is cancelled after it was woken has used up a wake that
+//! was meant for somebody who goes on, and passes it to the next.
+
+// Queued records are pointers into other frames: record.rs I1.
+#![allow(unsafe_code)]
+
+use crate::sync::record::{List, Record, Short, Wake, grant};
+
+/// Where a waiter is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// Behind all that wait.
+    #[default]
+    Back,
+    /// Before all that wait: it is woken next.
+    Front,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct State<W> {
+    waiting: Short<List<W>>,
+}
+
+impl<W: Wake> State<W> {
+    pub(super) fn new() -> State<W> {
+        State {
+            waiting: Short::new(List::new()),
+        }
+    }
+
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.lock().is_empty()
+    }
+
+    /// Queues the record; the next wake that is its turn grants it.
+    ///
+    /// # Safety
+    /// The record is new, and stays as record.rs I1 says.
+    pub(super) unsafe fn queue(&self, record: &Record<W>, place: Place) {
+        let waiting = self.waiting.lock();
+        // SAFETY: the list is under its lock; the caller keeps the record alive.
+        unsafe {
+            match place {
+                Place::Back => waiting.push_newest(record),
+                Place::Front => waiting.push_oldest(record),
+            }
+        }
+    }
+
+    /// Wakes the oldest. False if nobody waits.
+    pub(super) fn wake_one(&self) -> bool {
+        let waiting = self.waiting.lock();
+        wake_oldest(&waiting)
+    }
+
+    /// Wakes all that wait now, oldest first, and says how many they were.
+    pub(super) fn wake_all(&self) -> usize {
+        let waiting = self.waiting.lock();
+        core::iter::repeat_with(|| wake_oldest(&waiting)).take_while(|&woken| woken).count()
+    }
+
+    /// Takes a record out again or, if it was woken already, wakes the next one in its place. The
+    /// record may go then.
+    ///
+    /// # Safety
+    /// The record was queued here by the caller, and is not used any more.
+    pub(super) unsafe fn abandon(&self, record: &Record<W>) {
+        let waiting = self.waiting.lock();
+        if !record.is_granted() {
+            // SAFETY: the list is under its lock; not granted, so in it.
+            unsafe { waiting.unlink(record) };
+        } else if !cfg!(corio_planted_bug = "queue_wake_dropped") {
+            wake_oldest(&waiting);
+        }
+    }
+}
+
+/// Under the list's lock.
+fn wake_oldest<W: Wake>(waiting: &List<W>) -> bool {
+    // SAFETY: the list is under its lock, as `waiting` is borrowed from its guard.
+    let Some(oldest) = (unsafe { waiting.pop_oldest() }) else {
+        return false;
+    };
+    // SAFETY: just taken out.
+    unsafe { grant(oldest) }.wake();
+    true
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::sync::record::LoomWaker;
+    use loom::sync::Arc;
+
+    /// SPEC L3, L7, C12. Planted bug: `queue_wake_dropped`.
+    #[test]
+    fn loom_cancelled_waiter_passes_its_wake_on() {
+        loom::model(|| {
+            let queue = Arc::new(State::<LoomWaker>::new());
+            let cancelled = LoomWaker::record(1);
+            let waiter = LoomWaker::record(1);
+            // SAFETY: abandoned, and waited for, below.
+            unsafe {
+                queue.queue(&cancelled, Place::Back);
+                queue.queue(&waiter, Place::Back);
+            }
+            let waking = {
+                let queue = Arc::clone(&queue);
+                loom::thread::spawn(move || assert!(queue.wake_one()))
+            };
+            // SAFETY: queued above.
+            unsafe { queue.abandon(&cancelled) };
+            // One wake, and one waiter that goes on: it has to reach it.
+            LoomWaker::wait(&waiter);
+            waking.join().unwrap();
+            assert!(queue.is_empty());
+        });
+    }
+
+    /// SPEC L3, L7.
+    #[test]
+    fn loom_all_that_wait_are_woken() {
+        loom::model(|| {
+            let queue = Arc::new(State::<LoomWaker>::new());
+            let records = [(); 2].map(|()| LoomWaker::record(1));
+            for record in &records {
+                // SAFETY: waited for below.
+                unsafe { queue.queue(record, Place::Back) };
+            }
+            let waking = {
+                let queue = Arc::clone(&queue);
+                loom::thread::spawn(move || usize::from(queue.wake_one()))
+            };
+            let woken = queue.wake_all();
+            for record in &records {
+                LoomWaker::wait(record);
+            }
+            assert_eq!(woken + waking.join().unwrap(), 2);
+        });
+    }
+}

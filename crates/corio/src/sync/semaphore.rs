@@ -1,0 +1,159 @@
+//! The semaphore: counted permits, all or wait, first come first served (SPEC L5).
+//!
+//! `state` is the state machine; here are waiting, cancellation and the permit.
+
+// Wait records are pointers into frames.
+#![allow(unsafe_code)]
+
+mod state;
+
+use self::state::{State, PERMITS_MAX};
+use super::record::Record;
+use super::waiter::{Waiter, running_id};
+use crate::context::Local;
+use crate::coroutine;
+use crate::schedule;
+use crate::track::{self, Kind};
+
+/// A number of permits that coroutines take, use and give back.
+///
+/// Whoever wants several gets them all at once or waits, and nobody overtakes: a large wish is not
+/// starved by small ones. That differs from QEMU's shared resource, which wakes all to try again.
+///
+/// ```
+/// use corio::sync::Semaphore;
+///
+/// let bytes_in_flight = Semaphore::new(4096);
+/// let permit = bytes_in_flight.try_acquire(4000).unwrap();
+/// assert!(bytes_in_flight.try_acquire(100).is_none());
+/// drop(permit);
+/// assert_eq!(bytes_in_flight.available(), 4096);
+/// ```
+#[doc(alias = "SharedResource")]
+#[derive(Debug)]
+pub struct Semaphore {
+    state: State<Waiter>,
+    total: usize,
+}
+
+impl Semaphore {
+    /// A semaphore of `total` free permits.
+    ///
+    /// # Panics
+    /// With more than 2^63 - 1 (2^31 - 1 where addresses have 32 bits).
+    #[doc(alias = "shres_create")]
+    #[track_caller]
+    pub fn new(total: usize) -> Semaphore {
+        assert!(
+            total <= PERMITS_MAX,
+            "a semaphore of {total} permits: at most {PERMITS_MAX} can be counted"
+        );
+        Semaphore {
+            state: State::new(total),
+            total,
+        }
+    }
+
+    /// Takes `amount` permits, and waits until so many are free and everyone who came earlier has
+    /// been served. A coroutine parks, a plain thread blocks. A cancellation point when it waits: a
+    /// waiter that is cancelled leaves the line, and gives back what it was just given.
+    ///
+    /// # Panics
+    /// If `amount` is more than there are in all: it would wait for ever. On a loop's thread outside
+    /// a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a home without a
+    /// loop.
+    #[doc(alias = "co_get_from_shres")]
+    #[track_caller]
+    pub fn acquire(&self, amount: usize) -> Permit<'_> {
+        assert!(
+            amount <= self.total,
+            "{amount} permits of a semaphore that has {} in all: it would wait for ever; ask for \
+             fewer",
+            self.total
+        );
+        if !coroutine::in_coroutine() && Local::current().is_some() {
+            schedule::parkable("sync::Semaphore::acquire");
+        }
+        if !self.state.try_acquire(amount) {
+            self.acquire_waiting(amount);
+        }
+        Permit {
+            semaphore: self,
+            amount,
+        }
+    }
+
+    /// Takes `amount` permits if they are free and nobody waits. Never waits; from anywhere.
+    #[doc(alias = "co_try_get_from_shres")]
+    #[must_use = "the permits are given back when the permit is dropped"]
+    pub fn try_acquire(&self, amount: usize) -> Option<Permit<'_>> {
+        // Not `then_some`: a permit that is made and dropped gives back what was not taken.
+        self.state.try_acquire(amount).then(|| Permit {
+            semaphore: self,
+            amount,
+        })
+    }
+
+    /// How many permits are free. It may have changed by the time it is known.
+    pub fn available(&self) -> usize {
+        self.state.free()
+    }
+
+    /// How many permits there are in all.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    #[cold]
+    #[track_caller]
+    fn acquire_waiting(&self, amount: usize) {
+        let record = Record::new(Waiter::current("sync::Semaphore::acquire"), amount);
+        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        if unsafe { self.state.acquire_or_queue(&record) } {
+            return;
+        }
+        let number = core::ptr::from_ref(self).addr() as u64;
+        track::emit(Kind::LockWait, number, running_id(), 0);
+        let waiting = Waiting {
+            state: &self.state,
+            record: &record,
+        };
+        record.waker().wait_until(|| record.is_granted());
+        core::mem::forget(waiting);
+    }
+}
+
+/// Takes the record out when a cancelled waiter unwinds.
+struct Waiting<'a> {
+    state: &'a State<Waiter>,
+    record: &'a Record<Waiter>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // SAFETY: queued by `acquire_waiting`, which made this.
+        unsafe { self.state.abandon(self.record) };
+    }
+}
+
+/// Permits of a [`Semaphore`], given back when this is dropped; by any thread.
+#[derive(Debug)]
+#[must_use = "the permits are given back when the permit is dropped"]
+pub struct Permit<'a> {
+    semaphore: &'a Semaphore,
+    amount: usize,
+}
+
+impl Permit<'_> {
+    /// How many permits it stands for.
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+}
+
+impl Drop for Permit<'_> {
+    #[doc(alias = "co_put_to_shres")]
+    fn drop(&mut self) {
+        self.semaphore.state.release(self.amount);
+    }
+}

@@ -1,0 +1,254 @@
+//! The semaphore without stacks: a word of permits, and a list behind a short lock.
+//!
+//! ```text
+//!   word:  free permits << 1 | AWAITED
+//!
+//!   AWAITED clear   acquire and release are one compare-exchange each
+//!   AWAITED set     the word changes only under the list's lock; nobody gets in before the oldest
+//! ```
+//!
+//! Invariants
+//! - I1. AWAITED is set exactly if the list is not empty, whenever the list's lock is free.
+//! - I2. While AWAITED is set, only who has the list's lock writes the word.
+//! - I3. The oldest waiter wants more than there are free permits, whenever the lock is free.
+
+// Queued records are pointers into other frames: record.rs I1.
+#![allow(unsafe_code)]
+
+use crate::atomic::{AtomicUsize, Ordering};
+use crate::sync::record::{List, Record, Short, Wake, grant};
+
+const AWAITED: usize = 1;
+const SHIFT: u32 = 1;
+
+/// The most permits a semaphore may have.
+pub(super) const PERMITS_MAX: usize = usize::MAX >> SHIFT;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct State<W> {
+    word: AtomicUsize,
+    waiting: Short<List<W>>,
+}
+
+impl<W: Wake> State<W> {
+    /// With `permits` free ones, at most `PERMITS_MAX`.
+    pub(super) fn new(permits: usize) -> State<W> {
+        State {
+            word: AtomicUsize::new(permits << SHIFT),
+            waiting: Short::new(List::new()),
+        }
+    }
+
+    /// How many are free. Only a hint.
+    pub(super) fn free(&self) -> usize {
+        self.word.load(Ordering::Relaxed) >> SHIFT
+    }
+
+    /// Takes `amount` if they are free and nobody waits.
+    #[inline]
+    #[must_use]
+    pub(super) fn try_acquire(&self, amount: usize) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & AWAITED == 0 && word >> SHIFT >= amount {
+            // Acquire: pairs with the releases in `release`.
+            match self.word.compare_exchange_weak(
+                word,
+                word - (amount << SHIFT),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+        false
+    }
+
+    /// Takes the permits (true) or queues the record (false), which will be granted then.
+    ///
+    /// # Safety
+    /// The record is new; if queued, it stays as record.rs I1 says.
+    #[must_use]
+    pub(super) unsafe fn acquire_or_queue(&self, record: &Record<W>) -> bool {
+        if self.try_acquire(record.amount()) {
+            return true;
+        }
+        let waiting = self.waiting.lock();
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & AWAITED == 0 {
+            let enough = word >> SHIFT >= record.amount()
+                && !cfg!(corio_planted_bug = "semaphore_no_second_look");
+            let next = if enough { word - (record.amount() << SHIFT) } else { word | AWAITED };
+            // Acquire: as in `try_acquire`. From here on a release comes to the lock (I2).
+            match self.word.compare_exchange_weak(
+                word,
+                next,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) if enough => return true,
+                Ok(_) => break,
+                Err(seen) => word = seen,
+            }
+        }
+        // SAFETY: the list is under its lock; the caller keeps the record alive.
+        unsafe { waiting.push_newest(record) };
+        false
+    }
+
+    /// Gives permits back, and to the oldest waiters as far as they go.
+    pub(super) fn release(&self, amount: usize) {
+        if !self.release_unawaited(amount) {
+            let waiting = self.waiting.lock();
+            if !self.release_unawaited(amount) {
+                self.hand_out(&waiting, amount);
+            }
+        }
+    }
+
+    /// Gives permits back if nobody waits.
+    #[inline]
+    fn release_unawaited(&self, amount: usize) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & AWAITED == 0 {
+            // Release: pairs with the acquire of who takes them.
+            match self.word.compare_exchange_weak(
+                word,
+                word + (amount << SHIFT),
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+        false
+    }
+
+    /// Takes a record out again or, if it has been granted, gives its permits back. The record may
+    /// go then.
+    ///
+    /// # Safety
+    /// The record was queued here by `acquire_or_queue`, by the caller, and is not used any more.
+    pub(super) unsafe fn abandon(&self, record: &Record<W>) {
+        // SAFETY: as the caller promises.
+        let withdrawn = unsafe { self.withdraw(record) };
+        if !withdrawn && !cfg!(corio_planted_bug = "semaphore_grant_dropped") {
+            self.release(record.amount());
+        }
+    }
+
+    /// Takes a record out again. False: it is granted, and the permits its waiter's.
+    ///
+    /// # Safety
+    /// As `abandon`.
+    unsafe fn withdraw(&self, record: &Record<W>) -> bool {
+        let waiting = self.waiting.lock();
+        if record.is_granted() {
+            return false;
+        }
+        // SAFETY: the list is under its lock; not granted, so in it.
+        unsafe { waiting.unlink(record) };
+        // Those behind it may want less.
+        self.hand_out(&waiting, 0);
+        true
+    }
+
+    /// Adds permits and grants from the oldest on. Under the list's lock, with AWAITED set.
+    fn hand_out(&self, waiting: &List<W>, amount: usize) {
+        // Acquire, and release below: who is granted sees what all who released did. No other
+        // thread writes meanwhile (I2).
+        let mut free = (self.word.load(Ordering::Acquire) >> SHIFT) + amount;
+        while waiting.oldest_amount().is_some_and(|wanted| wanted <= free) {
+            // SAFETY: the list is under its lock.
+            let Some(oldest) = (unsafe { waiting.pop_oldest() }) else {
+                break;
+            };
+            // SAFETY: just taken out, so alive until it is granted.
+            free -= unsafe { (*oldest).amount() };
+            // SAFETY: as above.
+            unsafe { grant(oldest) }.wake();
+        }
+        let awaited = if waiting.is_empty() { 0 } else { AWAITED };
+        self.word.store(free << SHIFT | awaited, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::sync::record::LoomWaker;
+    use loom::sync::Arc;
+
+    type LoomState = State<LoomWaker>;
+
+    fn acquire(semaphore: &LoomState, amount: usize) {
+        let record = LoomWaker::record(amount);
+        // SAFETY: waits until the record is granted.
+        if !unsafe { semaphore.acquire_or_queue(&record) } {
+            LoomWaker::wait(&record);
+        }
+    }
+
+    /// Like a waiter that is cancelled at once.
+    fn acquire_and_cancel(semaphore: &LoomState, amount: usize) {
+        let record = LoomWaker::record(amount);
+        // SAFETY: abandoned below if it is queued.
+        if unsafe { semaphore.acquire_or_queue(&record) } {
+            semaphore.release(amount);
+        } else {
+            // SAFETY: queued above.
+            unsafe { semaphore.abandon(&record) };
+        }
+    }
+
+    fn model(f: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(f);
+    }
+
+    /// SPEC L5, L7. Planted bug: `semaphore_no_second_look`.
+    #[test]
+    fn loom_waiter_and_release_do_not_miss_each_other() {
+        model(|| {
+            let semaphore = Arc::new(LoomState::new(2));
+            let others = [2, 1].map(|amount| {
+                let semaphore = Arc::clone(&semaphore);
+                loom::thread::spawn(move || {
+                    acquire(&semaphore, amount);
+                    semaphore.release(amount);
+                })
+            });
+            acquire(&semaphore, 2);
+            semaphore.release(2);
+            for other in others {
+                other.join().unwrap();
+            }
+            assert_eq!(semaphore.word.load(Ordering::Relaxed), 2 << SHIFT);
+        });
+    }
+
+    /// SPEC L5, L7, C12. Planted bug: `semaphore_grant_dropped`.
+    #[test]
+    fn loom_cancelled_waiter_loses_no_permit_and_blocks_nobody() {
+        model(|| {
+            let semaphore = Arc::new(LoomState::new(2));
+            assert!(semaphore.try_acquire(1));
+            let cancelled = {
+                let semaphore = Arc::clone(&semaphore);
+                loom::thread::spawn(move || acquire_and_cancel(&semaphore, 2))
+            };
+            let behind = {
+                let semaphore = Arc::clone(&semaphore);
+                loom::thread::spawn(move || acquire(&semaphore, 1))
+            };
+            // The one behind gets its permit although the first one's is not given back before.
+            behind.join().unwrap();
+            semaphore.release(2);
+            cancelled.join().unwrap();
+            assert_eq!(semaphore.word.load(Ordering::Relaxed), 2 << SHIFT);
+        });
+    }
+}

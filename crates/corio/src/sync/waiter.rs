@@ -1,0 +1,76 @@
+//! Who waits: a coroutine that parks, or a plain thread that blocks.
+
+use std::thread::{self, Thread};
+
+use super::record::Wake;
+use crate::context::Local;
+use crate::coroutine::{self, CoRef};
+use crate::schedule::{self, CoWaker};
+
+/// Gets a waiter going again.
+#[derive(Clone, Debug)]
+pub(super) enum Waiter {
+    Coroutine {
+        token: CoWaker,
+        // For tracking.
+        id: u64,
+    },
+    Thread(Thread),
+}
+
+impl Waiter {
+    /// The running coroutine or thread, which is about to wait in `what`.
+    ///
+    /// # Panics
+    /// In a coroutine whose home has no loop, and on a loop's thread outside a coroutine.
+    #[track_caller]
+    pub(super) fn current(what: &str) -> Waiter {
+        match CoWaker::current() {
+            Some(token) => Waiter::Coroutine {
+                token,
+                id: running_id(),
+            },
+            None if coroutine::in_coroutine() || Local::current().is_some() => {
+                let co = schedule::parkable(what);
+                unreachable!("{} can park but has no token", co.describe())
+            }
+            None => Waiter::Thread(thread::current()),
+        }
+    }
+
+    /// Parks or blocks until `done` says so. A cancellation point for a coroutine: may unwind.
+    #[track_caller]
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) {
+        while !done() {
+            match self {
+                Waiter::Coroutine { .. } => schedule::park(),
+                Waiter::Thread(_) => thread::park(),
+            }
+        }
+    }
+}
+
+impl Wake for Waiter {
+    fn wake(self) {
+        match self {
+            Waiter::Coroutine { token, .. } => token.wake(),
+            Waiter::Thread(thread) => thread.unpark(),
+        }
+    }
+
+    fn id(&self) -> u64 {
+        match self {
+            Waiter::Coroutine { id, .. } => *id,
+            Waiter::Thread(_) => 0,
+        }
+    }
+
+    fn running_id() -> u64 {
+        running_id()
+    }
+}
+
+/// The running coroutine's number, 0 outside any.
+pub(super) fn running_id() -> u64 {
+    coroutine::current().map_or(0, CoRef::id)
+}
