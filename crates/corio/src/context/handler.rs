@@ -16,7 +16,7 @@ use slab::Slab;
 
 /// poll(2)'s bits for what a read handler sees.
 pub(crate) const READ_EVENTS: u32 = 0x001 | 0x010 | 0x008; // POLLIN, POLLHUP, POLLERR
-/// poll(2)'s bits for what a write handler sees. HUP is added because a poll reports it whether asked or not.
+/// poll(2)'s bits for what a write handler sees.
 pub(crate) const WRITE_EVENTS: u32 = 0x004 | 0x008; // POLLOUT, POLLERR
 /// POLLIN.
 pub(crate) const POLLIN: u32 = 0x001;
@@ -66,9 +66,16 @@ impl Entry {
     /// Runs the callback if what happened is what it waits for. True: it ran.
     pub(super) fn dispatch(&self, revents: u32) -> bool {
         let interest = self.interest.get();
+        // A hang-up is reported whether asked for or not. Without a read handler it is the write handler's, or a
+        // level-triggered monitor would report it for ever, and a full Unix socket that was shut down would never tell.
+        let write_events = if interest.read {
+            WRITE_EVENTS
+        } else {
+            WRITE_EVENTS | ALWAYS
+        };
         let readiness = Readiness {
             read: interest.read && revents & READ_EVENTS != 0,
-            write: interest.write && revents & WRITE_EVENTS != 0,
+            write: interest.write && revents & write_events != 0,
         };
         if self.removed.get() || !readiness.read && !readiness.write {
             return false;
