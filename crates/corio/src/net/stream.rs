@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use super::readiness::{Direction, Socket};
+use super::readiness::Direction;
+use super::socket::Socket;
 
 /// Buffers that one system call takes (UIO_MAXIOV).
 const IOV_MAX: usize = 1024;
@@ -118,9 +119,10 @@ impl Socket {
         let (how, directions): (_, &[Direction]) = match how {
             Shutdown::Read => (rustix::net::Shutdown::Read, &[Direction::Read]),
             Shutdown::Write => (rustix::net::Shutdown::Write, &[Direction::Write]),
-            Shutdown::Both => {
-                (rustix::net::Shutdown::Both, &[Direction::Read, Direction::Write])
-            }
+            Shutdown::Both => (
+                rustix::net::Shutdown::Both,
+                &[Direction::Read, Direction::Write],
+            ),
         };
         let result = rustix::net::shutdown(self.as_fd(), how);
         for &direction in directions {
@@ -139,7 +141,9 @@ macro_rules! stream_impls {
             /// # Errors
             /// The socket refuses, and is closed.
             pub fn try_from_std(stream: $std) -> std::io::Result<Self> {
-                Ok(Self { socket: Socket::try_new(stream.into())? })
+                Ok(Self {
+                    socket: Socket::try_new(stream.into())?,
+                })
             }
 
             /// Gives the socket up. It stays non-blocking: `set_nonblocking(false)` makes it what std expects.
@@ -159,7 +163,9 @@ macro_rules! stream_impls {
             /// # Errors
             /// No descriptor.
             pub fn try_clone(&self) -> std::io::Result<Self> {
-                Ok(Self { socket: self.socket.try_clone()? })
+                Ok(Self {
+                    socket: self.socket.try_clone()?,
+                })
             }
 
             /// Ends one or both directions, for the peer and for all duplicates; who waits for one is woken. Never waits.
@@ -296,10 +302,7 @@ macro_rules! stream_impls {
                 self.socket.shutdown(how)
             }
 
-            fn set_read_timeout(
-                &self,
-                limit: Option<core::time::Duration>,
-            ) -> std::io::Result<()> {
+            fn set_read_timeout(&self, limit: Option<core::time::Duration>) -> std::io::Result<()> {
                 self.socket.set_timeout(Direction::Read, limit)
             }
 
@@ -327,7 +330,9 @@ macro_rules! descriptor_impls {
 
         impl core::fmt::Debug for $socket {
             fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                f.debug_struct(stringify!($socket)).field("fd", &self.socket.as_fd()).finish()
+                f.debug_struct(stringify!($socket))
+                    .field("fd", &self.socket.as_fd())
+                    .finish()
             }
         }
     };

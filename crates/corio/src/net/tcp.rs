@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 
-use super::readiness::{Direction, Socket};
+use super::readiness::Direction;
+use super::socket::{Socket, refuse_on_loop};
 use super::stream::{descriptor_impls, stream_impls};
 
 /// A TCP connection whose reads and writes park the coroutine.
@@ -78,6 +79,7 @@ impl TcpStream {
     }
 
     fn connect_one(addr: &SocketAddr, limit: Option<Duration>) -> io::Result<Self> {
+        refuse_on_loop();
         let family = match addr {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -89,7 +91,7 @@ impl TcpStream {
         match rustix::net::connect(&socket, addr) {
             // An interrupted connect goes on by itself, as one in progress does.
             Err(Errno::INPROGRESS | Errno::INTR) => {
-                socket.wait_and_call(Direction::Write, |fd| {
+                socket.wait_and_call(Direction::Write, &mut |fd| {
                     sockopt::socket_error(fd)??;
                     match rustix::net::getpeername(fd) {
                         Err(Errno::NOTCONN) => Err(Errno::AGAIN),
@@ -162,7 +164,9 @@ impl TcpListener {
     /// # Errors
     /// The socket refuses, and is closed.
     pub fn try_from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        Ok(Self { socket: Socket::try_new(listener.into())? })
+        Ok(Self {
+            socket: Socket::try_new(listener.into())?,
+        })
     }
 
     /// Gives the socket up; it stays non-blocking.
@@ -178,7 +182,9 @@ impl TcpListener {
     /// # Errors
     /// No descriptor.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()? })
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+        })
     }
 
     /// Waits for a connection. Parks; a cancellation point. One that the peer has given up meanwhile is passed over.
@@ -187,7 +193,9 @@ impl TcpListener {
     /// No descriptor (EMFILE, ENFILE): the connection stays in the queue, so that trying again at once fails at once.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (fd, address) = accept(&self.socket)?;
-        let stream = TcpStream { socket: Socket::new(fd) };
+        let stream = TcpStream {
+            socket: Socket::new(fd),
+        };
         let address = match address {
             Some(address) => ip(address)?,
             None => stream.peer_addr()?,

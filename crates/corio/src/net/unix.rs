@@ -1,18 +1,17 @@
 //! Unix stream sockets.
 
 use core::time::Duration;
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::SocketAddr;
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::readiness::{Direction, Socket};
+use super::readiness::Direction;
+use super::socket::{Socket, refuse_on_loop, refuse_unwinding};
 use super::stream::{descriptor_impls, stream_impls};
 use super::tcp::accept;
 
@@ -68,17 +67,21 @@ impl UnixStream {
     }
 
     fn connect_to(address: &SocketAddrUnix) -> io::Result<Self> {
+        refuse_on_loop();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         let mut pause = CONNECT_RETRY;
         loop {
             match rustix::net::connect(&fd, address) {
-                Ok(()) => return Ok(Self { socket: Socket::new(fd) }),
+                Ok(()) => {
+                    return Ok(Self {
+                        socket: Socket::new(fd),
+                    });
+                }
                 Err(Errno::INTR) => {}
                 // The listener's queue is full, and no poll tells when it is not.
                 Err(Errno::AGAIN) => {
-                    super::refuse_unwinding()?;
+                    refuse_unwinding()?;
                     crate::time::sleep(pause);
                     pause = (pause * 2).min(CONNECT_RETRY_MAX);
                 }
@@ -93,9 +96,15 @@ impl UnixStream {
     /// No descriptors.
     pub fn pair() -> io::Result<(Self, Self)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (a, b) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        Ok((Self { socket: Socket::new(a) }, Self { socket: Socket::new(b) }))
+        let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        Ok((
+            Self {
+                socket: Socket::new(a),
+            },
+            Self {
+                socket: Socket::new(b),
+            },
+        ))
     }
 
     /// The peer's address, which is unnamed for a client's.
@@ -103,7 +112,7 @@ impl UnixStream {
     /// # Errors
     /// It is not connected.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        unix(rustix::net::getpeername(&self.socket)?)
+        ask(&self.socket, std::os::unix::net::UnixStream::peer_addr)
     }
 
     /// This end's address.
@@ -111,7 +120,7 @@ impl UnixStream {
     /// # Errors
     /// The socket's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        unix(Some(rustix::net::getsockname(&self.socket)?))
+        ask(&self.socket, std::os::unix::net::UnixStream::local_addr)
     }
 }
 
@@ -150,7 +159,9 @@ impl UnixListener {
     /// # Errors
     /// The socket refuses, and is closed.
     pub fn try_from_std(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        Ok(Self { socket: Socket::try_new(listener.into())? })
+        Ok(Self {
+            socket: Socket::try_new(listener.into())?,
+        })
     }
 
     /// Gives the socket up; it stays non-blocking.
@@ -166,7 +177,9 @@ impl UnixListener {
     /// # Errors
     /// No descriptor.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()? })
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+        })
     }
 
     /// Waits for a connection. Parks; a cancellation point.
@@ -174,8 +187,11 @@ impl UnixListener {
     /// # Errors
     /// No descriptor (EMFILE, ENFILE): the connection stays in the queue, so that trying again at once fails at once.
     pub fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
-        let (fd, address) = accept(&self.socket)?;
-        Ok((UnixStream { socket: Socket::new(fd) }, unix(address)?))
+        let (fd, _) = accept(&self.socket)?;
+        let stream = std::os::unix::net::UnixStream::from(fd);
+        let address = stream.peer_addr()?;
+        let socket = Socket::new(stream.into());
+        Ok((UnixStream { socket }, address))
     }
 
     /// The address that it listens on.
@@ -183,19 +199,15 @@ impl UnixListener {
     /// # Errors
     /// The socket's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        unix(Some(rustix::net::getsockname(&self.socket)?))
+        ask(&self.socket, std::os::unix::net::UnixStream::local_addr)
     }
 }
 
-fn unix(address: Option<SocketAddrAny>) -> io::Result<SocketAddr> {
-    let unnamed = || SocketAddr::from_pathname("");
-    let Some(address) = address else { return unnamed() };
-    let address = SocketAddrUnix::try_from(address)?;
-    if let Some(name) = address.abstract_name() {
-        return SocketAddr::from_abstract_name(name);
-    }
-    match address.path_bytes() {
-        Some(path) => SocketAddr::from_pathname(OsStr::from_bytes(path)),
-        None => unnamed(),
-    }
+/// An address as std decodes it, from a duplicate of the descriptor. rustix's own decoding panics on the longest path, 108
+/// bytes, which a client may bind to.
+fn ask<R>(
+    socket: &Socket,
+    question: impl FnOnce(&std::os::unix::net::UnixStream) -> io::Result<R>,
+) -> io::Result<R> {
+    question(&socket.as_fd().try_clone_to_owned()?.into())
 }
