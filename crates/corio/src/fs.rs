@@ -13,6 +13,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use smallvec::SmallVec;
 
@@ -174,6 +175,18 @@ pub struct File {
     waits_always: AtomicBool,
     /// The errno with which a flush failed: data may be lost, so every later one fails too.
     flush_errno: AtomicI32,
+    /// Where data was found last.
+    data_run: Mutex<DataRun>,
+}
+
+/// A stretch of data that was found, so that reading along a file does not ask the file system each time. It is forgotten
+/// when this `File` gives space back; where somebody else does, "data" stays a true answer, only not the best one.
+#[derive(Debug, Default)]
+struct DataRun {
+    start: u64,
+    end: u64,
+    /// How often space has been given back: what was found before that is not kept.
+    epoch: u64,
 }
 
 impl From<OwnedFd> for File {
@@ -201,6 +214,7 @@ impl File {
             direct_alignment,
             waits_always: AtomicBool::new(direct),
             flush_errno: AtomicI32::new(0),
+            data_run: Mutex::default(),
         }
     }
 
@@ -378,6 +392,7 @@ impl File {
     /// fallocate(2)'s or the device's; EOPNOTSUPP where it cannot be done.
     #[doc(alias = "bdrv_co_pdiscard")]
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _forget = ForgetData(self);
         if self.is_block_device() {
             return off_loop(|| sys::file::device_range(self.fd.as_fd(), false, offset, len))?;
         }
@@ -397,6 +412,7 @@ impl File {
         if len == 0 {
             return Ok(());
         }
+        let _forget = ForgetData(self);
         let result = if self.is_block_device() {
             off_loop(|| sys::file::device_range(self.fd.as_fd(), true, offset, len))?
         } else {
@@ -455,33 +471,55 @@ impl File {
     /// lseek(2)'s; past the end of the file UnexpectedEof.
     #[doc(alias = "bdrv_co_block_status")]
     pub fn extent_at(&self, offset: u64) -> io::Result<Extent> {
-        off_loop(|| {
-            let (size, device) = sys::file::size(self.fd.as_fd())?;
-            let Some(left) = size.checked_sub(offset).filter(|left| *left > 0) else {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            };
-            if device {
-                return Ok(Extent {
-                    len: left,
-                    kind: ExtentKind::Data,
-                });
-            }
-            let (kind, end) = match sys::file::seek_to(self.fd.as_fd(), offset, true) {
-                Ok(Some(data)) if data > offset => (ExtentKind::Hole, Some(data)),
-                Ok(Some(_)) => (
-                    ExtentKind::Data,
-                    sys::file::seek_to(self.fd.as_fd(), offset, false)?,
-                ),
-                Ok(None) => (ExtentKind::Hole, None),
-                // A file system that knows no holes.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    (ExtentKind::Data, None)
-                }
-                Err(error) => return Err(error),
-            };
-            let len = end.map_or(left, |end| (end - offset).min(left));
-            Ok(Extent { len, kind })
-        })?
+        if let Some(extent) = self.known_data_at(offset) {
+            return Ok(extent);
+        }
+        let epoch = self.data_run.lock().epoch;
+        let extent = off_loop(|| self.find_extent(offset))??;
+        let mut run = self.data_run.lock();
+        if extent.kind == ExtentKind::Data && run.epoch == epoch {
+            (run.start, run.end) = (offset, offset.saturating_add(extent.len));
+        }
+        Ok(extent)
+    }
+
+    /// The stretch of data at `offset`, if it is known without asking the system. Never waits; any thread.
+    #[must_use]
+    pub fn known_data_at(&self, offset: u64) -> Option<Extent> {
+        let run = self.data_run.lock();
+        (run.start..run.end).contains(&offset).then(|| Extent {
+            len: run.end - offset,
+            kind: ExtentKind::Data,
+        })
+    }
+
+    fn find_extent(&self, offset: u64) -> io::Result<Extent> {
+        let (size, device) = sys::file::size(self.fd.as_fd())?;
+        let Some(left) = size.checked_sub(offset).filter(|left| *left > 0) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        if device {
+            return Ok(Extent {
+                len: left,
+                kind: ExtentKind::Data,
+            });
+        }
+        let (kind, end) = match sys::file::seek_to(self.fd.as_fd(), offset, true) {
+            Ok(Some(data)) if data > offset => (ExtentKind::Hole, Some(data)),
+            Ok(Some(_)) => (
+                ExtentKind::Data,
+                sys::file::seek_to(self.fd.as_fd(), offset, false)?,
+            ),
+            Ok(None) => (ExtentKind::Hole, None),
+            // A file system that knows no holes.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (ExtentKind::Data, None),
+            Err(error) => return Err(error),
+        };
+        // A hole may have been filled between the two questions.
+        let len = end
+            .map_or(left, |end| end.saturating_sub(offset).min(left))
+            .max(1);
+        Ok(Extent { len, kind })
     }
 
     /// Size in bytes, of a regular file or a block device. Does not wait.
@@ -539,6 +577,20 @@ impl File {
             || self.direct_alignment > 0
                 && usize::try_from(self.direct_alignment)
                     .is_ok_and(|block| !n.is_multiple_of(block))
+    }
+}
+
+/// Forgets where data was, once space has been given back, or may have been.
+struct ForgetData<'a>(&'a File);
+
+impl Drop for ForgetData<'_> {
+    fn drop(&mut self) {
+        let mut run = self.0.data_run.lock();
+        *run = DataRun {
+            start: 0,
+            end: 0,
+            epoch: run.epoch + 1,
+        };
     }
 }
 
