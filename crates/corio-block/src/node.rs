@@ -23,7 +23,7 @@ use crate::{
         in_flight::InFlight,
         serialise::{Overlaps, Turn},
     },
-    units::{buffer_len, bytes},
+    units::{buffer_len, bytes, round_down, round_up},
 };
 
 /// The most that `try_read_at` copies: what a loop may spend on one request before others get
@@ -35,8 +35,8 @@ const SIZE_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// A disk, shared by all who use it as an `Arc<Node>`.
 ///
-/// Any thread may call any method. In a coroutine they park it, in a plain thread they block, except
-/// [`try_read_at`](Node::try_read_at), which never waits. No callback runs.
+/// Any thread may call any method. In a coroutine they park it, in a plain thread they block,
+/// except [`try_read_at`](Node::try_read_at), which never waits. No callback runs.
 ///
 /// Requests are not ordered among each other: of two writes that overlap and run at once either
 /// may win, block by block. None loses bytes of a third.
@@ -459,14 +459,14 @@ impl Node {
         if end >= at + left {
             return Extent { len: left, ..found };
         }
-        let down = align::down(end, alignment);
+        let down = round_down(end, alignment);
         if !found.flags.is_empty() && down > at {
             return Extent {
                 len: down - at,
                 ..found
             };
         }
-        let end = align::up(end.max(at + 1), alignment, at + left);
+        let end = round_up(end.max(at + 1), alignment, at + left);
         Extent {
             len: end - at,
             flags: ExtentFlags::empty(),

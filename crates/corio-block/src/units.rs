@@ -1,5 +1,5 @@
 //! Offsets and lengths of a disk, in bytes. Two types, so that a function cannot be handed one for
-//! the other, and checked arithmetic only: both come from clients.
+//! the other, and checked arithmetic only: both come from clients. And rounding to blocks.
 
 use std::fmt;
 
@@ -89,9 +89,34 @@ pub(crate) fn buffer_len(len: u64) -> usize {
     usize::try_from(len).unwrap_or(usize::MAX)
 }
 
+/// The largest multiple of `alignment` (a power of two) that is not above `n`.
+#[inline]
+pub(crate) fn round_down(n: u64, alignment: u32) -> u64 {
+    n & !(u64::from(alignment) - 1)
+}
+
+/// The smallest multiple of `alignment` that is not below `n`, but `limit` where that lies past it.
+#[inline]
+pub(crate) fn round_up(n: u64, alignment: u32, limit: u64) -> u64 {
+    match n.checked_next_multiple_of(u64::from(alignment)) {
+        Some(up) => up.min(limit),
+        None => limit,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_stays_within_its_limit() {
+        assert_eq!(round_down(13, 8), 8);
+        assert_eq!(round_down(16, 8), 16);
+        assert_eq!(round_up(13, 8, 100), 16);
+        assert_eq!(round_up(13, 8, 15), 15);
+        assert_eq!(round_up(u64::MAX, 8, u64::MAX), u64::MAX);
+        assert_eq!(round_up(13, 1, 100), 13);
+    }
 
     #[test]
     fn arithmetic_never_wraps() {

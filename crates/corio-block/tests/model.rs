@@ -204,8 +204,16 @@ fn check_on_engines(kind: Kind, size: u64, steps: &[Step]) {
     }
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 48,
+        failure_persistence: None,
+        ..Default::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn memory_disk_is_a_vector_of_bytes((size, steps) in history()) {

@@ -155,8 +155,8 @@ fn check_tail(engine: EngineChoice) {
     assert!(file.iter().all(|&byte| byte == 100));
 }
 
-// A tail that is written while O_DIRECT writes the blocks next to it: were they to share a page, data
-// or the next flush would be lost.
+// A tail that is written while O_DIRECT writes the blocks next to it: were they to share a page,
+// data or the next flush would be lost.
 #[test]
 fn tail_and_the_blocks_before_it_do_not_disturb_each_other() {
     for engine in ENGINES {

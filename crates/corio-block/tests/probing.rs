@@ -42,10 +42,7 @@ fn images_made_by_qemu_img_are_recognised() {
         args.extend(*options);
         args.extend([path.to_str().unwrap(), "16M"]);
         if let Err(why) = run("qemu-img", &args) {
-            skipped(
-                &format!("probing {format} {options:?}"),
-                why.replace('\n', " "),
-            );
+            skipped(&format!("probing {format} {options:?}"), why);
             continue;
         }
         let node = raw::Options::new(&path).read_only(true).open().unwrap();

@@ -2,10 +2,10 @@
 //!
 //! The bytes are in a memfd: the kernel keeps them sparse up to the largest file, reports holes,
 //! takes them back on discard, and counts them to the process. It has no page cache to miss, so a
-//! request up to [`SYNC_MAX`] is one system call made right here, also on a loop's thread: it
-//! copies and does not wait (short of swapping). Longer ones go through [`corio::fs`], as any file's
-//! do, and leave the loop turning. (A table of chunks in our own memory would save the system call,
-//! some 0.5 us a request, but needs locks, allocation and hole keeping of its own.)
+//! request up to 256 KiB is one system call made right here, also on a loop's thread: it
+//! copies and does not wait (short of swapping). Longer ones go through [`corio::fs`], as those of
+//! any file, and leave the loop turning. (A table of chunks in our own memory would save the system
+//! call, some 0.5 us a request, but needs locks, allocation and hole keeping of its own.)
 
 use std::io;
 
@@ -18,7 +18,7 @@ use rustix::{
 use super::Driver;
 use crate::{
     Error, Extent, ExtentFlags, Length, Limits, Node, Offset, WriteFlags, ZeroFlags,
-    request::align, units::bytes,
+    units::{bytes, round_up},
 };
 
 /// The most that one call copies on a loop's thread: 30 us, cold and on a busy machine 170.
@@ -147,7 +147,7 @@ impl Memory {
         let mut end = offset.0 + len.0;
         if end == self.size.0 {
             // To the end of the last page, or it would be zeroed in part and kept.
-            end = align::up(end, PAGE, i64::MAX.unsigned_abs());
+            end = round_up(end, PAGE, i64::MAX.unsigned_abs());
         }
         let len = end - offset.0;
         if len > SYNC_DISCARD_MAX {

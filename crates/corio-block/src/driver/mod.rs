@@ -73,8 +73,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The storage's; what `buf` then holds is undefined.
     fn read_at(&self, buf: &mut [u8], offset: Offset) -> io::Result<()>;
 
-    /// Fills `buf` if that needs no waiting: true, and it holds the data; false, and what it holds is
-    /// undefined. Alone in that it never parks and may be called outside coroutines on a loop.
+    /// Fills `buf` if that needs no waiting: true, and it holds the data; false, and what it holds
+    /// is undefined. Alone in that it never parks and may be called outside coroutines on a loop.
     ///
     /// # Errors
     ///

@@ -12,44 +12,30 @@
 //! ends at an odd size, and what is padded never reaches past it.
 
 use super::bounds::Span;
-
-/// The largest multiple of `alignment` (a power of two) that is not above `n`.
-#[inline]
-pub(crate) fn down(n: u64, alignment: u32) -> u64 {
-    n & !(u64::from(alignment) - 1)
-}
-
-/// The smallest multiple of `alignment` that is not below `n`, but `limit` where that lies past it.
-#[inline]
-pub(crate) fn up(n: u64, alignment: u32, limit: u64) -> u64 {
-    match n.checked_next_multiple_of(u64::from(alignment)) {
-        Some(up) => up.min(limit),
-        None => limit,
-    }
-}
+use crate::units::{round_down, round_up};
 
 /// Whether a request of this span can go to the driver as it is.
 #[inline]
 pub(crate) fn is_aligned(span: Span, alignment: u32, size: u64) -> bool {
-    down(span.start(), alignment) == span.start()
-        && (down(span.end(), alignment) == span.end() || span.end() == size)
+    round_down(span.start(), alignment) == span.start()
+        && (round_down(span.end(), alignment) == span.end() || span.end() == size)
 }
 
 /// The blocks that the span touches.
 pub(crate) fn pad(span: Span, alignment: u32, size: u64) -> Span {
     Span::cut(
-        down(span.start(), alignment),
-        up(span.end(), alignment, size),
+        round_down(span.start(), alignment),
+        round_up(span.end(), alignment, size),
     )
 }
 
 /// The blocks that lie within the span whole; `None` if there are none.
 pub(crate) fn shrink(span: Span, alignment: u32, size: u64) -> Option<Span> {
-    let start = up(span.start(), alignment, u64::MAX);
+    let start = round_up(span.start(), alignment, u64::MAX);
     let end = if span.end() == size {
         size
     } else {
-        down(span.end(), alignment)
+        round_down(span.end(), alignment)
     };
     (start < end).then(|| Span::cut(start, end))
 }
@@ -77,8 +63,8 @@ impl Piece {
     /// What must be read before the piece can be written: its first block, its last, both (as one
     /// where nothing lies between them), or nothing.
     pub(crate) fn to_read(self, alignment: u32) -> [Option<Span>; 2] {
-        let first_end = up(self.padded.start() + 1, alignment, self.padded.end());
-        let last_start = down(self.padded.end() - 1, alignment);
+        let first_end = round_up(self.padded.start() + 1, alignment, self.padded.end());
+        let last_start = round_down(self.padded.end() - 1, alignment);
         match (self.head() > 0, self.tail() > 0) {
             (true, true) if last_start <= first_end => [Some(self.padded), None],
             (head, tail) => [
@@ -121,16 +107,6 @@ mod tests {
 
     fn all_spans() -> impl Iterator<Item = Span> {
         (0..=SIZE).flat_map(|start| (start..=SIZE).map(move |end| Span::cut(start, end)))
-    }
-
-    #[test]
-    fn rounding_stays_within_its_limit() {
-        assert_eq!(down(13, 8), 8);
-        assert_eq!(down(16, 8), 16);
-        assert_eq!(up(13, 8, 100), 16);
-        assert_eq!(up(13, 8, 15), 15);
-        assert_eq!(up(u64::MAX, 8, u64::MAX), u64::MAX);
-        assert_eq!(up(13, 1, 100), 13);
     }
 
     // Every span of a small odd-sized disk: padding covers it, shrinking lies within it, and the

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Limits, Offset, WriteFlags,
     driver::Driver,
-    units::{buffer_len, bytes},
+    units::{buffer_len, bytes, round_up},
 };
 
 /// The largest bounce buffer. A request of any length takes no more memory than this beyond its
@@ -92,7 +92,7 @@ impl Bounce<'_> {
     fn buffer(&self, span: Span) -> io::Result<AlignedBuf> {
         let padded = align::pad(span, self.limits.request_alignment, self.size);
         // Whole blocks, so that the memory of a block at an odd end of the disk is whole, too.
-        let len = align::up(padded.len(), self.limits.request_alignment, u64::MAX).min(PIECE_MAX);
+        let len = round_up(padded.len(), self.limits.request_alignment, u64::MAX).min(PIECE_MAX);
         aligned_zeroes(len, self.limits)
     }
 }

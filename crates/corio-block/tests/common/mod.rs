@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 /// Says that something was not tested, in the form that `cargo xtask test` counts.
 pub fn skipped(what: &str, why: impl fmt::Display) {
-    println!("SKIPPED: {what}: {why}");
+    println!("SKIPPED: {what}: {}", why.to_string().replace('\n', " "));
 }
 
 /// A directory for images, on the filesystem of the target directory: /tmp may be a tmpfs.

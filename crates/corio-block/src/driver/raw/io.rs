@@ -7,8 +7,7 @@ use corio::fs::{self, ExtentKind, File};
 use crate::{
     Extent, ExtentFlags, Length, Limits, Offset, WriteFlags, ZeroFlags,
     driver::Driver,
-    request::align,
-    units::{buffer_len, bytes},
+    units::{buffer_len, bytes, round_up},
 };
 
 /// How much is read at once to prefetch.
@@ -112,7 +111,7 @@ impl Driver for Raw {
         if end == self.size && !self.device {
             // To the end of the last block, or it would be zeroed in part and stay allocated. The
             // file does not grow by it.
-            end = align::up(end, self.limits.discard_alignment, i64::MAX.unsigned_abs());
+            end = round_up(end, self.limits.discard_alignment, i64::MAX.unsigned_abs());
         }
         self.data.discard(offset.0, end - offset.0)
     }

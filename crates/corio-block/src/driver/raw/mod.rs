@@ -3,7 +3,7 @@
 //! Up to three descriptors of the one inode, each for one thing:
 //!
 //! ```text
-//! data    reads, writes, zeroing, discards, extents; O_DIRECT with cache mode none; holds the locks
+//! data    reads, writes, zeroing, discards, extents; O_DIRECT with cache mode none; has the locks
 //! flush   fdatasync and nothing else (not opened for a read-only disk)
 //! tail    the end of an odd-sized file with cache mode none, through the page cache
 //! ```
@@ -14,8 +14,8 @@
 //! earlier writes are lost. On a description of its own the flush sees every failure itself.
 //! fdatasync is of the inode, so it covers what was written through the others.
 //!
-//! **Why a descriptor for the tail.** With O_DIRECT a write is whole blocks, so the bytes behind the
-//! last whole block of an odd-sized file cannot be written without growing it (growing and
+//! **Why a descriptor for the tail.** With O_DIRECT a write is whole blocks, so the bytes behind
+//! the last whole block of an odd-sized file cannot be written without growing it (growing and
 //! truncating again would show others, or leave after a crash, a wrong size). They go through the
 //! page cache. Mixing both on one page is what must not happen: a page dirtied through the cache
 //! would be written back over what O_DIRECT has just written next to it; where the kernel notices,

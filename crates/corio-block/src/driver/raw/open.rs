@@ -14,8 +14,7 @@ use crate::{
     error::errno_of,
     limits::MAX_ALIGNMENT,
     lock::{self, Refusal},
-    request::align,
-    units::buffer_len,
+    units::{buffer_len, bytes, round_down},
 };
 
 pub(super) fn open(options: &Options) -> Result<Raw, Error> {
@@ -54,14 +53,14 @@ pub(super) fn open(options: &Options) -> Result<Raw, Error> {
         true => None,
         false => Some(open_again(options, &stat)?),
     };
-    let odd = align::down(size, limits.request_alignment) != size;
+    let odd = round_down(size, limits.request_alignment) != size;
     let tail = if odd {
         Some(open_tail(options, &stat)?)
     } else {
         None
     };
     let tail_from = match odd {
-        true => align::down(size, tail_unit(&stat, limits)),
+        true => round_down(size, tail_unit(&stat, limits)),
         false => u64::MAX,
     };
     Ok(Raw {
@@ -200,7 +199,7 @@ fn limits(path: &Path, data: &File, stat: &Stat) -> Result<Limits, Error> {
     } else {
         file_block(stat)
     };
-    // Edges of a discard that do not fill a block would be zeroed byte by byte, which frees nothing.
+    // Edges of a discard that do not fill a block would be zeroed byte by byte: it frees nothing.
     limits.discard_alignment = limits.discard_alignment.max(unit);
     limits.preferred = limits.preferred.max(unit);
     Ok(limits)
@@ -226,7 +225,7 @@ fn check_direct(path: &Path, data: &File, size: u64, limits: Limits) -> Result<(
 /// The unit at a multiple of which the tail begins: no page and no filesystem block lies on both
 /// sides. A multiple of the request alignment, as all are powers of two.
 fn tail_unit(stat: &Stat, limits: Limits) -> u32 {
-    let page = power_of_two(crate::units::bytes(rustix::param::page_size()));
+    let page = power_of_two(bytes(rustix::param::page_size()));
     page.max(file_block(stat)).max(limits.request_alignment)
 }
 
