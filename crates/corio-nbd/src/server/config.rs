@@ -48,6 +48,13 @@ impl Export {
 }
 
 /// The limits of a server, each with what happens at it.
+///
+/// ```
+/// use corio_nbd::server::ServerConfig;
+///
+/// let modest = ServerConfig { server_bytes_max: 64 << 20, ..ServerConfig::default() };
+/// assert_eq!(modest.client_requests_max, 128);
+/// ```
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// The handshake as a whole takes no longer, or the connection is closed.

@@ -36,7 +36,7 @@ impl Signal {
             return corio::park();
         };
         let withdraw = Withdraw { signal: self, me };
-        self.waiting.borrow_mut().push_back(withdraw.me.clone());
+        self.waiting.borrow_mut().push_back(withdraw.me);
         corio::park();
     }
 

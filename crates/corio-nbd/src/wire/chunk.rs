@@ -5,6 +5,21 @@ use super::constants::{ChunkType, ContextId, Cookie, ReplyFlags};
 use super::{ChunkHeader, Errno, HeaderStyle, WireError};
 
 /// A chunk's payload, borrowed from the input.
+///
+/// ```
+/// use corio_nbd::wire::{Chunk, Cookie, Decoded, ReplyFlags, ReplyHeader};
+///
+/// let data = Chunk::OffsetData { offset: 512, data: b"bytes" };
+/// let mut sent = Vec::new();
+/// data.encode(ReplyFlags::DONE, Cookie(1), None, &mut sent);
+/// let Decoded::Item { value: ReplyHeader::Chunk(header), consumed } =
+///     ReplyHeader::decode(&sent, 1 << 20)?
+/// else {
+///     unreachable!("a whole chunk is there")
+/// };
+/// assert_eq!(Chunk::parse(&header, &sent[consumed..])?, data);
+/// # Ok::<(), corio_nbd::wire::WireError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk<'a> {
     /// The end of a reply.

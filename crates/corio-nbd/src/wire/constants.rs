@@ -8,8 +8,6 @@ use bitflags::bitflags;
 pub const STRING_MAX: usize = 4096;
 /// Largest READ or WRITE every implementation must be able to take, 32 MiB: what is advertised.
 pub const PAYLOAD_PORTABLE_MAX: u32 = 1 << 25;
-/// An INFO or GO may name each information type once; there are this many possible ones.
-pub const INFO_REQUESTS_MAX: usize = 1 << 16;
 /// The one metadata context that the protocol itself defines.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 

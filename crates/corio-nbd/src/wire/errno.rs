@@ -6,6 +6,14 @@ use std::fmt;
 ///
 /// Zero stands for success in a simple reply. An unexpected value is kept as it came;
 /// [`to_os`](Self::to_os) treats it as `EINVAL`, as clients should.
+///
+/// ```
+/// use corio_nbd::wire::Errno;
+///
+/// let quota_exceeded = 122;
+/// assert_eq!(Errno::from_os(quota_exceeded), Errno::ENOSPC);
+/// assert_eq!(Errno::ENOSPC.to_os(), 28);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub u32);
 

@@ -5,6 +5,16 @@ use super::constants::{ClientFlags, HandshakeFlags, TransmissionFlags, magic};
 use super::{Decoded, WireError};
 
 /// The server's first message (section "Newstyle negotiation"): 18 bytes.
+///
+/// ```
+/// use corio_nbd::wire::{Decoded, Greeting, HandshakeFlags};
+///
+/// let greeting = Greeting { flags: HandshakeFlags::FIXED_NEWSTYLE };
+/// let bytes = greeting.encode();
+/// assert_eq!(&bytes[..16], b"NBDMAGICIHAVEOPT");
+/// assert_eq!(Greeting::decode(&bytes)?, Decoded::Item { value: greeting, consumed: 18 });
+/// # Ok::<(), corio_nbd::wire::WireError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Greeting {
     /// What the server can do.

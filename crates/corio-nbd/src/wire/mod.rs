@@ -12,6 +12,35 @@
 //!   transmission   Request (+ payload)                SimpleReply, ChunkHeader + Chunk
 //! ```
 //!
+//! ```
+//! use corio_nbd::wire::{
+//!     Command, CommandFlags, Cookie, Decoded, HeaderStyle, Prefix, ReplyHeader, Request,
+//! };
+//!
+//! // A client asks ..
+//! let flags = CommandFlags::empty();
+//! let (command, cookie) = (Command::READ, Cookie(7));
+//! let request = Request { flags, command, cookie, offset: 4096, length: 512 };
+//! let mut sent = Vec::new();
+//! request.encode(HeaderStyle::Structured, &mut sent)?;
+//!
+//! // .. a server reads what has arrived, all of it or not ..
+//! assert_eq!(Request::decode(&sent[..5], HeaderStyle::Structured)?, Decoded::NeedMore(28));
+//! let Decoded::Item { value, consumed } = Request::decode(&sent, HeaderStyle::Structured)? else {
+//!     unreachable!("the whole request is there")
+//! };
+//! assert_eq!((value, consumed), (request, sent.len()));
+//!
+//! // .. and answers.
+//! let head = Prefix::data(HeaderStyle::Structured, value.cookie, 4096, 4096, 512, true);
+//! let reply = ReplyHeader::decode(head.as_slice(), 1 << 20)?;
+//! assert!(matches!(
+//!     reply,
+//!     Decoded::Item { value: ReplyHeader::Chunk(chunk), consumed: 20 } if chunk.cookie == cookie
+//! ));
+//! # Ok::<(), corio_nbd::wire::WireError>(())
+//! ```
+//!
 //! Invariants, which the fuzz target checks:
 //! - I1 `consumed` is at most the length of the input; `NeedMore(n)` has `n` greater than it.
 //! - I2 Decoding never reads a length and allocates from it: whatever is counted is a borrowed slice
@@ -36,8 +65,8 @@ pub use chunk::{
 };
 pub use constants::{
     BASE_ALLOCATION, ChunkType, ClientFlags, Command, CommandFlags, ContextId, Cookie,
-    HandshakeFlags, INFO_REQUESTS_MAX, InfoType, OptionCode, PAYLOAD_PORTABLE_MAX, ReplyCode,
-    ReplyFlags, STRING_MAX, StateFlags, TransmissionFlags, magic,
+    HandshakeFlags, InfoType, OptionCode, PAYLOAD_PORTABLE_MAX, ReplyCode, ReplyFlags, STRING_MAX,
+    StateFlags, TransmissionFlags, magic,
 };
 pub use errno::Errno;
 pub use error::WireError;

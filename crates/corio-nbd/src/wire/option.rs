@@ -56,6 +56,18 @@ impl OptionHeader {
 }
 
 /// An option with its payload, borrowed from the input.
+///
+/// ```
+/// use corio_nbd::wire::{InfoType, OptionCode, OptionHeader, OptionRequest, encode_info_option};
+///
+/// let mut sent = Vec::new();
+/// encode_info_option(OptionCode::GO, "disk", &[InfoType::BLOCK_SIZE], &mut sent);
+/// let option = OptionRequest::parse(OptionCode::GO, &sent[OptionHeader::LEN..])?;
+/// let OptionRequest::Go(query) = option else { unreachable!("it is a GO") };
+/// assert_eq!(query.name, "disk");
+/// assert!(query.wanted.contains(InfoType::BLOCK_SIZE));
+/// # Ok::<(), corio_nbd::wire::WireError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionRequest<'a> {
     /// Choose this export and start.

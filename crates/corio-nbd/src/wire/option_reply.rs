@@ -57,6 +57,17 @@ impl OptionReplyHeader {
 }
 
 /// An answer to an option with its payload, borrowed from the input.
+///
+/// ```
+/// use corio_nbd::wire::{OptionCode, OptionReply, OptionReplyHeader, ReplyCode, encode_option_reply};
+///
+/// let refusal = OptionReply::Error { code: ReplyCode::ERR_UNKNOWN, message: "no such export" };
+/// let mut sent = Vec::new();
+/// encode_option_reply(OptionCode::GO, &refusal, &mut sent);
+/// let payload = &sent[OptionReplyHeader::LEN..];
+/// assert_eq!(OptionReply::parse(ReplyCode::ERR_UNKNOWN, payload)?, refusal);
+/// # Ok::<(), corio_nbd::wire::WireError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionReply<'a> {
     /// Done.
