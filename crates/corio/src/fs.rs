@@ -141,11 +141,7 @@ impl OpenOptions {
         let mode = Mode::from_raw_mode(0o666);
         let fd = off_loop(|| rustix::fs::open(path, flags, mode).map_err(io::Error::from))??;
         #[cfg(feature = "power-loss-shim")]
-        let fd = if self.write {
-            sys::power_loss::substitute(fd)?
-        } else {
-            fd
-        };
+        let fd = sys::power_loss::substitute(fd, self.write)?;
         Ok(File::new(fd, self.direct))
     }
 }

@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use crate::context::{Local, now_ns};
+use crate::coroutine;
 use crate::schedule::{self, CoWaker};
 
 /// Parks the running coroutine for `duration`; on a thread that is no loop's and outside a coroutine it blocks the thread.
@@ -23,7 +24,7 @@ use crate::schedule::{self, CoWaker};
 #[doc(alias = "qemu_co_sleep_ns")]
 #[track_caller]
 pub fn sleep(duration: Duration) {
-    if !crate::in_coroutine() && Local::current().is_none() {
+    if !coroutine::in_coroutine() && Local::current().is_none() {
         return std::thread::sleep(duration);
     }
     schedule::parkable("time::sleep");

@@ -7,13 +7,29 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex};
 
-/// The real file behind each volatile descriptor.
-static REAL: LazyLock<Mutex<HashMap<RawFd, (File, File)>>> = LazyLock::new(Mutex::default);
+/// What names a file, however often it is opened: device and inode.
+type Inode = (u64, u64);
+
+/// A file and its volatile copy.
+struct Pair {
+    real: File,
+    volatile: File,
+    path: PathBuf,
+}
+
+#[derive(Default)]
+struct Pairs {
+    by_real: HashMap<Inode, usize>,
+    by_volatile: HashMap<Inode, usize>,
+    all: Vec<Pair>,
+}
+
+static PAIRS: LazyLock<Mutex<Pairs>> = LazyLock::new(Mutex::default);
 
 fn directory() -> Option<PathBuf> {
     std::env::var_os("CORIO_POWER_LOSS_DIR").map(PathBuf::from)
@@ -23,55 +39,94 @@ fn loses_syncs() -> bool {
     std::env::var_os("CORIO_POWER_LOSS_NO_SYNC").is_some_and(|value| value == "1")
 }
 
-/// The descriptor to serve instead of `fd`, which was opened for writing.
-pub(crate) fn substitute(fd: OwnedFd) -> io::Result<OwnedFd> {
+fn inode(file: &File) -> io::Result<Inode> {
+    file.metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// The descriptor to serve instead of `fd`, which has just been opened: one of the copy, if the file is, or has been,
+/// opened for writing. All opens of one file share its copy.
+pub(crate) fn substitute(fd: OwnedFd, writable: bool) -> io::Result<OwnedFd> {
     let Some(directory) = directory() else {
         return Ok(fd);
     };
     let real = File::from(fd);
-    let volatile = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(directory.join(format!(
-            "volatile-{}-{}",
-            std::process::id(),
-            real.as_raw_fd()
-        )))?;
-    copy(&real, &volatile)?;
-    let keep = volatile.try_clone()?;
-    let served = OwnedFd::from(volatile);
-    if let Ok(mut map) = REAL.lock() {
-        map.insert(served.as_raw_fd(), (real, keep));
+    if !real.metadata()?.is_file() {
+        return Ok(real.into());
     }
-    Ok(served)
+    let flags = rustix::fs::fcntl_getfl(&real)?;
+    let key = inode(&real)?;
+    let Ok(mut pairs) = PAIRS.lock() else {
+        return Err(io::ErrorKind::Other.into());
+    };
+    let index = match pairs.by_real.get(&key) {
+        Some(index) => *index,
+        None if !writable => return Ok(real.into()),
+        None => {
+            let path = directory.join(format!(
+                "volatile-{}-{}",
+                std::process::id(),
+                real.as_raw_fd()
+            ));
+            let volatile = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)?;
+            // Past O_DIRECT, which `copy` does not align for.
+            let real = File::options()
+                .read(true)
+                .write(true)
+                .open(format!("/proc/self/fd/{}", real.as_raw_fd()))?;
+            copy(&real, &volatile)?;
+            let index = pairs.all.len();
+            pairs.by_real.insert(key, index);
+            pairs.by_volatile.insert(inode(&volatile)?, index);
+            pairs.all.push(Pair {
+                real,
+                volatile,
+                path,
+            });
+            index
+        }
+    };
+    let direct = flags.contains(rustix::fs::OFlags::DIRECT);
+    File::options()
+        .read(true)
+        .write(writable)
+        .custom_flags(if direct { libc::O_DIRECT } else { 0 })
+        .open(&pairs.all[index].path)
+        .map(Into::into)
 }
 
 /// All that has been written so far becomes durable.
 pub(crate) fn before_sync(fd: BorrowedFd<'_>) {
-    with_real(fd, |real, volatile| copy(volatile, real));
+    with_pair(fd, |pair| copy(&pair.volatile, &pair.real));
 }
 
 /// This write becomes durable, and no other.
 pub(crate) fn before_durable_write(fd: BorrowedFd<'_>, bufs: &[IoSlice<'_>], offset: u64) {
-    with_real(fd, |real, _| {
+    with_pair(fd, |pair| {
         let mut at = offset;
         for buf in bufs {
-            real.write_all_at(buf, at)?;
+            pair.real.write_all_at(buf, at)?;
             at += buf.len() as u64;
         }
         Ok(())
     });
 }
 
-fn with_real(fd: BorrowedFd<'_>, f: impl FnOnce(&File, &File) -> io::Result<()>) {
+fn with_pair(fd: BorrowedFd<'_>, f: impl FnOnce(&Pair) -> io::Result<()>) {
     if loses_syncs() {
         return;
     }
-    let Ok(map) = REAL.lock() else { return };
-    if let Some((real, volatile)) = map.get(&fd.as_raw_fd())
-        && let Err(error) = f(real, volatile)
+    let Ok(pairs) = PAIRS.lock() else { return };
+    let found = rustix::fs::fstat(fd.as_fd())
+        .ok()
+        .and_then(|stat| pairs.by_volatile.get(&(stat.st_dev, stat.st_ino)))
+        .map(|index| &pairs.all[*index]);
+    if let Some(pair) = found
+        && let Err(error) = f(pair)
     {
         tracing::error!("the power-loss shim could not copy: {error}");
     }

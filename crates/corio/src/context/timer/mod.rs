@@ -147,12 +147,13 @@ impl Timer {
     #[doc(alias = "timer_mod_ns")]
     pub fn arm_at_ns(&self, deadline_ns: u64) {
         // NEVER stands for "none armed".
-        if self
+        let earlier = self
             .context
             .inner()
             .timers
-            .arm(&self.shared, deadline_ns.min(NEVER - 1))
-        {
+            .arm(&self.shared, deadline_ns.min(NEVER - 1));
+        // The home thread looks at the deadlines anew before it waits.
+        if earlier && !self.context.is_home() {
             self.context.notify();
         }
     }
