@@ -69,7 +69,23 @@ pub(crate) fn errno_text(error: &io::Error) -> String {
 
 /// The line to print for `error`: the program's name, then the whole chain of causes.
 pub(crate) fn line(error: &anyhow::Error) -> String {
-    one_line(&format!("corio: {error:#}"))
+    one_line(&without_numbers(&format!("corio: {error:#}")))
+}
+
+/// Leaves out each `(os error N)` that std or another crate has put behind the kernel's words.
+fn without_numbers(text: &str) -> String {
+    let mut pieces = text.split(" (os error ");
+    let mut clean = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        match piece.split_once(')') {
+            Some((number, rest)) if number.parse::<u32>().is_ok() => clean.push_str(rest),
+            _ => {
+                clean.push_str(" (os error ");
+                clean.push_str(piece);
+            }
+        }
+    }
+    clean
 }
 
 /// clap's usage error, which fills several lines, as one. `command` is whose help to point at.
@@ -146,6 +162,25 @@ mod tests {
             .context("high")
             .unwrap_err();
         assert_eq!(line(&error), "corio: high: low: reason");
+    }
+
+    #[test]
+    fn errno_numbers_are_left_out_and_nothing_else() {
+        assert_eq!(
+            without_numbers("a: No such file (os error 2); b"),
+            "a: No such file; b"
+        );
+        assert_eq!(without_numbers("x (os error 2) y (os error 13)"), "x y");
+        for text in [
+            "",
+            "plain",
+            "a (os error x) b",
+            "a (os error ",
+            "a (os error 5",
+            "(os error 1)",
+        ] {
+            assert_eq!(without_numbers(text), text);
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The disk: the image or the memory, and the export under which clients see it.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use corio_block::{Length, Node, memory, probe, raw};
+use corio_block::{Error, Length, Node, memory, probe, raw};
 use corio_nbd::server::{Export, Server, ServerConfig};
 
+use super::address::shell_word;
 use crate::args::{Cache, Discard, MEMORY_DEFAULT, ServeArgs};
 use crate::report::Failure;
 
@@ -18,32 +20,77 @@ use crate::report::Failure;
 pub(crate) fn open(args: &ServeArgs) -> Result<Arc<Node>> {
     let Some(path) = &args.image else {
         let size = Length(args.memory.unwrap_or(MEMORY_DEFAULT));
-        return Ok(memory::Options::new(size)
-            .read_only(args.read_only)
-            .open()?);
+        let memory = memory::Options::new(size).read_only(args.read_only);
+        return Ok(memory.open().map_err(|error| explain(&error))?);
     };
-    let node = raw::Options::new(path)
+    let image = raw::Options::new(path)
         .read_only(args.read_only)
         .cache(args.cache.into())
-        .discard(args.discard.into())
-        .open()?;
+        .discard(args.discard.into());
+    let node = image.open().map_err(|error| explain(&error))?;
     if args.format.is_none() {
         refuse_other_formats(path, &node)?;
     }
     Ok(node)
 }
 
+/// The block layer's error in this program's words: what to do is an option here.
+fn explain(error: &Error) -> Failure {
+    let cannot = |path: &Path| Failure::new(format!("cannot serve {}", path.display()));
+    let errno = io::Error::from_raw_os_error(error.errno());
+    match error {
+        Error::NotFound { path } => {
+            // It may be a directory on the way that is none: the kernel tells them apart.
+            let errno = std::fs::metadata(path).err().unwrap_or(errno);
+            let word = shell_word(path.as_os_str());
+            cannot(path).io(&errno).advice(format!(
+                "check the path, or make an image: truncate -s 1G {word}"
+            ))
+        }
+        Error::PermissionDenied { path, hint, .. } => {
+            // There is a hint when it was to be written.
+            let read_only = match *hint {
+                "" => "",
+                _ => ", or serve it with --read-only",
+            };
+            cannot(path).io(&errno).advice(format!(
+                "run as its owner or change its permissions{read_only}"
+            ))
+        }
+        Error::ReadOnlyFilesystem { path } => {
+            cannot(path).io(&errno).advice("serve it with --read-only")
+        }
+        Error::NotADisk { path, kind } => cannot(path)
+            .why(format!("it is {kind}"))
+            .advice("give a regular file or a block device"),
+        Error::Locked { path, holder } => cannot(path)
+            .why(format!("the image is locked: another process {holder}"))
+            .advice(format!(
+                "stop that process ('fuser -v {}' names it), or let both only read",
+                shell_word(path.as_os_str())
+            )),
+        Error::DeviceBusy { path } => cannot(path).io(&errno).advice(
+            "unmount it, or stop what uses it (lsblk and fuser -v tell), or serve it with \
+             --read-only",
+        ),
+        Error::DirectUnsupported { path } => cannot(path)
+            .why("its file system has no O_DIRECT")
+            .advice("serve it with --cache writeback"),
+        error => Failure::new(error.to_string()),
+    }
+}
+
 /// A raw disk whose first bytes look like qcow2 would be served as the file it is, and not as the
 /// disk it describes, which is hardly ever what is meant.
 fn refuse_other_formats(path: &Path, node: &Node) -> Result<()> {
-    let Some(format) = probe::detect(node)? else {
+    let detected = probe::detect(node).map_err(|error| explain(&error))?;
+    let Some(format) = detected else {
         return Ok(());
     };
-    let path = path.display();
     let format = format.name();
-    Err(Failure::new(path.to_string())
+    Err(Failure::new(format!("cannot serve {}", path.display()))
         .why(format!(
-            "looks like a {format} image, and corio serves raw ones"
+            "it looks like a {format} image, and corio serves raw ones"
         ))
         .advice(
             "convert it (qemu-img convert -O raw), or serve its bytes as they are with --format raw",
@@ -77,5 +124,94 @@ impl From<Discard> for raw::Discard {
             Discard::Unmap => Self::Unmap,
             Discard::Ignore => Self::Ignore,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_of_opening_says_what_to_do_here() {
+        let path = || "/d/disk.raw".into();
+        let denied = |hint| Error::PermissionDenied {
+            path: path(),
+            access: "read",
+            hint,
+        };
+        let cases = [
+            (
+                Error::NotFound { path: path() },
+                "No such file or directory; check the path, or make an image: truncate -s 1G \
+                 /d/disk.raw",
+            ),
+            (
+                denied(""),
+                "Permission denied; run as its owner or change its permissions",
+            ),
+            (
+                denied(", or open it read-only"),
+                "Permission denied; run as its owner or change its permissions, or serve it with \
+                 --read-only",
+            ),
+            (
+                Error::ReadOnlyFilesystem { path: path() },
+                "Read-only file system; serve it with --read-only",
+            ),
+            (
+                Error::NotADisk {
+                    path: path(),
+                    kind: "a directory",
+                },
+                "it is a directory; give a regular file or a block device",
+            ),
+            (
+                Error::Locked {
+                    path: path(),
+                    holder: "has it open for writing",
+                },
+                "the image is locked: another process has it open for writing; stop that process \
+                 ('fuser -v /d/disk.raw' names it), or let both only read",
+            ),
+            (
+                Error::DeviceBusy { path: path() },
+                "Device or resource busy; unmount it, or stop what uses it (lsblk and fuser -v \
+                 tell), or serve it with --read-only",
+            ),
+            (
+                Error::DirectUnsupported { path: path() },
+                "its file system has no O_DIRECT; serve it with --cache writeback",
+            ),
+        ];
+        for (error, rest) in cases {
+            assert_eq!(
+                explain(&error).to_string(),
+                format!("cannot serve /d/disk.raw: {rest}")
+            );
+        }
+    }
+
+    #[test]
+    fn other_errors_speak_for_themselves() {
+        let error = Error::Open {
+            what: "/d/disk.raw".into(),
+            step: "open it",
+            source: io::Error::from_raw_os_error(40),
+        };
+        assert_eq!(explain(&error).to_string(), error.to_string());
+    }
+
+    #[test]
+    fn paths_in_advice_are_for_the_shell() {
+        let error = Error::NotFound {
+            path: "/d/a b".into(),
+        };
+        let text = explain(&error).to_string();
+        assert!(text.ends_with("truncate -s 1G '/d/a b'"), "{text}");
+        let error = Error::NotFound {
+            path: "/dev/null/disk".into(),
+        };
+        let text = explain(&error).to_string();
+        assert!(text.contains("/dev/null/disk: Not a directory; "), "{text}");
     }
 }

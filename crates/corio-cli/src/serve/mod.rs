@@ -100,10 +100,11 @@ fn start(args: &ServeArgs, litter: Litter) -> Result<Service> {
     let door = Door::new(server.clone(), &threads, args.connections);
     let acceptor = Acceptor::start(sockets.listeners, door.into_admit())
         .context("cannot start accepting clients")?;
-    announce::addresses(&sockets.uris, args.run.is_some());
+    // Before anything is said: it can fail.
     if let Some(path) = &args.pid_file {
         pidfile::write(path, &litter)?;
     }
+    announce::addresses(&sockets.uris, args.run.is_some());
     systemd::ready(&announce::status(&node, &sockets.uris));
     let uri = sockets.uris.first().map_or("", String::as_str);
     let command = args
