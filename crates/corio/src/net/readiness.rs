@@ -146,6 +146,11 @@ impl Watch {
         queue.pop_front().map(|waiter| waiter.waker)
     }
 
+    #[cfg(test)]
+    pub(super) fn waiting(&self, direction: Direction) -> usize {
+        self.queues[direction.index()].borrow().len()
+    }
+
     /// The alarm that the same coroutine has left here, or a new one.
     pub(super) fn take_alarm(&self, direction: Direction, waker: CoWaker) -> Alarm {
         let kept = self.alarms[direction.index()].take();

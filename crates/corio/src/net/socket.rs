@@ -316,3 +316,28 @@ impl Drop for Place<'_> {
         ahead.set(ahead.get() - 1);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::IoThread;
+    use crate::net::UnixStream;
+
+    // SPEC C12
+    #[test]
+    fn who_leaves_the_queue_leaves_no_record() {
+        let io = IoThread::builder().spawn().unwrap();
+        let left = io.context().spawn(|| {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let socket = Socket::new(ours.into_std().unwrap().into());
+            socket
+                .set_timeout(Direction::Read, Some(Duration::from_millis(1)))
+                .unwrap();
+            let late = socket.read(&mut [0]).unwrap_err();
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+            let waiting = socket.watch().unwrap().waiting(Direction::Read);
+            (waiting, socket.ahead[Direction::Read.index()].get())
+        });
+        assert_eq!(left.join().unwrap(), (0, 0));
+    }
+}

@@ -230,6 +230,14 @@ macro_rules! stream_impls {
             }
         }
 
+        impl TryFrom<$std> for $stream {
+            type Error = std::io::Error;
+
+            fn try_from(stream: $std) -> std::io::Result<Self> {
+                Self::try_from_std(stream)
+            }
+        }
+
         impl std::io::Read for &$stream {
             #[inline]
             fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
