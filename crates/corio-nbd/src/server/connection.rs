@@ -27,6 +27,7 @@
 //! - I2 When `serve` returns no coroutine of the connection is left and every grant has been given back.
 
 use std::cell::Cell;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -394,14 +395,18 @@ impl<S: Transport> Reader<'_, S> {
         connection.report_requests();
     }
 
-    /// Parks until the client has room for one more request of `len` bytes.
+    /// Parks until the client has room for one more request of `len` bytes. Fails if no reply can reach the
+    /// client any more.
     #[inline]
     fn wait_for_room(&mut self, len: usize) -> Result<(), Error> {
-        if self.connection.budget.has_room(len) {
-            return Ok(());
+        if !self.connection.budget.has_room(len) {
+            self.flush()?;
+            self.connection.budget.wait_for_room(len);
         }
-        self.flush()?;
-        self.connection.budget.wait_for_room(len);
+        if self.connection.sender.is_broken() {
+            // What has arrived and is not begun would keep the disk busy for nobody.
+            return Err(Error::io(WRITING)(io::ErrorKind::BrokenPipe.into()));
+        }
         Ok(())
     }
 

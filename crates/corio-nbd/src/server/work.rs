@@ -184,6 +184,9 @@ impl<S: Transport> Drop for Alive<S> {
 fn work<S: Transport>(connection: &Rc<Connection<S>>) {
     let workers = &connection.workers;
     while let Some(job) = workers.next() {
+        if connection.sender.is_broken() {
+            continue; // For nobody. Dropping it gives back what it holds.
+        }
         workers.running.set(workers.running.get() + 1);
         let reply = serve(
             connection,

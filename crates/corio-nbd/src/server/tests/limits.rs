@@ -313,3 +313,27 @@ fn clients_of_all_threads_share_the_budget() {
     drop((client, other));
     house.assert_empty();
 }
+
+#[test]
+fn requests_of_a_client_that_is_gone_are_not_begun() {
+    for style in STYLES {
+        let disk = TestDisk::gated(SIZE);
+        let house = House::of(&disk);
+        let mut client = house.client(style);
+        let mut bytes = Vec::new();
+        for _ in 0..1000 {
+            bytes.extend_from_slice(&client.request_bytes(Command::READ, NONE, 0, 1 << 20).0);
+        }
+        client.send(&bytes);
+        // As many as the client's bytes allow; the others have arrived and wait.
+        disk.await_arrived(64);
+        drop(client);
+        disk.open_gate(1000);
+        house.assert_empty();
+        // The first reply finds the client gone; what was at the disk by then ends there.
+        assert!(
+            disk.arrived.load(Ordering::SeqCst) < 1000 / 2,
+            "served for nobody"
+        );
+    }
+}
