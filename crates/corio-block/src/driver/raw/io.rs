@@ -175,6 +175,13 @@ impl Driver for Raw {
         let mut buf = vec![0; buffer_len(len.0.min(PREFETCH_STEP))];
         let (mut at, end) = (offset.0, offset.0 + len.0);
         while at < end {
+            // A hole has nothing to fetch; where the file cannot tell, it is read.
+            if let Ok(found) = self.data.extent_at(at)
+                && found.kind == ExtentKind::Hole
+            {
+                at = at.saturating_add(found.len);
+                continue;
+            }
             let step = (end - at).min(PREFETCH_STEP);
             if self.data.read_at(&mut buf[..buffer_len(step)], at)? == 0 {
                 break;
