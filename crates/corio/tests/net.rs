@@ -541,28 +541,43 @@ fn a_unix_connect_waits_for_a_place_in_the_queue() {
     });
 }
 
+/// Reads twice when it is dropped, and reports both.
+struct ReadOnDrop(UnixStream, mpsc::Sender<[Result<usize, Option<i32>>; 2]>);
+
+impl Drop for ReadOnDrop {
+    fn drop(&mut self) {
+        let mut read = || {
+            self.0
+                .read(&mut [0; 8])
+                .map_err(|error| error.raw_os_error())
+        };
+        let results = [read(), read()];
+        self.1.send(results).unwrap();
+    }
+}
+
 // SPEC C12
 #[test]
 fn a_home_that_ends_cancels_who_waits() {
     for monitor in MONITORS {
-        struct OnDrop(mpsc::Sender<Option<i32>>, UnixStream);
-        impl Drop for OnDrop {
-            fn drop(&mut self) {
-                // While unwinding, what would wait is refused instead.
-                let refused = self.1.read(&mut [0]).unwrap_err();
-                self.0.send(refused.raw_os_error()).unwrap();
-            }
-        }
         let io = io_thread(monitor);
         let (tx, rx) = mpsc::channel();
         let (waits, waiting) = mpsc::channel();
         let handle = io.context().spawn(move || {
             let (ours, _theirs) = UnixStream::pair().unwrap();
-            let on_drop = OnDrop(tx, UnixStream::pair().unwrap().0.try_clone().unwrap());
-            // Its peer is alive, so a read there would wait.
-            let (a, _b) = UnixStream::pair().unwrap();
-            let _on_drop = OnDrop(on_drop.0.clone(), a);
-            core::mem::forget(on_drop);
+            let (kept, mut peer) = UnixStream::pair().unwrap();
+            let mut kept = ReadOnDrop(kept, tx);
+            // Teaches the stream that tries after short reads fail: they are made all the same while unwinding.
+            for _ in 0..4 {
+                let answer = spawn_local(move || {
+                    settle();
+                    peer.write_all(b"x").unwrap();
+                    peer
+                });
+                kept.0.read(&mut [0; 8]).unwrap();
+                peer = answer.join().unwrap();
+            }
+            peer.write_all(b"abc").unwrap();
             waits.send(()).unwrap();
             let _ = (&ours).read(&mut [0]);
             unreachable!("nobody writes");
@@ -570,7 +585,8 @@ fn a_home_that_ends_cancels_who_waits() {
         waiting.recv().unwrap();
         io.join();
         assert!(matches!(handle.join(), Err(JoinError::Cancelled)));
-        assert_eq!(rx.recv().unwrap(), Some(libc::ECANCELED));
+        let [there, absent] = rx.recv().unwrap();
+        assert_eq!((there, absent), (Ok(3), Err(Some(libc::ECANCELED))));
     }
 }
 

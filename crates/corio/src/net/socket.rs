@@ -1,7 +1,11 @@
 //! A socket's calls: tried first, and parked only where the kernel would have blocked.
 //!
 //! Calls of one direction are served in the order in which they came: while one waits, or has been woken and is not over,
-//! later ones queue behind it (`ahead`).
+//! later ones queue behind it (`Lane::ahead`).
+//!
+//! A read that got less than it asked for has emptied the socket, and a write has filled it. The next one is tried all the
+//! same if such tries tend to succeed, because the peer is as fast; if they tend to fail it waits at once, which saves the
+//! system call that would have said EAGAIN (`Lane::try_after_short`).
 
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
@@ -23,17 +27,49 @@ const WHAT: &str = "a call of corio::net that may wait";
 /// Calls that a socket serves without waiting before the loop gets a turn: a peer that is always faster than its reader
 /// must not keep everyone else on the loop from running.
 const CALLS_MAX: u32 = 64;
+/// Tries after short calls that failed in a row, after which they are no longer made..
+const MISSES_MAX: u8 = 2;
+/// ..until so many were left out, when one is made again to see whether the peer has changed.
+const SKIPS_MAX: u8 = 16;
 
 /// A non-blocking socket whose calls park the coroutine. `Send`, not `Sync`.
 pub(super) struct Socket {
     /// Before `fd`: at home, the descriptor is closed after the monitor has forgotten it.
     registration: RefCell<Option<Registration>>,
-    /// Calls in each direction that have begun to wait and are not over.
-    ahead: [Cell<u32>; 2],
+    lanes: [Lane; 2],
     /// Calls since one waited.
     streak: Cell<u32>,
-    timeout_ns: [Cell<Option<u64>>; 2],
     fd: Arc<OwnedFd>,
+}
+
+/// One direction of a socket.
+#[derive(Default)]
+struct Lane {
+    /// Calls that have begun to wait and are not over.
+    ahead: Cell<u32>,
+    timeout_ns: Cell<Option<u64>>,
+    /// The latest call got less than it asked for.
+    short: Cell<bool>,
+    /// Tries after short calls that failed in a row; from MISSES_MAX on, plus those that were left out.
+    misses: Cell<u8>,
+}
+
+impl Lane {
+    /// Whether a call that follows a short one is tried before it waits.
+    fn try_after_short(&self) -> bool {
+        let misses = self.misses.get();
+        if misses < MISSES_MAX {
+            return true;
+        }
+        let again = misses == MISSES_MAX + SKIPS_MAX;
+        self.misses
+            .set(if again { MISSES_MAX - 1 } else { misses + 1 });
+        again
+    }
+
+    fn note_try_after_short(&self, hit: bool) {
+        self.misses.set(if hit { 0 } else { self.misses.get() + 1 });
+    }
 }
 
 impl Socket {
@@ -41,9 +77,8 @@ impl Socket {
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self {
             registration: RefCell::new(None),
-            ahead: Default::default(),
+            lanes: Default::default(),
             streak: Cell::new(0),
-            timeout_ns: Default::default(),
             fd: Arc::new(fd),
         }
     }
@@ -66,15 +101,20 @@ impl Socket {
     /// Another socket over a duplicate of the descriptor, with the same time-outs.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         let clone = Self::new(self.fd.try_clone()?);
-        for (copy, own) in clone.timeout_ns.iter().zip(&self.timeout_ns) {
-            copy.set(own.get());
+        for (copy, own) in clone.lanes.iter().zip(&self.lanes) {
+            copy.timeout_ns.set(own.timeout_ns.get());
         }
         Ok(clone)
     }
 
     pub(super) fn timeout(&self, direction: Direction) -> Option<Duration> {
-        let limit_ns = self.timeout_ns[direction.index()].get();
+        let limit_ns = self.lane(direction).timeout_ns.get();
         limit_ns.map(Duration::from_nanos)
+    }
+
+    #[inline]
+    fn lane(&self, direction: Direction) -> &Lane {
+        &self.lanes[direction.index()]
     }
 
     pub(super) fn set_timeout(
@@ -86,32 +126,84 @@ impl Socket {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let limit_ns = limit.map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
-        self.timeout_ns[direction.index()].set(limit_ns);
+        self.lane(direction).timeout_ns.set(limit_ns);
         Ok(())
     }
 
     /// Repeats `op` until it does not answer EAGAIN, and waits for the direction in between. A cancellation point only if
     /// it waits.
-    #[inline]
     pub(super) fn call<T>(
         &self,
         direction: Direction,
         mut op: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> io::Result<T> {
+        self.begin();
+        match self.attempt(direction, &mut op) {
+            Some(result) => result,
+            None => self.wait_and_call(direction, &mut op),
+        }
+    }
+
+    /// Like [`call`](Self::call) for an `op` that moves at most `wanted` bytes.
+    #[inline]
+    pub(super) fn transfer(
+        &self,
+        direction: Direction,
+        wanted: usize,
+        mut op: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize>,
+    ) -> io::Result<usize> {
+        self.begin();
+        let lane = self.lane(direction);
+        let after_short = lane.short.replace(false);
+        // What unwinds must not wait, and so cannot leave the try out.
+        let tried = if !after_short || lane.try_after_short() || refuse_unwinding().is_err() {
+            let tried = self.attempt(direction, &mut op);
+            if after_short {
+                lane.note_try_after_short(tried.is_some());
+            }
+            tried
+        } else {
+            None
+        };
+        let result = match tried {
+            Some(result) => result,
+            None => self.wait_and_call(direction, &mut op),
+        };
+        if let Ok(moved @ 1..) = &result {
+            lane.short.set(*moved < wanted);
+        }
+        result
+    }
+
+    /// What every call begins with.
+    #[inline]
+    fn begin(&self) {
         refuse_on_loop();
         if self.streak.get() >= CALLS_MAX {
             self.let_others_run();
         }
-        if self.ahead[direction.index()].get() == 0 {
+    }
+
+    /// One try. None: it would wait, or others wait for the same.
+    #[inline]
+    fn attempt<T>(
+        &self,
+        direction: Direction,
+        op: &mut impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> Option<io::Result<T>> {
+        if self.lane(direction).ahead.get() != 0 {
+            return None;
+        }
+        loop {
             match op(self.fd.as_fd()) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return None,
                 result => {
-                    self.streak.set(self.streak.get() + 1);
-                    return result.map_err(Into::into);
+                    self.streak.set(self.streak.get().saturating_add(1));
+                    return Some(result.map_err(Into::into));
                 }
             }
         }
-        self.wait_and_call(direction, &mut op)
     }
 
     /// Like [`call`](Self::call) for an `op` that is known to have no answer yet.
@@ -121,7 +213,7 @@ impl Socket {
         direction: Direction,
         op: &mut dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> io::Result<T> {
-        let limit_ns = self.timeout_ns[direction.index()].get();
+        let limit_ns = self.lane(direction).timeout_ns.get();
         let deadline_ns = limit_ns.map(|limit_ns| now_ns().saturating_add(limit_ns));
         let mut taken = None;
         loop {
@@ -152,23 +244,13 @@ impl Socket {
         direction: Direction,
         mut op: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> io::Result<Option<T>> {
-        if self.ahead[direction.index()].get() != 0 {
-            return Ok(None);
-        }
-        loop {
-            match op(self.fd.as_fd()) {
-                Ok(value) => return Ok(Some(value)),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        self.attempt(direction, &mut op).transpose()
     }
 
     /// Makes whoever waits look again, where the kernel's readiness does not tell: a Unix stream that is shut down for
     /// writing while its buffer is full does not become writable, but its writer must learn of it.
     pub(super) fn wake_waiters(&self, direction: Direction) {
-        if self.ahead[direction.index()].get() == 0 {
+        if self.lane(direction).ahead.get() == 0 {
             return;
         }
         let found = self.registration.borrow();
@@ -268,7 +350,7 @@ impl<'a> Place<'a> {
         refuse_unwinding()?;
         let watch = socket.watch()?;
         let ticket = watch.draw_ticket();
-        let ahead = &socket.ahead[direction.index()];
+        let ahead = &socket.lane(direction).ahead;
         ahead.set(ahead.get() + 1);
         Ok(Self {
             socket,
@@ -312,7 +394,7 @@ impl Drop for Place<'_> {
         if let Some(alarm) = self.alarm.take() {
             self.watch.keep_alarm(self.direction, alarm);
         }
-        let ahead = &self.socket.ahead[self.direction.index()];
+        let ahead = &self.socket.lane(self.direction).ahead;
         ahead.set(ahead.get() - 1);
     }
 }
@@ -336,7 +418,7 @@ mod tests {
             let late = socket.read(&mut [0]).unwrap_err();
             assert_eq!(late.kind(), io::ErrorKind::TimedOut);
             let waiting = socket.watch().unwrap().waiting(Direction::Read);
-            (waiting, socket.ahead[Direction::Read.index()].get())
+            (waiting, socket.lane(Direction::Read).ahead.get())
         });
         assert_eq!(left.join().unwrap(), (0, 0));
     }

@@ -75,7 +75,7 @@ impl Socket {
         if buf.is_empty() {
             return Ok(0); // The kernel would wait for a byte.
         }
-        self.call(Direction::Read, |fd| recv(fd, buf))
+        self.transfer(Direction::Read, buf.len(), |fd| recv(fd, buf))
     }
 
     #[inline]
@@ -87,20 +87,22 @@ impl Socket {
     }
 
     pub(super) fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        if bufs.iter().all(|buf| buf.is_empty()) {
+        let count = bufs.len().min(IOV_MAX);
+        let bufs = &mut bufs[..count];
+        let wanted = bufs.iter().map(|buf| buf.len()).sum();
+        if wanted == 0 {
             return Ok(0);
         }
-        let count = bufs.len().min(IOV_MAX);
-        self.call(Direction::Read, |fd| {
+        self.transfer(Direction::Read, wanted, |fd| {
             let mut control = RecvAncillaryBuffer::default();
-            rustix::net::recvmsg(fd, &mut bufs[..count], &mut control, RecvFlags::DONTWAIT)
+            rustix::net::recvmsg(fd, bufs, &mut control, RecvFlags::DONTWAIT)
                 .map(|message| message.bytes)
         })
     }
 
     #[inline]
     pub(super) fn write(&self, buf: &[u8]) -> io::Result<usize> {
-        self.call(Direction::Write, |fd| {
+        self.transfer(Direction::Write, buf.len(), |fd| {
             rustix::net::send(fd, buf, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
         })
     }
@@ -108,7 +110,8 @@ impl Socket {
     #[inline]
     pub(super) fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let bufs = &bufs[..bufs.len().min(IOV_MAX)];
-        self.call(Direction::Write, |fd| {
+        let wanted = bufs.iter().map(|buf| buf.len()).sum();
+        self.transfer(Direction::Write, wanted, |fd| {
             let mut control = SendAncillaryBuffer::default();
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             rustix::net::sendmsg(fd, bufs, &mut control, flags)
