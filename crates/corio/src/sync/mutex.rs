@@ -1,8 +1,9 @@
 //! The coroutine mutex: fair hand-off, one compare-exchange when nobody else wants it (SPEC L1).
 //!
-//! `state` is the state machine. Here are the guard, waiting and cancellation, and the spin: whoever
-//! finds the mutex held by a coroutine that is running on another thread looks a few times before it
-//! parks, as parking and being woken across threads costs more than most critical sections take.
+//! `state` is the state machine. Here are the guard, waiting and cancellation, and the spin:
+//! whoever finds the mutex held by a coroutine that is running on another thread looks a few times
+//! before it parks, as parking and being woken across threads costs more than most critical
+//! sections take.
 //!
 //! Invariant
 //! - I1. `holder` is the holder's number while a coroutine holds the mutex and has entered its

@@ -57,7 +57,9 @@ impl Queue {
     /// An empty line.
     #[doc(alias = "qemu_co_queue_init")]
     pub fn new() -> Queue {
-        Queue { state: State::new() }
+        Queue {
+            state: State::new(),
+        }
     }
 
     /// Waits to be woken. A coroutine parks, a plain thread blocks. A cancellation point: a waiter

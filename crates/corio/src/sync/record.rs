@@ -1,7 +1,7 @@
 //! Wait records: what a waiter shows of itself to whoever will wake it, and the list they stand in.
 //!
-//! A record lies in its waiter's frame, so that waiting allocates nothing. This file and the `state`
-//! files of the locks know nothing of stacks, so that loom can run them.
+//! A record lies in its waiter's frame, so that waiting allocates nothing. This file and the
+//! `state` files of the locks know nothing of stacks, so that loom can run them.
 //!
 //! ```text
 //!   new ──▶ queued ──▶ granted          the waker has copied all it needs before it says so
@@ -244,14 +244,14 @@ impl<T> Short<T> {
 /// A waker for models. Not loom's `unpark`, which also frees threads that wait for a lock.
 #[cfg(all(test, loom))]
 #[derive(Clone, Debug)]
-pub(super) struct LoomWaker(loom::sync::Arc<loom::sync::Notify>);
+pub(super) struct LoomWaker(std::sync::Arc<loom::sync::Notify>);
 
 #[cfg(all(test, loom))]
 impl LoomWaker {
     /// A record for the running thread.
     pub(super) fn record(amount: usize) -> Record<LoomWaker> {
         let notify = loom::sync::Notify::new();
-        Record::new(LoomWaker(loom::sync::Arc::new(notify)), amount)
+        Record::new(LoomWaker(std::sync::Arc::new(notify)), amount)
     }
 
     /// Blocks the thread until the record is granted.

@@ -7,7 +7,7 @@
 
 mod state;
 
-use self::state::{State, PERMITS_MAX};
+use self::state::{PERMITS_MAX, State};
 use super::record::Record;
 use super::waiter::{Waiter, running_id};
 use crate::context::Local;
@@ -58,10 +58,9 @@ impl Semaphore {
     /// been served. A coroutine parks, a plain thread blocks. A cancellation point when it waits: a
     /// waiter that is cancelled leaves the line, and gives back what it was just given.
     ///
-    /// # Panics
-    /// If `amount` is more than there are in all: it would wait for ever. On a loop's thread outside
-    /// a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a home without a
-    /// loop.
+    /// # Panics If `amount` is more than there are in all: it would wait for ever. On a loop's
+    /// thread outside a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a
+    /// home without a loop.
     #[doc(alias = "co_get_from_shres")]
     #[track_caller]
     pub fn acquire(&self, amount: usize) -> Permit<'_> {

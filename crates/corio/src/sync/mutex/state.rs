@@ -8,7 +8,7 @@
 //!   held, awaited   .. LOCKED, and a pushed record or READY or both
 //!   LISTED          somebody has the list for itself: it hands over, or takes a record out
 //!
-//!   lockers push ──▶ chain in the word (newest first) ──LISTED──▶ `ready` (oldest first) ──▶ grant
+//!   push ──▶ chain in the word (newest first) ──LISTED──▶ `ready` (oldest first) ──▶ grant
 //! ```
 //!
 //! A locker that does not find 0 pushes its record with the same compare-exchange that makes sure
@@ -17,16 +17,16 @@
 //!
 //! Whoever unlocks and finds waiters clears LOCKED and takes LISTED. While LISTED is there the word
 //! is not 0, so that nobody gets in before the oldest. If LISTED is taken already (a cancelled
-//! waiter takes its record out), clearing LOCKED is all: whoever has LISTED looks for that before it
-//! gives LISTED up, and hands over instead. So `unlock` never waits; only `abandon` does, for some
-//! instructions of another thread.
+//! waiter takes its record out), clearing LOCKED is all: whoever has LISTED looks for that before
+//! it gives LISTED up, and hands over instead. So `unlock` never waits; only `abandon` does, for
+//! some instructions of another thread.
 //!
 //! Invariants
 //! - I1. Only who has LISTED touches `ready`, or takes the chain from the word.
 //! - I2. READY is set exactly if `ready` is not empty, whenever LISTED is not set.
 //! - I3. Without LISTED, a word that is not 0 has LOCKED.
-//! - I4. A record is in the chain or in `ready`, or granted, or withdrawn. It is granted with LISTED
-//!   held, so that who has LISTED knows which.
+//! - I4. A record is in the chain or in `ready`, or granted, or withdrawn. It is granted with
+//!   LISTED held, so that who has LISTED knows which.
 
 // Pointers to records in other frames: record.rs I1.
 #![allow(unsafe_code)]
@@ -123,7 +123,10 @@ impl<W: Wake> State<W> {
             } else {
                 Ordering::AcqRel
             };
-            match self.word.compare_exchange_weak(word, next, order, Ordering::Relaxed) {
+            match self
+                .word
+                .compare_exchange_weak(word, next, order, Ordering::Relaxed)
+            {
                 Ok(_) => return locks,
                 Err(seen) => word = seen,
             }
@@ -135,12 +138,9 @@ impl<W: Wake> State<W> {
     pub(super) fn unlock(&self) {
         let held = ptr::without_provenance_mut(LOCKED);
         // Release: pairs with the acquire of who locks next.
-        let free = self.word.compare_exchange(
-            held,
-            ptr::null_mut(),
-            Ordering::Release,
-            Ordering::Relaxed,
-        );
+        let free =
+            self.word
+                .compare_exchange(held, ptr::null_mut(), Ordering::Release, Ordering::Relaxed);
         if let Err(word) = free {
             self.unlock_awaited(word);
         }
@@ -152,12 +152,10 @@ impl<W: Wake> State<W> {
             let next = with(without(word, LOCKED), LISTED);
             // Release: what the holder did, to who hands over and so to the next holder. Acquire:
             // the list as the last owner of LISTED left it.
-            match self.word.compare_exchange_weak(
-                word,
-                next,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .word
+                .compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(_) if has(word, LISTED) => return,
                 Ok(_) => return self.serve(next),
                 Err(seen) => word = seen,
@@ -196,12 +194,10 @@ impl<W: Wake> State<W> {
             }
             let next = with(word, LISTED);
             // Acquire: the list as the last owner of LISTED left it.
-            match self.word.compare_exchange_weak(
-                word,
-                next,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .word
+                .compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => word = next,
                 Err(seen) => {
                     word = seen;
@@ -228,12 +224,10 @@ impl<W: Wake> State<W> {
             let next = ptr::without_provenance_mut(word.addr() & FLAGS);
             // Acquire: pairs with the release of each push, whose chain of read-modify-writes this
             // one ends.
-            match self.word.compare_exchange_weak(
-                word,
-                next,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .word
+                .compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => {
                     // SAFETY: LISTED is ours (I1); the records are queued, so alive.
                     unsafe { self.ready.append_chain(without(word, FLAGS)) };
@@ -276,12 +270,10 @@ impl<W: Wake> State<W> {
                 self.word.store(next, Ordering::Release);
                 break;
             }
-            match self.word.compare_exchange_weak(
-                word,
-                next,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .word
+                .compare_exchange_weak(word, next, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => break,
                 Err(seen) => word = seen,
             }
@@ -302,7 +294,12 @@ impl<W: Wake> State<W> {
         // SAFETY: just taken out of the list.
         let waker = unsafe { grant(oldest) };
         if track::is_enabled() {
-            track::emit(Kind::LockHandOff, self.number(), W::running_id(), waker.id());
+            track::emit(
+                Kind::LockHandOff,
+                self.number(),
+                W::running_id(),
+                waker.id(),
+            );
         }
         waker
     }
@@ -326,7 +323,8 @@ mod loom_tests {
     use super::*;
     use crate::sync::record::LoomWaker;
     use loom::cell::UnsafeCell;
-    use loom::sync::Arc;
+    // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
+    use std::sync::Arc;
 
     struct Guarded {
         state: State<LoomWaker>,
@@ -373,7 +371,8 @@ mod loom_tests {
         fn check(&self, added: usize) {
             assert!(self.state.word.load(Ordering::Relaxed).is_null());
             // SAFETY: the other threads are joined.
-            self.value.with(|value| assert_eq!(unsafe { *value }, added));
+            self.value
+                .with(|value| assert_eq!(unsafe { *value }, added));
         }
     }
 
