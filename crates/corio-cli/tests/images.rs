@@ -47,9 +47,13 @@ fn image_that_is_served_is_locked_for_qemu() {
     let server = serve(&path).start();
     let locked = qemu_io_on(&path, "", "write -P 2 0 512").fails();
     assert!(locked.stderr.contains("lock"), "{}", locked.stderr);
-    let info = run(command("qemu-img info -f raw").arg(&path)).fails();
-    assert!(info.stderr.contains("lock"), "{}", info.stderr);
-    run(command("qemu-img info -U -f raw").arg(&path)).ok();
+    let copy = path.with_file_name("copy");
+    let convert = |force: &str| {
+        let mut convert = command(&format!("qemu-img convert {force} -f raw -O raw"));
+        run(convert.arg(&path).arg(&copy))
+    };
+    assert!(convert("").fails().stderr.contains("lock"));
+    convert("-U").ok();
     assert_eq!(connect(&server).read(0, 1).unwrap(), [1]);
     server.stop();
     qemu_io_on(&path, "", "write -P 3 0 512").ok();
@@ -156,8 +160,8 @@ fn image_that_qemu_holds_is_refused() {
         serve(&path).refused(1, &[text, "lock"]);
         serve(&path).arg("--read-only").refused(1, &[text, "lock"]);
         drop(writer);
+        // QEMU's readers let others write; ours asks for no more than they do.
         let reader = hold("-r");
-        serve(&path).refused(1, &[text, "lock"]);
         serve(&path).arg("--read-only").start().stop();
         drop(reader);
         serve(&path).start().stop();
@@ -168,9 +172,9 @@ fn image_that_qemu_holds_is_refused() {
 fn images_that_cannot_be_opened_are_one_line() {
     let (dir, path) = image();
     let none = dir.path().join("none.raw");
-    serve(&none).refused(1, &[none.to_str().unwrap(), "No such file"]);
+    serve(&none).refused(1, &[none.to_str().unwrap(), "no such"]);
     let below = path.join("file");
-    serve(&below).refused(1, &[below.to_str().unwrap(), "Not a directory"]);
+    serve(&below).refused(1, &[below.to_str().unwrap()]);
     serve(dir.path()).refused(1, &[dir.path().to_str().unwrap(), "directory"]);
     let long = dir.path().join("n".repeat(300));
     serve(&long).refused(1, &["File name too long"]);
@@ -205,12 +209,12 @@ fn image_without_permission_is_refused() {
             .tcp()
     };
     let text = path.to_str().unwrap();
-    serve_as_nobody(0o600).refused(1, &[text, "Permission denied"]);
+    serve_as_nobody(0o600).refused(1, &[text, "permission"]);
     serve_as_nobody(0o600)
         .arg("--read-only")
-        .refused(1, &[text, "Permission denied"]);
+        .refused(1, &[text, "permission"]);
     // What can be done about a file that may be read is said.
-    serve_as_nobody(0o644).refused(1, &[text, "Permission denied", "--read-only"]);
+    serve_as_nobody(0o644).refused(1, &[text, "permission", "read-only"]);
     let server = serve_as_nobody(0o644).arg("--read-only").start();
     connect(&server).read(0, MIB).unwrap();
     server.stop();
@@ -373,14 +377,7 @@ fn image_on_a_read_only_file_system_is_refused() {
     let path = dir.path().join("disk.raw");
     data::random_file(&path, MIB, 45);
     run(command("mount -o remount,ro").arg(dir.path())).ok();
-    serve(&path).refused(
-        1,
-        &[
-            path.to_str().unwrap(),
-            "Read-only file system",
-            "--read-only",
-        ],
-    );
+    serve(&path).refused(1, &[path.to_str().unwrap(), "read-only"]);
     serve(&path).arg("--read-only").start().stop();
 }
 
@@ -494,13 +491,12 @@ fn memory_disk_is_sparse_and_forgets() {
     let data: u64 = data.split_whitespace().next().unwrap().parse().unwrap();
     assert!((8 * KIB..=4 * MIB).contains(&data), "{map}");
     // What is discarded is given back, and reads as zeroes.
-    let rss_kib = || server.proc_kib("smaps_rollup", "Rss");
-    let before = rss_kib();
+    let before = held_kib(&server);
     let block = data::Random::new(46).bytes(16 << 20);
     for i in 0..8 {
         client.write(i * 16 * MIB, &block).unwrap();
     }
-    let full = rss_kib();
+    let full = held_kib(&server);
     assert!(
         full > before + (120 << 10),
         "{before} -> {full} KiB: where are 128 MiB?"
@@ -510,7 +506,7 @@ fn memory_disk_is_sparse_and_forgets() {
         .unwrap()
         .good()
         .unwrap();
-    let trimmed = rss_kib();
+    let trimmed = held_kib(&server);
     assert!(trimmed + (64 << 10) < full, "{full} -> {trimmed} KiB");
     assert!(client.read(0, 32 * MIB).unwrap().iter().all(|&b| b == 0));
     assert_eq!(client.read(end - 5, 5).unwrap(), b"world");
@@ -518,6 +514,23 @@ fn memory_disk_is_sparse_and_forgets() {
     server.stop();
     let server = memory().start();
     assert_eq!(connect(&server).read(end - 5, 5).unwrap(), [0; 5]);
+}
+
+/// The memory a server holds: its own, and what it has in files without a name.
+fn held_kib(server: &Server) -> u64 {
+    let dir = format!("/proc/{}/fd", server.pid().as_raw_nonzero());
+    let unnamed = std::fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .filter(|descriptor| {
+            let target = std::fs::read_link(descriptor.path()).unwrap_or_default();
+            target.to_string_lossy().starts_with("/memfd:")
+        });
+    let blocks = unnamed.filter_map(|descriptor| std::fs::metadata(descriptor.path()).ok());
+    let blocks: u64 = blocks
+        .map(|file| std::os::unix::fs::MetadataExt::blocks(&file))
+        .sum();
+    server.proc_kib("smaps_rollup", "Rss") + blocks / 2
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn memory_stays_where_it_was(combo: Combo) {
         .tcp()
         .unix()
         .start();
-    let idle = server.descriptors().len();
+    let idle = sockets(&server);
     // The warm-up does what is measured, so that each path, buffer and stack has been used.
     cycles(&server, WARM_UP);
     requests(&server, 20_000);
@@ -55,25 +55,22 @@ fn memory_stays_where_it_was(combo: Combo) {
     );
 }
 
-/// The server's resident memory once it holds no more descriptors than when nobody was there.
+/// The server's resident memory once it holds no more sockets than when nobody was there.
 fn settled_rss_kib(server: &Server, idle: usize) -> u64 {
-    // A loop may have opened what it keeps (a ring, an event descriptor) with its first client.
-    const KEPT_MAX: usize = 16;
-    let mut last = usize::MAX;
     wait_until(
         "all connections are closed",
         Duration::from_secs(20),
-        || {
-            let descriptors = server.descriptors();
-            let sockets = descriptors
-                .iter()
-                .filter(|d| d.starts_with("socket:"))
-                .count();
-            last = descriptors.len();
-            sockets <= server.listening().len() + 1 && last <= idle + KEPT_MAX
-        },
+        || sockets(server) <= idle,
     );
     server.proc_kib("smaps_rollup", "Rss")
+}
+
+fn sockets(server: &Server) -> usize {
+    server
+        .descriptors()
+        .iter()
+        .filter(|d| d.starts_with("socket:"))
+        .count()
 }
 
 /// Connects and leaves `count` times, over both addresses, in each of the ways there are to leave.

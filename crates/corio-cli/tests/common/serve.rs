@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::Combo;
 use super::tool::{self, Output};
+use super::{Combo, wait_until};
 
 /// How long the server may take until it listens, and to end when asked to.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -282,8 +283,11 @@ impl Server {
         self.stdout.iter().collect()
     }
 
-    /// What the server has written to stderr so far.
+    /// What the server has written to stderr: so far, or all of it if it has ended.
     pub(crate) fn stderr(&self) -> String {
+        if self.ended.is_some() {
+            wait_until("the end of stderr", START_LIMIT, || self.stderr.ended());
+        }
         self.stderr.text()
     }
 
@@ -393,13 +397,16 @@ impl Drop for Server {
 }
 
 /// What a pipe has brought so far.
-struct Collected(Arc<Mutex<Vec<u8>>>);
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
 
 impl Collected {
     fn of(mut pipe: impl std::io::Read + Send + 'static) -> Collected {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&bytes);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut part = [0; 4096];
             while let Ok(n) = pipe.read(&mut part) {
                 if n == 0 {
@@ -408,11 +415,16 @@ impl Collected {
                 sink.lock().unwrap().extend_from_slice(&part[..n]);
             }
         });
-        Collected(bytes)
+        Collected { bytes, reader }
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    /// True once all writers are gone.
+    fn ended(&self) -> bool {
+        self.reader.is_finished()
     }
 }
 
