@@ -8,7 +8,7 @@
 //! A path through a re-export in the crate's root (`crate::spawn`) hides its layer and is refused; name the module.
 
 mod manifest;
-mod paths;
+pub(crate) mod paths;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};

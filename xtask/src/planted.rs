@@ -1,8 +1,8 @@
 //! Planted bugs: each model of a protocol is shown to fail when the protocol is broken.
 //!
 //! The runtime's sources hold deliberate mistakes (a barrier or a second look left out) behind
-//! `cfg!(corio_planted_bug = "NAME")`. Here each is built in, alone, and the models run: one of them has to fail.
-//! Otherwise they prove less than they say.
+//! `cfg!(corio_planted_bug = "NAME")`. Here each is built in, alone, and the models of the module it stands in run: one of
+//! them has to fail. Otherwise they prove less than they say.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::child::{self, Stream};
+use crate::layers::paths;
 use crate::tally::Tally;
 use crate::workspace::{Workspace, files_below, read};
 
@@ -33,51 +34,56 @@ pub(crate) fn for_models(command: &mut Command) -> &mut Command {
         .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
 }
 
-/// Runs the models once for each planted bug.
+/// Runs, for each planted bug, the models of the module it is planted in.
 pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome> {
-    let mut bugs = BTreeSet::new();
-    for path in files_below(&workspace.root.join("crates/corio/src"), "rs")? {
-        bugs.extend(names(&read(&path)?));
-    }
     let mut outcome = Outcome::default();
-    // A model that fails anyway catches nothing.
-    let anyway = match failures(workspace, None, deadline)? {
-        Ok(anyway) => anyway,
-        Err(fault) => {
-            outcome
-                .faults
-                .push(format!("without a planted bug: {fault}"));
-            return Ok(outcome);
+    let source = workspace.root.join("crates/corio/src");
+    for path in files_below(&source, "rs")? {
+        let bugs: BTreeSet<_> = names(&read(&path)?).collect();
+        if bugs.is_empty() {
+            continue;
         }
-    };
-    for bug in bugs {
-        println!("planted: {bug}");
-        match failures(workspace, Some(&bug), deadline)? {
-            Ok(failed) => {
-                let caught: Vec<_> = failed.difference(&anyway).map(String::as_str).collect();
-                if caught.is_empty() {
-                    outcome
-                        .faults
-                        .push(format!("{bug}: no model fails because of it"));
-                } else {
-                    println!("planted: {bug} is caught by {}", caught.join(", "));
-                    outcome.caught += 1;
-                }
+        let module = paths::module_of(path.strip_prefix(&source).unwrap_or(&path)).join("::");
+        // A model that fails anyway catches nothing.
+        let anyway = match failures(workspace, &module, None, deadline)? {
+            Ok(anyway) => anyway,
+            Err(fault) => {
+                outcome
+                    .faults
+                    .push(format!("{module} without a planted bug: {fault}"));
+                continue;
             }
-            Err(fault) => outcome.faults.push(format!("{bug}: {fault}")),
+        };
+        for bug in bugs {
+            match failures(workspace, &module, Some(&bug), deadline)? {
+                Ok(failed) => {
+                    let caught: Vec<_> = failed.difference(&anyway).map(String::as_str).collect();
+                    if caught.is_empty() {
+                        outcome
+                            .faults
+                            .push(format!("{bug}: no model fails because of it"));
+                    } else {
+                        println!("planted: {bug} is caught by {}", caught.join(", "));
+                        outcome.caught += 1;
+                    }
+                }
+                Err(fault) => outcome.faults.push(format!("{bug}: {fault}")),
+            }
         }
     }
     Ok(outcome)
 }
 
-/// The models that fail with `bug` built in, or why that cannot be told.
+/// The models of `module` that fail with `bug` built in, or why that cannot be told.
 fn failures(
     workspace: &Workspace,
+    module: &str,
     bug: Option<&str>,
     deadline: Instant,
 ) -> Result<Result<BTreeSet<String>, String>> {
+    println!("planted: {} in {module}", bug.unwrap_or("nothing"));
     // Flags given to `cargo rustc` reach only the crate itself, so that its dependencies are built once for all bugs.
-    let mut build = workspace.cargo_apart("loom", ["rustc", "-p", "corio", "--lib"]);
+    let mut build = workspace.cargo_apart("loom", ["rustc", "--quiet", "-p", "corio", "--lib"]);
     build.args([
         "--profile",
         "test",
@@ -85,7 +91,11 @@ fn failures(
         "--",
     ]);
     if let Some(bug) = bug {
-        build.arg("--cfg").arg(format!("{MARK}{bug}\""));
+        // What a mistake leaves unused is no news.
+        build
+            .arg("-Awarnings")
+            .arg("--cfg")
+            .arg(format!("{MARK}{bug}\""));
     }
     let mut program = None;
     let built = child::watch(
@@ -104,10 +114,10 @@ fn failures(
     let mut tally = Tally::default();
     let mut models = Command::new(program);
     models
-        .arg("loom_")
-        .current_dir(&workspace.root)
-        .env("RUST_BACKTRACE", "0");
-    // Many traces of expected failures would hide an unexpected one; cargo's own messages are shown above.
+        .arg(format!("{module}::loom_"))
+        .current_dir(&workspace.root);
+    // Traces of expected failures would hide an unexpected one.
+    models.env("RUST_BACKTRACE", "0");
     let ended = child::watch(&mut models, deadline, false, &mut |_, line| {
         tally.line(line)
     })?;

@@ -24,7 +24,7 @@ pub(super) struct Scan {
 }
 
 /// The module path of a file, given relative to `src`.
-pub(super) fn module_of(path: &Path) -> Vec<String> {
+pub(crate) fn module_of(path: &Path) -> Vec<String> {
     let mut parts: Vec<String> = path
         .with_extension("")
         .components()
