@@ -156,7 +156,9 @@ impl Local {
             let Some(entry) = self.handlers.get(token) else {
                 continue;
             };
+            let rearm = RearmOnPanic(self, &entry);
             let ran = entry.dispatch(revents);
+            core::mem::forget(rearm);
             progress |= ran && !self.is_notifier(token);
             // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody waited for, which
             // only HUP and ERR can be on a level-triggered monitor, would come again and again: it waits for the next update.
@@ -261,6 +263,21 @@ impl Local {
         self.handlers.clear();
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
+    }
+}
+
+/// A callback's panic leaves the turn, but must not leave its handler with a one-shot poll that is spent (SPEC A3).
+struct RearmOnPanic<'a>(&'a Local, &'a Entry);
+
+impl Drop for RearmOnPanic<'_> {
+    fn drop(&mut self) {
+        let Self(local, entry) = self;
+        if let Err(error) = local.monitor.update(local, entry) {
+            tracing::error!(
+                context = local.context.name(),
+                "a handler that panicked is not watched any more: {error}"
+            );
+        }
     }
 }
 

@@ -356,3 +356,26 @@ fn a_stream_that_never_waits_lets_others_run() {
         );
     });
 }
+
+// SPEC A3
+#[test]
+fn a_waiter_that_panics_strands_nobody() {
+    on_each_monitor(|| {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (ours, order) = (Rc::new(ours), Rc::default());
+        // A raw coroutine's panic goes to whoever enters it: here the loop, which reports it and goes on.
+        let first = corio::Coroutine::new({
+            let ours = Rc::clone(&ours);
+            move || {
+                (&*ours).read_exact(&mut [0]).unwrap();
+                panic!("expected by the test");
+            }
+        });
+        first.enter();
+        let second = read_one(&ours, 2, &order);
+        settle();
+        theirs.write_all(&[8, 9]).unwrap();
+        second.join().unwrap();
+        assert_eq!(*order.borrow(), [(2, 9)]);
+    });
+}
