@@ -101,10 +101,9 @@ fn refuse_other_formats(path: &Path, node: &Node) -> Result<()> {
 /// The server for one export of `node`.
 pub(crate) fn export(args: &ServeArgs, node: Arc<Node>) -> Server {
     let export = Export {
-        name: args.name.clone(),
         description: args.description.clone(),
         read_only: args.read_only,
-        node,
+        ..Export::new(args.name.clone(), node)
     };
     Server::new(ServerConfig::default(), vec![export])
 }
