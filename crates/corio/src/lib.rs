@@ -20,18 +20,18 @@ pub mod fs;
 pub mod net;
 mod schedule;
 mod stack;
-mod sys;
 pub mod sync;
+mod sys;
 pub mod time;
 mod tls;
 pub mod track;
 
-pub use coroutine::{Builder, Coroutine, home, in_coroutine, suspend};
 pub use context::AioContext;
+pub use coroutine::{Builder, Coroutine, home, in_coroutine, suspend};
 pub use error::Error;
 pub use schedule::{
-    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local,
-    park, yield_now,
+    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, park, spawn,
+    spawn_local, yield_now,
 };
 
 /// The README's examples.

@@ -82,12 +82,29 @@ impl NotifyState {
 mod loom_tests {
     use super::*;
     use crate::atomic::AtomicBool as Flag;
-    use loom::sync::Arc;
+    use loom::sync::{Arc, Condvar, Mutex};
 
     struct Model {
         state: NotifyState,
         work: Flag,
-        eventfd: Flag,
+        eventfd: Mutex<bool>,
+        readable: Condvar,
+    }
+
+    impl Model {
+        fn write_eventfd(&self) {
+            *self.eventfd.lock().unwrap() = true;
+            self.readable.notify_one();
+        }
+
+        /// Blocks as the monitor does; loom reports a wait that nobody ends.
+        fn wait_and_read_eventfd(&self) {
+            let mut readable = self.eventfd.lock().unwrap();
+            while !*readable {
+                readable = self.readable.wait(readable).unwrap();
+            }
+            *readable = false;
+        }
     }
 
     /// One notifier, one poll that blocks if it may: it must never block for ever with work published.
@@ -95,14 +112,15 @@ mod loom_tests {
         let model = Arc::new(Model {
             state: NotifyState::new(),
             work: Flag::new(false),
-            eventfd: Flag::new(false),
+            eventfd: Mutex::new(false),
+            readable: Condvar::new(),
         });
         let notifier = {
             let model = Arc::clone(&model);
             loom::thread::spawn(move || {
                 model.work.store(true, Ordering::Relaxed);
                 if model.state.notify() {
-                    model.eventfd.store(true, Ordering::SeqCst);
+                    model.write_eventfd();
                 }
             })
         };
@@ -111,9 +129,7 @@ mod loom_tests {
             model.state.begin_wait();
             let blocks = !model.state.is_notified() && !model.work.load(Ordering::Relaxed);
             if blocks {
-                while !model.eventfd.swap(false, Ordering::SeqCst) {
-                    loom::thread::yield_now();
-                }
+                model.wait_and_read_eventfd();
             }
             model.state.end_wait();
             model.state.accept();

@@ -2,22 +2,27 @@
 //!
 //! A home keeps a list of its living coroutines. When the scope ends, each is discarded if it never started, or
 //! cancelled: resumed so that it unwinds. One that keeps catching its cancellation, or still has something in
-//! flight, is leaked (its stack is never reused) and named.
+//! flight, is leaked (its stack is never reused, its tokens are stale) and named.
 //!
 //! Invariants
 //! - I1 A home lives on the native stack of its thread, at one address, from before its first coroutine is made until
-//!   its list is empty.
-//! - I2 `ThreadState::home` points to the innermost live home of the thread.
+//!   its list is empty. Nothing that a coroutine does, and no panic, ends it earlier.
+//! - I2 `ThreadState::home` points to the innermost live home of the thread; each points to the next outer one.
+//! - I3 A thread has at most one home with an inbox, as it is the home of one context at most.
 
 use core::cell::Cell;
 use core::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
 
-use super::control::{Cancel, ControlBlock, Phase};
-use super::{CoRef, enter, switch};
-use crate::{stack, tls};
+use super::control::{ControlBlock, Phase};
+use super::{CoRef, enter, of_slot, switch};
+use crate::stack::{self, Slot};
+use crate::tls;
 
-/// How often a coroutine that catches its cancellation is asked again before it is leaked.
-const UNWIND_TRIES_MAX: u32 = 64;
+/// How often a coroutine that catches its cancellation is asked again before it is leaked; also, how many generations
+/// of coroutines that others leave behind while they unwind are ended.
+const UNWIND_PASSES_MAX: u32 = 64;
 
 /// A scope for coroutines. See the module's documentation.
 pub(crate) struct Home {
@@ -26,6 +31,8 @@ pub(crate) struct Home {
     outer: *const (),
     /// Where wakes of these coroutines go; null in a home without a context. Owner: `schedule`.
     inbox: *const (),
+    /// True once nothing shall be spawned here any more.
+    closing: Cell<bool>,
 }
 
 impl Home {
@@ -61,64 +68,77 @@ impl Home {
         self.living.get()
     }
 
-    /// All that live here, newest first, each with its generation: whoever runs one must check that it still lives.
-    pub(crate) fn snapshot(&self) -> Vec<(CoRef, u32)> {
+    /// True once nothing shall be spawned here any more.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Refuses spawns from here on: what comes in while a home ends could keep it for ever.
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+    }
+
+    /// All that live here, newest first. Whoever runs one must check first that the generation is still the slot's: a
+    /// block must not even be looked at when its coroutine has ended.
+    fn snapshot(&self) -> Vec<(&'static Slot, u32)> {
         let mut all = Vec::with_capacity(self.living());
         let mut at = resolve(self.newest.get());
         while let Some(block) = at {
-            all.push((CoRef::new(block), block.generation));
+            all.push((block.slot, block.generation));
             at = resolve(block.older.get());
         }
         all
     }
 
-    /// Ends what can be ended without a loop: see the module's documentation.
-    fn unwind_all(&self) {
-        while let Some(block) = resolve(self.newest.get()) {
-            let co = CoRef::new(block);
-            if block.phase.get() == Phase::Created {
-                switch::discard(co);
+    /// Asks everyone that lives here to end, newest first, and drops what never started. Those that are queued are asked
+    /// but not run; with `queued_too`, which is for when the queue will never be run, they are dropped if they never started.
+    pub(crate) fn cancel_all(&self, queued_too: bool) {
+        for (slot, generation) in self.snapshot() {
+            if slot.word.generation() != generation {
                 continue;
             }
-            let mut tries = 0;
-            while tries < UNWIND_TRIES_MAX && resolve(self.newest.get()).is_some_and(|now| co.is(now)) {
-                tries += 1;
-                if !cancel_now(co) {
-                    break;
-                }
-            }
-            if resolve(self.newest.get()).is_some_and(|now| co.is(now)) {
-                leak(self, block);
+            let co = of_slot(slot);
+            match co.phase() {
+                Phase::Created if queued_too || !slot.word.is_scheduled() => switch::discard(co),
+                Phase::Suspended => cancel_now(co),
+                Phase::Created | Phase::Entered | Phase::Ended => {}
             }
         }
     }
+
+    /// Ends what can be ended without a loop, leaks the rest, and tells who that was.
+    fn unwind_all(&self) -> Vec<String> {
+        for _ in 0..UNWIND_PASSES_MAX {
+            if self.living() == 0 {
+                break;
+            }
+            self.cancel_all(true);
+        }
+        let mut leaked = Vec::new();
+        while let Some(block) = resolve(self.newest.get()) {
+            leaked.push(block.describe());
+            self.unlink(block);
+            block.phase.set(Phase::Entered); // So that nobody enters or frees it.
+            let _ = block.slot.word.retire(block.generation); // Tokens are stale, and handles inert.
+        }
+        leaked
+    }
 }
 
-/// Asks a coroutine that is not running to unwind, and runs it. False: it cannot be run now, because it is queued
-/// somewhere, or because nothing can unwind here. A panic of its own is reported by the panic hook and goes no further.
-pub(crate) fn cancel_now(co: CoRef) -> bool {
+/// Asks a coroutine that is not running to unwind, and runs it unless it is queued somewhere, or nothing can unwind here.
+/// A panic of its own is reported by the panic hook and goes no further.
+pub(super) fn cancel_now(co: CoRef) {
     if cfg!(panic = "abort") || co.phase() != Phase::Suspended {
-        return false;
+        return;
     }
-    if co.block().cancel.get() == Cancel::None {
-        co.block().cancel.set(Cancel::Requested);
-    }
+    co.request_cancel();
     let word = &co.slot().word;
     if word.is_parked() && !word.claim_parked(co.generation()) || word.is_scheduled() {
-        return false;
+        return;
     }
-    drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| enter(co))));
-    true
-}
-
-fn leak(home: &Home, block: &ControlBlock) {
-    tracing::error!(
-        "{} did not end with its home and is leaked: its stack is never used again; it catches its cancellation, \
-         or something it started is still in flight",
-        block.describe()
-    );
-    home.unlink(block);
-    block.phase.set(Phase::Entered); // So that nobody enters or frees it: a handle to it is inert.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| enter(co))) {
+        core::mem::forget(payload); // Its destructor could panic again, and cut the end of a home short.
+    }
 }
 
 #[allow(unsafe_code)] // The list's links.
@@ -129,49 +149,81 @@ fn resolve<'a>(block: *const ControlBlock) -> Option<&'a ControlBlock> {
     unsafe { block.as_ref() }
 }
 
-/// The innermost home of this thread.
-#[inline]
-pub(crate) fn current() -> Option<&'static Home> {
-    of_thread(tls::thread())
-}
-
 /// The innermost home of the thread whose state this is, which is the running one.
 #[inline]
-#[allow(unsafe_code)] // ThreadState::home is untyped.
 pub(super) fn of_thread(thread: &tls::ThreadState) -> Option<&'static Home> {
-    // SAFETY: I2; the reference is used within the scope of the home, by code that runs inside it.
-    unsafe { thread.home.get().cast::<Home>().as_ref() }
+    of_pointer(thread.home.get())
 }
 
-/// Runs `f` in a home whose coroutines' wakes go to `inbox`; `leave` runs after `f`, before what is left is unwound.
-pub(crate) fn with_home<R>(inbox: *const (), f: impl FnOnce() -> R, leave: impl FnOnce(&Home)) -> R {
+/// The home of this thread that has a loop, if there is one: what is spawned lives there, also inside a raw home.
+pub(crate) fn of_context() -> Option<&'static Home> {
+    let mut at = of_thread(tls::thread());
+    while let Some(home) = at {
+        if !home.inbox.is_null() {
+            return at; // The only one: I3.
+        }
+        at = of_pointer(home.outer);
+    }
+    None
+}
+
+#[inline]
+#[allow(unsafe_code)] // Homes are linked by untyped pointers.
+fn of_pointer(home: *const ()) -> Option<&'static Home> {
+    // SAFETY: I2; the reference is used within the scope of the home, by code that runs inside it.
+    unsafe { home.cast::<Home>().as_ref() }
+}
+
+/// How a home ended.
+pub(crate) struct End<R> {
+    /// What the closure returned, or panicked with.
+    pub(crate) result: thread::Result<R>,
+    /// Some of its coroutines did not end: what they may refer to has to stay for ever.
+    pub(crate) has_leaked: bool,
+}
+
+/// Runs `f` in a home whose coroutines' wakes go to `inbox`; `leave` runs after `f`, before what is left is unwound. From
+/// when `leave` returns on, the inbox's queue must not be run any more.
+pub(crate) fn with_home<R>(
+    inbox: *const (),
+    f: impl FnOnce() -> R,
+    leave: impl FnOnce(&Home),
+) -> End<R> {
     assert!(
         !super::in_coroutine(),
         "a home was opened inside a coroutine: open it on the thread's own stack, and use `spawn` inside it"
     );
-    struct Scope<'a, L: FnOnce(&Home)> {
-        home: &'a Home,
-        leave: Option<L>,
-    }
-    impl<L: FnOnce(&Home)> Drop for Scope<'_, L> {
-        fn drop(&mut self) {
-            if let Some(leave) = self.leave.take() {
-                leave(self.home);
-            }
-            self.home.unwind_all();
-            let outer = self.home.outer;
-            tls::thread().home.set(outer);
-            if outer.is_null() {
-                stack::flush_local();
-            }
-        }
-    }
     let state = tls::thread();
-    let home =
-        Home { newest: Cell::new(ptr::null()), living: Cell::new(0), outer: state.home.get(), inbox };
+    let home = Home {
+        newest: Cell::new(ptr::null()),
+        living: Cell::new(0),
+        outer: state.home.get(),
+        inbox,
+        closing: Cell::new(false),
+    };
     state.home.set(ptr::from_ref(&home).cast());
-    let _scope = Scope { home: &home, leave: Some(leave) };
-    f()
+    // Caught, as nothing can be cancelled while a panic unwinds (`switch::raise_cancel`).
+    let result = catch_unwind(AssertUnwindSafe(f));
+    home.close();
+    // `leave` is the runtime's own and runs the users' code caught; should it fail, what is left is unwound all the same.
+    let left = catch_unwind(AssertUnwindSafe(|| leave(&home)));
+    let leaked = home.unwind_all();
+    tls::thread().home.set(home.outer);
+    if home.outer.is_null() {
+        stack::flush_local();
+    }
+    core::mem::forget(left);
+    // Last: a subscriber that panics finds nothing half-done.
+    for coroutine in &leaked {
+        tracing::error!(
+            "{coroutine} did not end with its home and is leaked: its stack is never used again; it catches its \
+             cancellation, or something it started is still in flight"
+        );
+    }
+    End {
+        result,
+        has_leaked: !leaked.is_empty(),
+    }
 }
 
 /// Runs `f` in a home for raw coroutines: a scope on this thread, without an event loop (SPEC C0).
@@ -201,4 +253,6 @@ pub(crate) fn with_home<R>(inbox: *const (), f: impl FnOnce() -> R, leave: impl 
 /// ```
 pub fn home<R>(f: impl FnOnce() -> R) -> R {
     with_home(ptr::null(), f, |_| ())
+        .result
+        .unwrap_or_else(|payload| resume_unwind(payload))
 }

@@ -18,8 +18,8 @@ use core::ptr::NonNull;
 pub use home::home;
 
 pub(crate) use control::{Cancel, Cancelled, Phase};
-pub(crate) use home::{Home, cancel_now, current as current_home, with_home};
-pub(crate) use switch::{discard, enter, run_queue};
+pub(crate) use home::{Home, of_context as context_home, with_home};
+pub(crate) use switch::{enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;
 
 use control::ControlBlock;
@@ -34,20 +34,12 @@ use crate::{tls, track};
 pub(crate) struct CoRef(NonNull<ControlBlock>);
 
 impl CoRef {
-    fn new(block: &ControlBlock) -> Self {
-        switch::reference(block)
-    }
-
     #[inline]
     #[allow(unsafe_code)] // The one place that follows the pointer.
     fn block<'a>(self) -> &'a ControlBlock {
         // SAFETY: the coroutine lives (type's contract), so its block is initialised (control I1); only its home thread
         // has a CoRef, as it is not Send.
         unsafe { self.0.as_ref() }
-    }
-
-    fn is(self, block: &ControlBlock) -> bool {
-        core::ptr::eq(self.0.as_ptr(), block)
     }
 
     pub(crate) fn slot(self) -> &'static Slot {
@@ -99,7 +91,11 @@ impl CoRef {
     /// Counts a coroutine lock taken (+1) or released (-1).
     pub(crate) fn count_lock(self, taken: bool) {
         let held = &self.block().locks_held;
-        held.set(if taken { held.get() + 1 } else { held.get().saturating_sub(1) });
+        held.set(if taken {
+            held.get() + 1
+        } else {
+            held.get().saturating_sub(1)
+        });
     }
 }
 
@@ -143,7 +139,9 @@ pub fn in_coroutine() -> bool {
 #[track_caller]
 #[inline(always)]
 pub fn suspend() {
-    let Some(block) = switch::running() else { yield_outside() };
+    let Some(block) = switch::running() else {
+        yield_outside()
+    };
     suspend_block(block);
 }
 
@@ -181,7 +179,9 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
 #[cold]
 #[track_caller]
 fn yield_outside() -> ! {
-    panic!("suspend was called outside a coroutine: there is nothing to suspend; call it from a coroutine's body")
+    panic!(
+        "suspend was called outside a coroutine: there is nothing to suspend; call it from a coroutine's body"
+    )
 }
 
 /// A stack of the default size for [`create_on`]. The caller uses it at once.
@@ -189,13 +189,14 @@ pub(crate) fn reserve_stack() -> Result<&'static Slot, Error> {
     stack::acquire(tls::thread(), stack::SIZE_DEFAULT)
 }
 
-/// Makes a coroutine on a stack from [`reserve_stack`], in this thread's innermost home.
+/// Makes a coroutine on a stack from [`reserve_stack`], in a home of this thread.
 pub(crate) fn create_on<F: FnOnce() + 'static>(
+    home: &Home,
     stack: &'static Slot,
     at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
-    switch::create(tls::thread(), stack, None, at, body)
+    switch::create(tls::thread(), home, stack, None, at, body)
 }
 
 /// While it lives, the coroutine that made it is not cancelled (SPEC C12); outside a coroutine it does nothing.
@@ -270,7 +271,8 @@ impl Builder {
     /// Outside a home.
     #[track_caller]
     pub fn create<F: FnOnce() + 'static>(self, body: F) -> Result<Coroutine, Error> {
-        self.create_ref(body, Location::caller()).map(Coroutine::from_ref)
+        self.create_ref(body, Location::caller())
+            .map(Coroutine::from_ref)
     }
 
     pub(crate) fn create_ref<F: FnOnce() + 'static>(
@@ -283,18 +285,26 @@ impl Builder {
             Some(wanted) => stack::class_size(wanted)?,
         };
         let thread = tls::thread();
-        if home::of_thread(thread).is_none() {
-            switch::no_home(at);
-        }
+        let Some(home) = home::of_thread(thread) else {
+            switch::no_home(at)
+        };
         let slot = stack::acquire(thread, size)?;
-        Ok(switch::create(thread, slot, self.name.map(String::into_boxed_str), at, body))
+        Ok(switch::create(
+            thread,
+            home,
+            slot,
+            self.name.map(String::into_boxed_str),
+            at,
+            body,
+        ))
     }
 }
 
 /// A coroutine of this thread that is entered by hand.
 ///
 /// Not `Send`: it is made, entered and dropped on one thread. Dropping the handle drops a closure that never ran, and
-/// unwinds a coroutine that is suspended. A coroutine that is meant to park on a context is better made with
+/// unwinds a coroutine that is suspended or parked; one that runs is unwound where it next parks, or when it is next
+/// entered, at the latest by its home's end. A coroutine that is meant to park on a context is better made with
 /// [`spawn`](crate::spawn).
 ///
 /// ```compile_fail
@@ -322,17 +332,22 @@ impl Coroutine {
     pub fn new<F: FnOnce() + 'static>(body: F) -> Self {
         let at = Location::caller();
         let thread = tls::thread();
-        if home::of_thread(thread).is_none() {
-            switch::no_home(at);
-        }
+        let Some(home) = home::of_thread(thread) else {
+            switch::no_home(at)
+        };
         match stack::acquire(thread, stack::SIZE_DEFAULT) {
-            Ok(slot) => Self::from_ref(switch::create(thread, slot, None, at, body)),
+            Ok(slot) => Self::from_ref(switch::create(thread, home, slot, None, at, body)),
             Err(error) => no_stack(&error),
         }
     }
 
     fn from_ref(co: CoRef) -> Self {
-        Self { slot: co.slot(), co, generation: co.generation(), not_send: PhantomData }
+        Self {
+            slot: co.slot(),
+            co,
+            generation: co.generation(),
+            not_send: PhantomData,
+        }
     }
 
     /// The coroutine, if it has not ended.
@@ -361,7 +376,9 @@ impl Coroutine {
     #[cold]
     #[track_caller]
     fn enter_slow(&self) {
-        let Some(co) = self.living() else { enter_ended() };
+        let Some(co) = self.living() else {
+            enter_ended()
+        };
         match co.phase() {
             Phase::Created | Phase::Suspended if self.slot.word.is_running() => enter(co),
             Phase::Suspended if self.slot.word.claim_parked(self.generation) => enter(co),
@@ -381,10 +398,6 @@ impl Coroutine {
     pub fn is_entered(&self) -> bool {
         self.living().is_some_and(|co| co.phase() == Phase::Entered)
     }
-
-    pub(crate) fn co_ref(&self) -> Option<CoRef> {
-        self.living()
-    }
 }
 
 impl Drop for Coroutine {
@@ -392,10 +405,11 @@ impl Drop for Coroutine {
         let Some(co) = self.living() else { return };
         match co.phase() {
             Phase::Created if !self.slot.word.is_scheduled() => switch::discard(co),
-            // One that is parked or queued goes on to where its cancellation is taken; its home sees to the rest.
-            Phase::Suspended if self.slot.word.is_running() => {
-                cancel_now(co);
+            // While something unwinds nothing can be cancelled (`raise_cancel`): the home sees to it later.
+            Phase::Suspended if !std::thread::panicking() => {
+                home::cancel_now(co);
             }
+            // One that runs or is queued goes on to where its cancellation is taken.
             _ => co.request_cancel(),
         }
     }

@@ -16,31 +16,42 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::CoRef;
 use super::control::{Cancel, Cancelled, ControlBlock, Machine, Phase};
-use super::home::{self, Home};
+use super::home::Home;
 use super::wake_queue::WakeQueue;
-use crate::track::{self, Kind};
 use crate::stack::{self, Slot};
 use crate::tls;
+use crate::track::{self, Kind};
 
 type Panic = Box<dyn Any + Send>;
 
-/// Makes a coroutine in the current home, on a stack that the caller has acquired for it. It runs nothing.
+/// A closure that is larger, in bytes, is boxed: corosensei copies at most 1024, bookkeeping and padding included.
+const INLINE_MAX: usize = 512;
+
+/// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired for it. It runs nothing.
 #[inline]
 pub(super) fn create<F: FnOnce() + 'static>(
     thread: &'static tls::ThreadState,
+    home: &Home,
     slot: &'static Slot,
     name: Option<Box<str>>,
     created_at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
-    let Some(home) = home::of_thread(thread) else { no_home(created_at) };
+    if const { size_of::<F>() > INLINE_MAX } {
+        let body: Box<dyn FnOnce()> = Box::new(body);
+        return create(thread, home, slot, name, created_at, body);
+    }
     let at = slot.control_block().cast::<ControlBlock>();
     let block = CoRef(at);
     // SAFETY: `body` is 'static; the slot is ours (stack I1), and its stack is used by this machine only until `finish`
     // or `discard` has taken it back. A home leaks what it cannot end, so the stack is never reused under a frame.
-    let body = Body(ManuallyDrop::new(body));
-    let machine =
-        Machine::with_stack(slot.stack(), move |yielder, ()| run_body(block, yielder, body));
+    let body = Body {
+        co: block,
+        closure: ManuallyDrop::new(body),
+    };
+    let machine = Machine::with_stack(slot.stack(), move |yielder, ()| {
+        run_body(block, yielder, body)
+    });
     let generation = slot.word.generation();
     // SAFETY: the control block's space is ours, large enough and aligned (asserted in `control`).
     unsafe {
@@ -67,7 +78,8 @@ pub(super) fn create<F: FnOnce() + 'static>(
         });
     }
     // Relaxed: published by the park's compare-exchange.
-    slot.inbox.store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
+    slot.inbox
+        .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
     home.link(block.block());
     if track::is_enabled() {
         let by = running().map_or(0, |block| reference(block).id());
@@ -77,15 +89,19 @@ pub(super) fn create<F: FnOnce() + 'static>(
 }
 
 /// A coroutine's closure on its way to the first entry. corosensei cannot let a destructor's panic out of a
-/// coroutine that never ran, so it ends here; the panic hook has reported it.
-struct Body<F>(ManuallyDrop<F>);
+/// coroutine that never ran, so it ends here; the panic hook has reported it. A cancellation of the coroutine in which
+/// the destructor runs goes on in [`discard`].
+struct Body<F> {
+    co: CoRef,
+    closure: ManuallyDrop<F>,
+}
 
 impl<F: FnOnce()> Body<F> {
     #[inline]
     fn run(self) {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped, so the closure is taken once.
-        let body = unsafe { ManuallyDrop::take(&mut this.0) };
+        let body = unsafe { ManuallyDrop::take(&mut this.closure) };
         body();
     }
 }
@@ -93,9 +109,13 @@ impl<F: FnOnce()> Body<F> {
 impl<F> Drop for Body<F> {
     fn drop(&mut self) {
         // SAFETY: dropped once, here; `run` forgets the wrapper.
-        let drop_it = || unsafe { ManuallyDrop::drop(&mut self.0) };
+        let drop_it = || unsafe { ManuallyDrop::drop(&mut self.closure) };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(drop_it)) {
-            core::mem::forget(payload); // Its destructor could panic again.
+            if payload.is::<Cancelled>() {
+                self.co.block().panic.set(Some(payload));
+            } else {
+                core::mem::forget(payload); // Its destructor could panic again.
+            }
         }
     }
 }
@@ -181,7 +201,10 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         let ended = switch_into(co.block());
         queue.prepend(&co.block().woken);
         let later = if ended { finish(co) } else { None };
-        panic = panic.or(later);
+        match (&panic, later) {
+            (Some(_), later) => core::mem::forget(later), // Its destructor could panic, and lose what is queued.
+            (None, later) => panic = later,
+        }
     }
     if let Some(payload) = panic {
         resume_unwind(payload);
@@ -198,6 +221,7 @@ fn finish(co: CoRef) -> Option<Panic> {
     if block.locks_held.get() != 0 && panic.is_none() {
         panic = Some(ended_with_locks(block));
     }
+    unlink(co);
     give_up(co);
     panic
 }
@@ -214,26 +238,32 @@ fn ended_with_locks(block: &ControlBlock) -> Panic {
 /// Drops a coroutine that has never started, closure and all. Its home thread.
 pub(crate) fn discard(co: CoRef) {
     debug_assert_eq!(co.phase(), Phase::Created);
-    // Ended from here on: the closure's destructor may look at its own handle.
+    // Ended from here on: the closure's destructor may look at its own handle. Off the list, too: the destructor may
+    // suspend the coroutine that it runs in, and the home may be gone when it goes on.
     co.block().phase.set(Phase::Ended);
-    struct GiveUp(CoRef);
-    impl Drop for GiveUp {
-        fn drop(&mut self) {
-            give_up(self.0);
-        }
-    }
-    let _give_up = GiveUp(co);
-    // SAFETY: never resumed, so nobody is inside (control I3). Dropping it drops the closure where it lies.
+    unlink(co);
+    // SAFETY: never resumed, so nobody is inside (control I3). Dropping it drops the closure where it lies, and panics
+    // with nothing (`Body`).
     unsafe { ManuallyDrop::drop(&mut *co.block().machine.get()) };
+    let cancelled = co.block().panic.take();
+    give_up(co);
+    if let Some(payload) = cancelled {
+        resume_unwind(payload);
+    }
 }
 
-/// Ends the slot's use: off the home's list, tokens stale, stack back to the pool.
+#[inline]
+fn unlink(co: CoRef) {
+    let block = co.block();
+    // SAFETY: home I1: the coroutine is in its home's list still, so the home is there.
+    let home: &Home = unsafe { &*block.home };
+    home.unlink(block);
+}
+
+/// Ends the slot's use, once the coroutine is off its home's list: tokens stale, stack back to the pool.
 #[inline]
 fn give_up(co: CoRef) {
     let block = co.block();
-    // SAFETY: home I1: a home outlives its coroutines.
-    let home: &Home = unsafe { &*block.home };
-    home.unlink(block);
     let (slot, generation, thread) = (block.slot, block.generation, block.thread);
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop, and done or dropped.
     unsafe { ptr::drop_in_place(co.0.as_ptr()) };
@@ -296,9 +326,15 @@ fn record_position(block: &ControlBlock) {
     }
 }
 
-/// Unwinds the running coroutine (SPEC C12). The panic hook is not run.
+/// Unwinds the running coroutine (SPEC C12), which has been asked to end. The panic hook is not run.
+///
+/// Returns, and leaves it asked, while anything on this thread unwinds: if that is this very coroutine, whose destructor
+/// waits here, a second panic would abort the process. Nobody can tell whose panic it is, so others wait, too.
 #[cold]
-pub(super) fn raise_cancel(block: &ControlBlock) -> ! {
+pub(super) fn raise_cancel(block: &ControlBlock) {
+    if std::thread::panicking() {
+        return;
+    }
     block.cancel.set(Cancel::Raised);
     resume_unwind(Box::new(Cancelled))
 }

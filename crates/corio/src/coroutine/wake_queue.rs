@@ -13,7 +13,10 @@ pub(crate) struct WakeQueue {
 
 impl WakeQueue {
     pub(crate) const fn new() -> Self {
-        Self { first: Cell::new(None), last: Cell::new(None) }
+        Self {
+            first: Cell::new(None),
+            last: Cell::new(None),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -51,7 +54,9 @@ impl WakeQueue {
 
     /// Moves all of `other` before what is here: depth first.
     pub(crate) fn prepend(&self, other: &WakeQueue) {
-        let Some(other_last) = other.last.take() else { return };
+        let Some(other_last) = other.last.take() else {
+            return;
+        };
         let first = self.first.replace(other.first.take());
         other_last.set_next(first);
         if first.is_none() {
@@ -68,7 +73,9 @@ mod tests {
     // SPEC C4
     #[test]
     fn what_a_woken_one_queues_goes_before_its_later_siblings() {
-        let slots: Vec<_> = (0..4).map(|_| stack::acquire(crate::tls::thread(), stack::SIZE_DEFAULT).unwrap()).collect();
+        let slots: Vec<_> = (0..4)
+            .map(|_| stack::acquire(crate::tls::thread(), stack::SIZE_DEFAULT).unwrap())
+            .collect();
         let (pending, woken) = (WakeQueue::new(), WakeQueue::new());
         pending.push(slots[0]);
         pending.push(slots[1]);
@@ -76,7 +83,9 @@ mod tests {
         woken.push(slots[3]);
         pending.prepend(&woken);
         assert!(woken.is_empty());
-        let order: Vec<_> = std::iter::from_fn(|| pending.pop()).map(Slot::index).collect();
+        let order: Vec<_> = std::iter::from_fn(|| pending.pop())
+            .map(Slot::index)
+            .collect();
         let expected: Vec<_> = [2, 3, 0, 1].map(|i: usize| slots[i].index()).to_vec();
         assert_eq!(order, expected);
         for slot in slots {

@@ -1,12 +1,12 @@
 //! A context's home: the loop's scope and the coroutines' scope in one (SPEC A1, C0).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::inbox::Inbox;
 use crate::context::{AioContext, Local, now_ns};
-use crate::coroutine::{self, Home, Phase};
+use crate::coroutine::{self, Home};
 use crate::error::Error;
 
 /// How long leaving a home waits for what is in flight before it is leaked and named, in ns.
@@ -18,7 +18,8 @@ impl AioContext {
     /// Makes this thread the context's home for as long as `f` runs. `f` turns the loop with [`poll`](Self::poll).
     ///
     /// When `f` returns, coroutines that are still there are cancelled and reaped, and what the kernel still works on is
-    /// waited for; what does not end within 5 s is leaked and named in the log. A panic of `f` passes through after that.
+    /// waited for; what does not end within 5 s is leaked and named in the log. What is spawned meanwhile is cancelled
+    /// before it begins. A panic of `f` passes through after that.
     ///
     /// # Errors
     /// The monitor cannot be made (no descriptors, or refused).
@@ -29,7 +30,15 @@ impl AioContext {
         let inbox = Inbox::new(self);
         let result = self.with_local(
             || {
-                coroutine::with_home(Arc::as_ptr(&inbox).cast(), f, |home| self.reap(home))
+                let end = coroutine::with_home(Arc::as_ptr(&inbox).cast(), f, |home| {
+                    self.reap(home);
+                    inbox.close();
+                });
+                if end.has_leaked {
+                    // A waker may have won one of them and be on its way here (inbox I3).
+                    core::mem::forget(Arc::clone(&inbox));
+                }
+                end.result.unwrap_or_else(|payload| resume_unwind(payload))
             },
             |local: &Local| !local.has_requests_in_flight(),
         );
@@ -41,17 +50,10 @@ impl AioContext {
     fn reap(&self, home: &Home) {
         let deadline_ns = now_ns().saturating_add(LEAVE_GRACE_NS);
         let tick = self.timer(|| ());
-        // What was spawned from elsewhere and not begun yet begins, and is cancelled with the rest.
+        // What is queued already begins in this turn, and is cancelled with the rest.
         self.turn_guarded(false);
         loop {
-            for (co, generation) in home.snapshot() {
-                let lives = co.slot().word.generation() == generation;
-                if lives && co.phase() == Phase::Suspended {
-                    coroutine::cancel_now(co);
-                } else if lives && co.phase() == Phase::Created && !co.slot().word.is_scheduled() {
-                    coroutine::discard(co);
-                }
-            }
+            home.cancel_all(false);
             if home.living() == 0 || now_ns() >= deadline_ns {
                 break;
             }
@@ -72,7 +74,9 @@ impl AioContext {
     fn turn_guarded(&self, blocking: bool) {
         match catch_unwind(AssertUnwindSafe(|| self.poll(blocking))) {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::error!(context = self.name(), "the loop's wait failed: {error}"),
+            Ok(Err(error)) => {
+                tracing::error!(context = self.name(), "the loop's wait failed: {error}")
+            }
             Err(payload) => core::mem::forget(payload),
         }
     }

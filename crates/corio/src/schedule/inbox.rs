@@ -6,60 +6,84 @@
 //! Invariants
 //! - I1 A slot is pushed once for each wake that was won (stack::word I2), so `Slot::next` has one writer.
 //! - I2 Whoever turns the list from empty to not empty schedules the bottom half.
+//! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while one is scheduled and not
+//!   entered, and if the home has to leak one, it leaks the inbox as well.
+//! - I4 A closed inbox runs nothing: what is queued in it then is leaked, or was dropped before it began.
 
 #![allow(unsafe_code)] // The list's links.
 
 use core::ptr;
 use std::sync::{Arc, Weak};
 
-use crate::atomic::{AtomicPtr, Ordering};
+use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::context::{AioContext, BottomHalf};
 use crate::coroutine::{self, WakeQueue};
 use crate::stack::Slot;
 
-/// The lock-free list by itself, as loom runs it.
-#[derive(Debug)]
-struct Pushed {
-    newest: AtomicPtr<Slot>,
+/// What can be pushed: it lives for ever, and I1 holds for its link.
+trait Linked: Sized + 'static {
+    fn next(&self) -> &AtomicPtr<Self>;
 }
 
-impl Pushed {
+impl Linked for Slot {
+    fn next(&self) -> &AtomicPtr<Self> {
+        &self.next
+    }
+}
+
+/// The lock-free list by itself, as loom runs it.
+#[derive(Debug)]
+struct Pushed<T> {
+    newest: AtomicPtr<T>,
+}
+
+impl<T: Linked> Pushed<T> {
     fn new() -> Self {
-        Self { newest: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            newest: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// True if the list was empty (I2).
-    fn push(&self, slot: &'static Slot) -> bool {
-        let raw = ptr::from_ref(slot).cast_mut();
+    fn push(&self, node: &'static T) -> bool {
+        let raw = ptr::from_ref(node).cast_mut();
         let mut seen = self.newest.load(Ordering::Relaxed);
+        // Planted: what the list was before somebody else changed it.
+        let stale = seen;
         loop {
-            slot.next.store(seen, Ordering::Relaxed);
+            node.next().store(seen, Ordering::Relaxed);
             // Release: publishes `next`, and what the waker did before; pairs with `take`.
-            match self.newest.compare_exchange_weak(seen, raw, Ordering::Release, Ordering::Relaxed)
+            match self
+                .newest
+                .compare_exchange_weak(seen, raw, Ordering::Release, Ordering::Relaxed)
             {
+                Ok(_) if cfg!(corio_planted_bug = "inbox_stale") => return stale.is_null(),
                 Ok(_) => return seen.is_null(),
                 Err(now) => seen = now,
             }
         }
     }
 
-    /// Everything, oldest first.
-    fn take(&self) -> WakeQueue {
-        let queue = WakeQueue::new();
-        let mut at = self.newest.swap(ptr::null_mut(), Ordering::Acquire).cast_const();
-        // SAFETY: the list holds slots, which live for ever.
-        while let Some(slot) = unsafe { at.as_ref() } {
-            at = slot.next.load(Ordering::Relaxed);
-            queue.push_front(slot);
+    /// Takes everything and hands it over newest first.
+    fn take(&self, mut each: impl FnMut(&'static T)) {
+        let mut at = self
+            .newest
+            .swap(ptr::null_mut(), Ordering::Acquire)
+            .cast_const();
+        // SAFETY: the list holds nodes, which live for ever.
+        while let Some(node) = unsafe { at.as_ref() } {
+            at = node.next().load(Ordering::Relaxed); // `each` may link it elsewhere.
+            each(node);
         }
-        queue
     }
 }
 
 /// See the module's documentation.
 pub(crate) struct Inbox {
-    pushed: Pushed,
+    pushed: Pushed<Slot>,
     drain: BottomHalf,
+    /// Read and written in home threads only, one after the other.
+    closed: AtomicBool,
 }
 
 impl Inbox {
@@ -68,15 +92,33 @@ impl Inbox {
             let this = Weak::clone(this);
             let drain = context.bottom_half("schedule", move || {
                 if let Some(this) = this.upgrade() {
-                    coroutine::run_queue(&this.pushed.take(), None);
+                    this.run();
                 }
             });
-            Self { pushed: Pushed::new(), drain }
+            Self {
+                pushed: Pushed::new(),
+                drain,
+                closed: AtomicBool::new(false),
+            }
         })
     }
 
+    /// Runs what is queued, oldest first.
+    fn run(&self) {
+        let queue = WakeQueue::new();
+        self.pushed.take(|slot| queue.push_front(slot));
+        if !self.closed.load(Ordering::Relaxed) {
+            coroutine::run_queue(&queue, None);
+        }
+    }
+
+    /// The home is about to end with whatever is still in it (I4).
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
     /// Queues a slot whose wake has been won. Any thread.
-    pub(super) fn push(&self, slot: &'static Slot) {
+    fn push(&self, slot: &'static Slot) {
         if self.pushed.push(slot) {
             self.drain.schedule();
         }
@@ -87,11 +129,96 @@ impl Inbox {
     pub(super) fn push_remote(inbox: *const (), slot: &'static Slot) {
         let inbox = inbox.cast::<Inbox>();
         // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox. The caller has won the slot's wake and not pushed
-        // yet, and a home does not end while one of its coroutines is scheduled and not entered, so it is alive here.
+        // yet, so it is alive (I3).
         let inbox = unsafe {
             Arc::increment_strong_count(inbox);
             Arc::from_raw(inbox)
         };
         inbox.push(slot);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::cell::UnsafeCell;
+
+    struct Node {
+        next: AtomicPtr<Node>,
+        /// What its waker published.
+        payload: UnsafeCell<u32>,
+    }
+
+    impl Linked for Node {
+        fn next(&self) -> &AtomicPtr<Self> {
+            &self.next
+        }
+    }
+
+    /// An inbox with a flag for its bottom half.
+    struct Model {
+        pushed: Pushed<Node>,
+        scheduled: AtomicBool,
+        nodes: [Node; 3],
+    }
+
+    impl Model {
+        fn push(&'static self, i: usize) {
+            // SAFETY: the node is not in the list yet, so it is this thread's.
+            self.nodes[i]
+                .payload
+                .with_mut(|payload| unsafe { *payload = 1 });
+            if self.pushed.push(&self.nodes[i]) {
+                // Read-modify-write, as a bottom half's mark is.
+                self.scheduled.swap(true, Ordering::AcqRel);
+            }
+        }
+
+        /// A turn: runs the bottom half if it is scheduled; how many were taken, oldest first.
+        fn turn(&self, order: &mut Vec<usize>) {
+            if !self.scheduled.swap(false, Ordering::AcqRel) {
+                return;
+            }
+            let at = order.len();
+            self.pushed.take(|node| {
+                // SAFETY: taken off the list, it is this thread's.
+                assert_eq!(node.payload.with(|payload| unsafe { *payload }), 1);
+                let i = self
+                    .nodes
+                    .iter()
+                    .position(|other| ptr::eq(other, node))
+                    .unwrap();
+                order.insert(at, i);
+            });
+        }
+    }
+
+    // SPEC L7, S1: two that push and one that drains: each comes out once, in the order in which its pusher pushed.
+    #[test]
+    fn loom_inbox_loses_nobody() {
+        loom::model(|| {
+            let node = || Node {
+                next: AtomicPtr::new(ptr::null_mut()),
+                payload: UnsafeCell::new(0),
+            };
+            let model: &'static Model = Box::leak(Box::new(Model {
+                pushed: Pushed::new(),
+                scheduled: AtomicBool::new(false),
+                nodes: [node(), node(), node()],
+            }));
+            let first = loom::thread::spawn(|| {
+                model.push(0);
+                model.push(1);
+            });
+            let second = loom::thread::spawn(|| model.push(2));
+            let mut order = Vec::new();
+            model.turn(&mut order);
+            first.join().unwrap();
+            second.join().unwrap();
+            model.turn(&mut order);
+            let place = |i: usize| order.iter().position(|&other| other == i);
+            assert_eq!(order.len(), 3, "nobody is lost or doubled");
+            assert!(place(2).is_some() && place(0).unwrap() < place(1).unwrap());
+        });
     }
 }

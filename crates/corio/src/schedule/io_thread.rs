@@ -60,9 +60,16 @@ impl IoThreadBuilder {
                 let (context, stopping) = (context.clone(), Arc::clone(&stopping));
                 move || run(&context, &stopping, &started)
             })
-            .map_err(|source| Error::Os { op: "starting an IoThread", source })?;
+            .map_err(|source| Error::Os {
+                op: "starting an IoThread",
+                source,
+            })?;
         match start.recv() {
-            Ok(Ok(())) => Ok(IoThread { context, stopping, thread: Some(thread) }),
+            Ok(Ok(())) => Ok(IoThread {
+                context,
+                stopping,
+                thread: Some(thread),
+            }),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::Os {
                 op: "starting an IoThread",
@@ -110,7 +117,7 @@ impl core::fmt::Debug for IoThreadBuilder {
 
 /// A named thread that runs an [`AioContext`], with all signals blocked.
 ///
-/// Dropping it stops it and waits for it. Must not be dropped or joined on its own thread.
+/// Dropping it stops it and waits for it; on its own thread, which cannot wait for itself, it only stops it.
 ///
 /// ```
 /// let io = corio::IoThread::builder().name("io0").spawn()?;
@@ -149,19 +156,28 @@ impl IoThread {
     /// # Panics
     /// On the thread itself, which cannot wait for its own end.
     pub fn join(mut self) {
+        assert!(
+            !self.is_current(),
+            "an IoThread was joined on itself: give the handle to another thread"
+        );
         self.end();
+    }
+
+    fn is_current(&self) -> bool {
+        let id = self.thread.as_ref().map(|thread| thread.thread().id());
+        id == Some(thread::current().id())
     }
 
     fn end(&mut self) {
         self.stop();
-        if let Some(thread) = self.thread.take() {
-            assert!(
-                thread.thread().id() != thread::current().id(),
-                "an IoThread was joined or dropped on itself: give the handle to another thread"
+        let is_current = self.is_current();
+        if let Some(thread) = self.thread.take().filter(|_| !is_current)
+            && thread.join().is_err()
+        {
+            tracing::error!(
+                context = self.context.name(),
+                "an IoThread ended by a panic"
             );
-            if thread.join().is_err() {
-                tracing::error!(context = self.context.name(), "an IoThread ended by a panic");
-            }
         }
     }
 }

@@ -38,19 +38,26 @@ pub struct CoWaker {
 
 impl CoWaker {
     fn of(co: CoRef) -> Self {
-        Self { index: co.slot().index(), generation: co.generation() }
+        Self {
+            index: co.slot().index(),
+            generation: co.generation(),
+        }
     }
 
     /// The running coroutine's token, if one runs and it has a context to be woken in.
     #[must_use]
     pub fn current() -> Option<Self> {
-        coroutine::current().filter(|co| !co.inbox().is_null()).map(Self::of)
+        coroutine::current()
+            .filter(|co| !co.inbox().is_null())
+            .map(Self::of)
     }
 
     /// Gets the coroutine going again if it is parked, or keeps its next park from waiting. Any thread; neither waits nor
     /// runs the coroutine; inside a coroutine of the same home, the woken one runs when the waker yields or ends.
     pub fn wake(self) {
-        let Some(slot) = stack::slot_at(self.index) else { return };
+        let Some(slot) = stack::slot_at(self.index) else {
+            return;
+        };
         if slot.word.wake(self.generation) == Wake::Queue {
             self.deliver(slot);
         }
@@ -64,7 +71,10 @@ impl CoWaker {
             track::emit(Kind::Woken, id, running.map_or(0, CoRef::id), 0);
         }
         // Relaxed: ordered by the acquire of the wake's compare-exchange.
-        let inbox = slot.inbox.load(crate::atomic::Ordering::Relaxed).cast_const();
+        let inbox = slot
+            .inbox
+            .load(crate::atomic::Ordering::Relaxed)
+            .cast_const();
         match running {
             Some(waker) if ptr::eq(waker.inbox(), inbox) => waker.queue_wake(slot),
             _ => Inbox::push_remote(inbox, slot),
@@ -74,7 +84,9 @@ impl CoWaker {
     /// For callbacks of the home's own loop: enters the coroutine at once if it is parked and none runs, as `aio_co_wake`
     /// does; else like [`wake`](Self::wake). The caller knows that the coroutine is of this thread.
     pub(crate) fn wake_here(self) {
-        let Some(slot) = stack::slot_at(self.index) else { return };
+        let Some(slot) = stack::slot_at(self.index) else {
+            return;
+        };
         if coroutine::in_coroutine() || !slot.word.claim_parked(self.generation) {
             return self.wake();
         }
@@ -158,7 +170,9 @@ pub fn yield_now() {
 #[cold]
 #[track_caller]
 fn no_coroutine(what: &str) -> ! {
-    panic!("{what} was called outside a coroutine: start one with `spawn` on an AioContext and call it there")
+    panic!(
+        "{what} was called outside a coroutine: start one with `spawn` on an AioContext and call it there"
+    )
 }
 
 #[cold]

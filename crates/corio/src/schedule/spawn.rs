@@ -66,7 +66,10 @@ struct Packet<T> {
 
 impl<T> Packet<T> {
     fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::Running(Waiter::Nobody)), done: Condvar::new() })
+        Arc::new(Self {
+            state: Mutex::new(State::Running(Waiter::Nobody)),
+            done: Condvar::new(),
+        })
     }
 
     fn finish(&self, outcome: Outcome<T>) {
@@ -103,13 +106,12 @@ impl<T> Packet<T> {
 
     /// Notes who waits; false if there is nothing left to wait for.
     fn wait_as(&self, waiter: Waiter) -> bool {
-        match &mut *self.state.lock() {
-            State::Running(slot) => {
-                *slot = waiter;
-                true
-            }
-            _ => false,
-        }
+        let before = match &mut *self.state.lock() {
+            State::Running(slot) => core::mem::replace(slot, waiter),
+            _ => return false,
+        };
+        drop(before); // Without the lock: a task's waker may own what ends this very packet.
+        true
     }
 
     fn join(&self) -> Outcome<T> {
@@ -203,7 +205,9 @@ impl<T> Future for JoinHandle<T> {
 
 impl<T> core::fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("JoinHandle").field("finished", &self.is_finished()).finish()
+        f.debug_struct("JoinHandle")
+            .field("finished", &self.is_finished())
+            .finish()
     }
 }
 
@@ -250,21 +254,27 @@ impl<T> LocalJoinHandle<T> {
 
 impl<T> core::fmt::Debug for LocalJoinHandle<T> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("LocalJoinHandle").field("finished", &self.is_finished()).finish()
+        f.debug_struct("LocalJoinHandle")
+            .field("finished", &self.is_finished())
+            .finish()
     }
 }
 
-/// Makes a coroutine in this thread's context home and queues it. Its own failure to get a stack is the outcome.
+/// Makes a coroutine in this thread's context home and queues it. In a home that ends, it is cancelled before it begins;
+/// its own failure to get a stack is the outcome.
 fn start<T: 'static>(
     finisher: Finisher<T>,
     f: impl FnOnce() -> T + 'static,
     at: &'static Location<'static>,
 ) {
+    let Some(home) = coroutine::context_home().filter(|home| !home.is_closing()) else {
+        return;
+    };
     let stack = match coroutine::reserve_stack() {
         Ok(stack) => stack,
         Err(error) => return finisher.0.finish(Err(JoinError::NoStack(error))),
     };
-    let co = coroutine::create_on(stack, at, move || finisher.run(f));
+    let co = coroutine::create_on(home, stack, at, move || finisher.run(f));
     co.set_scheduled_at(at);
     if co.slot().word.schedule(co.generation()).is_ok() {
         if track::is_enabled() {
@@ -293,7 +303,9 @@ where
     T: Send + 'static,
 {
     let packet = Packet::new();
-    let handle = JoinHandle { packet: Arc::clone(&packet) };
+    let handle = JoinHandle {
+        packet: Arc::clone(&packet),
+    };
     assert_home("spawn");
     start(Finisher(packet), f, Location::caller());
     handle
@@ -310,7 +322,10 @@ where
     T: 'static,
 {
     let packet = Packet::new();
-    let handle = LocalJoinHandle { packet: Arc::clone(&packet), not_send: PhantomData };
+    let handle = LocalJoinHandle {
+        packet: Arc::clone(&packet),
+        not_send: PhantomData,
+    };
     assert_home("spawn_local");
     start(Finisher(packet), f, Location::caller());
     handle
@@ -326,6 +341,9 @@ fn assert_home(what: &str) {
 
 impl AioContext {
     /// Starts a coroutine in this context's home thread. It is queued and runs in the loop's next turn. Any thread.
+    ///
+    /// A context that has no home keeps it until it has one; when the last clone of the context goes, it is cancelled.
+    /// So whoever joins a coroutine of an [`IoThread`](crate::IoThread) that may have ended should not keep the context.
     #[track_caller]
     pub fn spawn<F, T>(&self, f: F) -> JoinHandle<T>
     where
@@ -334,7 +352,9 @@ impl AioContext {
     {
         let at = Location::caller();
         let packet = Packet::new();
-        let handle = JoinHandle { packet: Arc::clone(&packet) };
+        let handle = JoinHandle {
+            packet: Arc::clone(&packet),
+        };
         // If the context never runs again the closure is dropped with it, and the finisher tells the handle.
         let finisher = Finisher(packet);
         if self.is_home() {

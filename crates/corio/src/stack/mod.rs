@@ -43,7 +43,11 @@ pub(crate) const CONTROL_SIZE: usize = 512;
 
 /// Bytes that fault below each stack: a page, or on aarch64, where the compiler probes in larger steps, 64 KiB.
 pub(crate) fn guard_size() -> usize {
-    if cfg!(target_arch = "aarch64") { 64 * 1024 } else { sys::mem::page_size() }
+    if cfg!(target_arch = "aarch64") {
+        64 * 1024
+    } else {
+        sys::mem::page_size()
+    }
 }
 
 /// Rounds a wanted stack size to the power of two that is given out.
@@ -121,12 +125,17 @@ impl Slot {
 
     /// What corosensei runs on.
     pub(crate) fn stack(&'static self) -> SlotStack {
-        SlotStack { base: self.control_block().addr(), limit: self.low.addr() }
+        SlotStack {
+            base: self.control_block().addr(),
+            limit: self.low.addr(),
+        }
     }
 
     /// Pushes a link: the slot that follows this one.
     pub(crate) fn set_next(&self, next: Option<&'static Slot>) {
-        let next = next.map_or(core::ptr::null_mut(), |slot| core::ptr::from_ref(slot).cast_mut());
+        let next = next.map_or(core::ptr::null_mut(), |slot| {
+            core::ptr::from_ref(slot).cast_mut()
+        });
         // Relaxed: published by whatever publishes the list's head.
         self.next.store(next, Ordering::Relaxed);
     }

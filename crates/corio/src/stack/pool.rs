@@ -41,14 +41,20 @@ pub(crate) fn acquire(thread: &ThreadState, size: usize) -> Result<&'static Slot
 #[cold]
 #[inline(never)]
 fn acquire_slow(thread: &ThreadState, size: usize) -> Result<&'static Slot, Error> {
-    let mut global = GLOBAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut global = GLOBAL
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let class = class(&mut global, size);
     if class.warm.is_empty() && class.cold.is_empty() {
         let slots = slab::create(size)?;
         // In reverse, so that the slab is used from its start.
         class.cold.extend(slots.iter().rev());
     }
-    let from = if class.warm.is_empty() { &mut class.cold } else { &mut class.warm };
+    let from = if class.warm.is_empty() {
+        &mut class.cold
+    } else {
+        &mut class.warm
+    };
     let slot = from.pop();
     if size == SIZE_DEFAULT {
         let rest = from.len().saturating_sub(BATCH - 1);
@@ -56,7 +62,10 @@ fn acquire_slow(thread: &ThreadState, size: usize) -> Result<&'static Slot, Erro
         drop(global);
         with_local(thread, |local| local.extend(batch));
     }
-    slot.ok_or(Error::Os { op: "taking a stack", source: std::io::ErrorKind::OutOfMemory.into() })
+    slot.ok_or(Error::Os {
+        op: "taking a stack",
+        source: std::io::ErrorKind::OutOfMemory.into(),
+    })
 }
 
 /// Gives a stack back. `thread` is this thread's state.
@@ -121,7 +130,9 @@ fn release_global(slots: &[&'static Slot]) {
         // SAFETY: the slots are free and in nobody else's hands (I1, I3).
         unsafe { slot.trim(KEEP.max(sys::mem::page_size()).min(slot.size() / 2)) };
     }
-    let mut global = GLOBAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut global = GLOBAL
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     for &slot in slots {
         let class = class(&mut global, slot.size());
         if class.warm.len() >= WARM_MAX {
@@ -135,10 +146,17 @@ fn release_global(slots: &[&'static Slot]) {
 }
 
 fn class(global: &mut Vec<Class>, size: usize) -> &mut Class {
-    let at = global.iter().position(|class| class.size == size).unwrap_or_else(|| {
-        global.push(Class { size, warm: Vec::new(), cold: Vec::new() });
-        global.len() - 1
-    });
+    let at = global
+        .iter()
+        .position(|class| class.size == size)
+        .unwrap_or_else(|| {
+            global.push(Class {
+                size,
+                warm: Vec::new(),
+                cold: Vec::new(),
+            });
+            global.len() - 1
+        });
     &mut global[at]
 }
 
@@ -149,13 +167,18 @@ mod tests {
     // SPEC C5
     #[test]
     fn a_thread_keeps_two_batches_and_passes_the_rest_on() {
-        let slots: Vec<_> = (0..LOCAL_MAX + 1).map(|_| acquire(tls::thread(), SIZE_DEFAULT).unwrap()).collect();
+        let slots: Vec<_> = (0..LOCAL_MAX + 1)
+            .map(|_| acquire(tls::thread(), SIZE_DEFAULT).unwrap())
+            .collect();
         flush_local();
         for slot in slots {
             // SAFETY: nothing uses the slot.
             unsafe { release(tls::thread(), slot) };
         }
-        assert_eq!(with_local(tls::thread(), |local| local.len()), LOCAL_MAX + 1 - BATCH);
+        assert_eq!(
+            with_local(tls::thread(), |local| local.len()),
+            LOCAL_MAX + 1 - BATCH
+        );
         flush_local();
     }
 }

@@ -54,7 +54,10 @@ fn mprotect_limit() -> (usize, usize) {
     static LIMIT: OnceLock<(usize, usize)> = OnceLock::new();
     *LIMIT.get_or_init(|| {
         let max_map_count = sys::mem::max_map_count();
-        (max_map_count.saturating_sub(MAPPINGS_RESERVED) / 2, max_map_count)
+        (
+            max_map_count.saturating_sub(MAPPINGS_RESERVED) / 2,
+            max_map_count,
+        )
     })
 }
 
@@ -67,7 +70,10 @@ pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
     }
     let number = SLABS.load(Ordering::Relaxed);
     if number >= TABLE_WIDTH * TABLE_WIDTH {
-        return Err(Error::StackLimit { limit: number * SLOTS, max_map_count: mprotect_limit().1 });
+        return Err(Error::StackLimit {
+            limit: number * SLOTS,
+            max_map_count: mprotect_limit().1,
+        });
     }
     let len = count * size;
     let start = sys::mem::reserve(len, sys::mem::page_size())?;
@@ -94,7 +100,7 @@ pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
     Ok(&slab.slots)
 }
 
-/// Guards the low end of each stack; how many are usable.
+/// Guards the low end of each stack; how many are usable, at least one. An error leaves nothing counted.
 fn guard_all(start: NonNull<u8>, size: usize, count: usize) -> Result<usize, Error> {
     let guard = guard_size();
     let mut kind = preferred_guard();
@@ -109,7 +115,11 @@ fn guard_all(start: NonNull<u8>, size: usize, count: usize) -> Result<usize, Err
                 // EINVAL: an older kernel, or memory that is locked (mlockall).
                 Err(_) => {
                     kind = Guard::Mprotect;
-                    usable = i + mprotect_room(count - i)?;
+                    match mprotect_room(count - i) {
+                        Ok(room) => usable = i + room,
+                        Err(error) if i == 0 => return Err(error),
+                        Err(_) => usable = i,
+                    }
                 }
             }
         }
@@ -117,8 +127,11 @@ fn guard_all(start: NonNull<u8>, size: usize, count: usize) -> Result<usize, Err
             break;
         }
         // SAFETY: as above.
-        unsafe { sys::mem::protect_none(low, guard) }?;
-        MPROTECTED.fetch_add(1, Ordering::Relaxed);
+        match unsafe { sys::mem::protect_none(low, guard) } {
+            Ok(()) => MPROTECTED.fetch_add(1, Ordering::Relaxed),
+            Err(error) if i == 0 => return Err(error),
+            Err(_) => return Ok(i),
+        };
     }
     Ok(usable)
 }
@@ -127,7 +140,10 @@ fn guard_all(start: NonNull<u8>, size: usize, count: usize) -> Result<usize, Err
 fn mprotect_room(wanted: usize) -> Result<usize, Error> {
     let (limit, max_map_count) = mprotect_limit();
     match limit.saturating_sub(MPROTECTED.load(Ordering::Relaxed)) {
-        0 => Err(Error::StackLimit { limit, max_map_count }),
+        0 => Err(Error::StackLimit {
+            limit,
+            max_map_count,
+        }),
         room => Ok(room.min(wanted)),
     }
 }
@@ -139,8 +155,9 @@ fn leaf(number: usize) -> &'static Leaf {
         // SAFETY: leaves are leaked boxes.
         return unsafe { &*present };
     }
-    let fresh: &'static Leaf =
-        Box::leak(Box::new([const { AtomicPtr::new(core::ptr::null_mut()) }; TABLE_WIDTH]));
+    let fresh: &'static Leaf = Box::leak(Box::new(
+        [const { AtomicPtr::new(core::ptr::null_mut()) }; TABLE_WIDTH],
+    ));
     // Only the holder of the global pool's lock gets here; Release pairs with `slot_at`.
     entry.store(core::ptr::from_ref(fresh).cast_mut(), Ordering::Release);
     fresh
@@ -152,7 +169,12 @@ pub(crate) fn slot_at(index: u32) -> Option<&'static Slot> {
     let index = usize::try_from(index).ok()?;
     let number = index / SLOTS;
     // SAFETY: leaves and slabs are leaked boxes, or null.
-    let leaf = unsafe { TABLE.get(number / TABLE_WIDTH)?.load(Ordering::Acquire).as_ref() }?;
+    let leaf = unsafe {
+        TABLE
+            .get(number / TABLE_WIDTH)?
+            .load(Ordering::Acquire)
+            .as_ref()
+    }?;
     // SAFETY: as above.
     let slab = unsafe { leaf[number % TABLE_WIDTH].load(Ordering::Acquire).as_ref() }?;
     slab.slots.get(index % SLOTS)

@@ -7,6 +7,7 @@
 //!      | park                                                      | claim (the home thread, about to enter)
 //!      v        wake: whoever wins queues it                       |
 //!   PARKED ---------------------------------> SCHEDULED -----------+
+//!   RUNNING, NOTIFIED -- yield: queue itself -> YIELDED ------------+ (NOTIFIED, if a wake came before or meanwhile)
 //! ```
 //!
 //! Invariants
@@ -15,7 +16,8 @@
 //! - I2 Exactly one wake wins PARKED -> SCHEDULED, and the winner queues the slot exactly once.
 //! - I3 Every transition is a read-modify-write, so that a waker that finds SCHEDULED or NOTIFIED and does nothing is
 //!   ordered before the claim or the park that follows, which then sees what the waker published.
-//! - I4 RUNNING also stands for a coroutine that is suspended without being parked, and for a free slot: neither may
+//! - I4 A wake is used up by the park that consumes it or the claim that it queued, by nothing else: yielding keeps it.
+//! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free slot: neither may
 //!   be queued.
 
 use crate::atomic::{AtomicU64, Ordering};
@@ -25,6 +27,9 @@ const RUNNING: u64 = 0;
 const NOTIFIED: u64 = 1;
 const PARKED: u64 = 2;
 const SCHEDULED: u64 = 3;
+/// Queued by itself; NOTIFIED may be added.
+const YIELDED: u64 = 4;
+const YIELDED_NOTIFIED: u64 = YIELDED | NOTIFIED;
 
 /// What a wake must do next.
 #[must_use]
@@ -67,10 +72,13 @@ impl SlotWord {
             if seen >> STATE_BITS != u64::from(generation) {
                 return Wake::Nothing;
             }
-            let state = seen & (1 << STATE_BITS) - 1;
+            let state = state(seen);
             let next = match state {
                 RUNNING => NOTIFIED,
                 PARKED => SCHEDULED,
+                YIELDED => YIELDED_NOTIFIED,
+                // Planted: the publication of this waker is then ordered before nothing.
+                _ if cfg!(corio_planted_bug = "word_unwritten") => return Wake::Nothing,
                 other => other, // Written all the same: I3.
             };
             // AcqRel: releases what the waker published to the claim or park that reads this; acquires PARKED's
@@ -99,7 +107,7 @@ impl SlotWord {
         ) {
             Ok(_) => Park::Suspend,
             // Scheduled by its own thread before it yielded (S1): it is in the queue and will be entered.
-            Err(seen) if seen & 3 == SCHEDULED => Park::Suspend,
+            Err(seen) if state(seen) >= SCHEDULED => Park::Suspend,
             Err(_) => {
                 let _ = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
                 Park::Notified
@@ -111,7 +119,13 @@ impl SlotWord {
     pub(crate) fn claim(&self, generation: u32) {
         // AcqRel: pairs with `wake`, I3.
         let seen = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
-        debug_assert_eq!(seen, pack(generation, SCHEDULED), "claimed a coroutine that was not scheduled");
+        debug_assert!(
+            state(seen) >= SCHEDULED && seen >> STATE_BITS == u64::from(generation),
+            "claimed a coroutine that was not scheduled"
+        );
+        if state(seen) == YIELDED_NOTIFIED {
+            let _ = self.wake(generation); // I4: it runs, so this only sets NOTIFIED.
+        }
     }
 
     /// The home thread wants to enter a parked coroutine without a queue (to cancel it, or for `aio_co_wake`). False:
@@ -130,8 +144,21 @@ impl SlotWord {
     /// Puts a coroutine that is suspended, or that runs and will yield, on the queue by name (`aio_co_schedule`).
     /// Err: it is scheduled already. Home thread.
     pub(crate) fn schedule(&self, generation: u32) -> Result<(), ()> {
-        let seen = self.0.swap(pack(generation, SCHEDULED), Ordering::AcqRel);
-        if seen & 3 == SCHEDULED { Err(()) } else { Ok(()) }
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            if state(seen) >= SCHEDULED {
+                return Err(());
+            }
+            let next = pack(generation, YIELDED | seen & NOTIFIED);
+            // AcqRel: pairs with `wake`, I3.
+            match self
+                .0
+                .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed)
+            {
+                Ok(_) => return Ok(()),
+                Err(now) => seen = now,
+            }
+        }
     }
 
     /// True if the slot is of this generation and in state RUNNING.
@@ -143,20 +170,20 @@ impl SlotWord {
     /// True if it is neither parked nor scheduled, so that it may be entered by hand.
     #[inline]
     pub(crate) fn is_running(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & 3 < PARKED
+        state(self.0.load(Ordering::Relaxed)) < PARKED
     }
 
     /// True if it is queued.
     pub(crate) fn is_scheduled(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & 3 == SCHEDULED
+        state(self.0.load(Ordering::Relaxed)) >= SCHEDULED
     }
 
     /// True if it waits in `park`.
     pub(crate) fn is_parked(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & 3 == PARKED
+        state(self.0.load(Ordering::Relaxed)) == PARKED
     }
 
-    /// The slot's coroutine has ended: every token of it is stale from here on. False: the generation is used up, and
+    /// The slot's coroutine has ended, or is leaked: every token of it is stale from here on. False: the generation is used up, and
     /// the slot must never be given out again.
     #[must_use]
     pub(crate) fn retire(&self, generation: u32) -> bool {
@@ -176,6 +203,168 @@ impl SlotWord {
 }
 
 #[inline]
+fn state(word: u64) -> u64 {
+    word & ((1 << STATE_BITS) - 1)
+}
+
+#[inline]
 fn pack(generation: u32, state: u64) -> u64 {
     u64::from(generation) << STATE_BITS | state
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    // SPEC S7: a slot whose generation would wrap is never used again, and no token of it is good.
+    #[test]
+    fn the_last_generation_retires_the_slot() {
+        let word = SlotWord(AtomicU64::new(pack(u32::MAX, RUNNING)));
+        assert_eq!(word.park(u32::MAX), Park::Suspend);
+        assert!(word.claim_parked(u32::MAX));
+        assert!(!word.retire(u32::MAX));
+        assert_eq!(word.wake(u32::MAX), Wake::Nothing);
+        assert!(!word.is_plainly_running(u32::MAX));
+        assert!(word.is_plainly_running(0), "no token has generation 0");
+    }
+
+    // SPEC S7
+    #[test]
+    fn a_wake_before_or_during_a_yield_is_there_for_the_next_park() {
+        for during in [false, true] {
+            let word = SlotWord::new();
+            if !during {
+                assert_eq!(word.wake(1), Wake::Nothing);
+            }
+            assert_eq!(word.schedule(1), Ok(()));
+            assert!(word.is_scheduled() && !word.is_running() && !word.is_parked());
+            assert_eq!(word.schedule(1), Err(()));
+            if during {
+                assert_eq!(word.wake(1), Wake::Nothing);
+            }
+            word.claim(1);
+            assert_eq!(word.park(1), Park::Notified);
+            assert_eq!(word.park(1), Park::Suspend);
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::atomic::AtomicBool;
+    use loom::sync::{Arc, Condvar, Mutex};
+
+    /// A slot's word, and the queue that winners put it on.
+    struct Model {
+        word: SlotWord,
+        queued: Mutex<u32>,
+        queue: Condvar,
+        work: [AtomicBool; 2],
+    }
+
+    impl Model {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                word: SlotWord::new(),
+                queued: Mutex::new(0),
+                queue: Condvar::new(),
+                work: [AtomicBool::new(false), AtomicBool::new(false)],
+            })
+        }
+
+        fn wake(&self, generation: u32) {
+            if self.word.wake(generation) == Wake::Queue {
+                *self.queued.lock().unwrap() += 1;
+                self.queue.notify_one();
+            }
+        }
+
+        /// The home thread's loop: takes the slot off the queue once it is on it.
+        fn claim(&self) {
+            let mut queued = self.queued.lock().unwrap();
+            while *queued == 0 {
+                queued = self.queue.wait(queued).unwrap();
+            }
+            assert_eq!(*queued, 1, "one wake wins, and queues once");
+            *queued = 0;
+            drop(queued);
+            self.word.claim(1);
+        }
+
+        /// A coroutine that waits for its work, the way every wait in the runtime does.
+        fn wait_for_work(&self) {
+            while !self.work.iter().all(|work| work.load(Ordering::Relaxed)) {
+                match self.word.park(1) {
+                    Park::Suspend => self.claim(),
+                    Park::Notified => {}
+                }
+            }
+        }
+    }
+
+    fn work_and_wake(model: &Arc<Model>, i: usize) -> loom::thread::JoinHandle<()> {
+        let model = Arc::clone(model);
+        loom::thread::spawn(move || {
+            model.work[i].store(true, Ordering::Relaxed);
+            model.wake(1);
+        })
+    }
+
+    // SPEC L7, S7: two wakers against park and claim: the work of neither is overlooked.
+    #[test]
+    fn loom_wake_is_never_lost() {
+        loom::model(|| {
+            let model = Model::new();
+            let wakers = [work_and_wake(&model, 0), work_and_wake(&model, 1)];
+            model.wait_for_work();
+            for waker in wakers {
+                waker.join().unwrap();
+            }
+        });
+    }
+
+    // SPEC L7, S7: the same with a yield between the look and the park, as in a program that does both.
+    #[test]
+    fn loom_wake_outlives_a_yield() {
+        loom::model(|| {
+            let model = Model::new();
+            model.work[1].store(true, Ordering::Relaxed);
+            let waker = work_and_wake(&model, 0);
+            if !model.work[0].load(Ordering::Relaxed) {
+                assert_eq!(model.word.schedule(1), Ok(()));
+                model.word.claim(1);
+                if model.word.park(1) == Park::Suspend {
+                    model.claim();
+                }
+                assert!(
+                    model.work[0].load(Ordering::Relaxed),
+                    "what it was woken for is there"
+                );
+            }
+            waker.join().unwrap();
+        });
+    }
+
+    // SPEC L7, S7: a token of a coroutine that has ended never queues the one that has its slot now.
+    #[test]
+    fn loom_stale_token_wakes_nobody() {
+        loom::model(|| {
+            let model = Model::new();
+            let waker = {
+                let model = Arc::clone(&model);
+                loom::thread::spawn(move || model.wake(1))
+            };
+            // The first ends, claimed by hand if it was parked; the next one takes the slot and parks.
+            if model.word.park(1) == Park::Suspend && !model.word.claim_parked(1) {
+                model.claim();
+            }
+            assert!(model.word.retire(1));
+            assert_eq!(model.word.generation(), 2);
+            assert_eq!(model.word.park(2), Park::Suspend, "no wake of its own came");
+            waker.join().unwrap();
+            assert!(model.word.is_parked());
+            assert_eq!(*model.queued.lock().unwrap(), 0);
+        });
+    }
 }
