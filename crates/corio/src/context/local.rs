@@ -258,11 +258,14 @@ impl Local {
         self.ring.get().is_some_and(|ring| ring.in_flight() > 0)
     }
 
-    /// Lets go of everything registered here.
+    /// Lets go of everything registered here, and of its descriptors: whoever waits for the home's end may reuse them.
     pub(super) fn clear(&self) {
-        self.handlers.clear();
+        // These first: their handlers are withdrawn from the monitor one by one.
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
+        self.handlers.clear();
+        self.monitor.finish(self);
+        self.context.inner().bottom_halves.put_back(&self.run_queue);
     }
 }
 

@@ -109,8 +109,15 @@ impl ContextBuilder {
     /// Makes the context. No thread is its home yet.
     ///
     /// # Errors
-    /// No descriptor for its eventfd.
+    /// No descriptor for its eventfd; a name with a NUL byte, which no thread can have.
     pub fn build(self) -> Result<AioContext, Error> {
+        if let Some(name) = self.name.as_ref().filter(|name| name.contains('\0')) {
+            return Err(Error::Parameter {
+                name: "name",
+                value: name.escape_debug().to_string(),
+                expected: "free of NUL bytes",
+            });
+        }
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(AioContext(Arc::new(Inner {
             id,
@@ -183,6 +190,13 @@ impl AioContext {
     #[doc(alias = "aio_notify")]
     pub fn notify(&self) {
         if self.0.notify.notify() {
+            self.0.notifier.set();
+        }
+    }
+
+    /// Makes a poll that is blocked, or about to be, compute anew how long it may be. Any thread, and signal handlers.
+    pub(crate) fn shorten_wait(&self) {
+        if self.0.notify.shorten_wait() {
             self.0.notifier.set();
         }
     }

@@ -51,6 +51,14 @@ impl NotifyState {
         self.notify_me.load(Ordering::Relaxed) != 0
     }
 
+    /// After publishing what shortens a wait and is no work yet. True: the caller must write the eventfd. Not setting
+    /// `notified` keeps the next wait as long as it may be. Any thread, and signal handlers.
+    #[must_use]
+    pub(crate) fn shorten_wait(&self) -> bool {
+        fence(Ordering::SeqCst); // As (2): the poll sees what was published, or we see the poll.
+        self.notify_me.load(Ordering::Relaxed) != 0
+    }
+
     /// Before looking whether there is reason not to block. Home thread.
     pub(crate) fn begin_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The list that bottom halves are scheduled on: pushed from any thread and from signal handlers, drained at home.
 //!
 //! Invariants
-//! - I1 A node is in the list exactly while PENDING is set, and the list then owns one reference to it.
+//! - I1 A node is in the list, or in the home's run queue, exactly while PENDING is set; the list owns a reference to it.
 //! - I2 Only the winner of "PENDING was clear" pushes, so that `next` has one writer.
 //! - I3 The drain clears PENDING before the callback's work begins, so that a schedule meanwhile queues it again.
 
@@ -33,13 +33,13 @@ impl<T> Link<T> {
         }
     }
 
-    /// Adds flags; true if the caller must push (I2).
+    /// Adds flags; true if the caller must push (I2). What is scheduled already does not become idle.
     #[must_use]
     pub(super) fn mark(&self, add: u32, remove: u32) -> bool {
         let mut seen = self.flags.load(Ordering::Relaxed);
         loop {
             // A schedule of what is deleted does nothing.
-            if seen & DELETED != 0 {
+            if seen & DELETED != 0 || add & IDLE != 0 && seen & SCHEDULED != 0 {
                 return false;
             }
             let next = seen & !remove | add | PENDING;

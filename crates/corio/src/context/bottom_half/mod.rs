@@ -87,15 +87,28 @@ impl BottomHalves {
         })
     }
 
-    /// Runs what was scheduled before the call, and what outer turns have not run yet. True: progress.
-    pub(super) fn run(&self, queue: &RunQueue) -> bool {
+    fn take(&self, queue: &RunQueue) {
         self.list.drain(|node| {
             // SAFETY: list I1: the reference that the list owned passes to the queue.
-            queue
-                .0
-                .borrow_mut()
-                .push_back(unsafe { Arc::from_raw(node) });
+            let node = unsafe { Arc::from_raw(node) };
+            queue.0.borrow_mut().push_back(node);
         });
+    }
+
+    /// At the end of a home: what panics have kept from running waits for the next home, in its order (list I1).
+    pub(super) fn put_back(&self, queue: &RunQueue) {
+        if queue.is_empty() {
+            return;
+        }
+        self.take(queue);
+        for node in queue.0.take() {
+            self.push(&node);
+        }
+    }
+
+    /// Runs what was scheduled before the call, and what outer turns have not run yet. True: progress.
+    pub(super) fn run(&self, queue: &RunQueue) -> bool {
+        self.take(queue);
         let mut progress = false;
         loop {
             let Some(node) = queue.0.borrow_mut().pop_front() else {
@@ -110,7 +123,8 @@ impl BottomHalves {
             match &node.callback {
                 Callback::Shared(callback) => callback(),
                 Callback::Once(callback) => {
-                    if let Some(callback) = callback.lock().take() {
+                    let callback = callback.lock().take();
+                    if let Some(callback) = callback {
                         callback();
                     }
                 }
@@ -165,17 +179,15 @@ impl BottomHalf {
         self.context.notify();
     }
 
-    /// Has it run when the loop turns next, at the latest after 10 ms, without waking the loop and without counting as
+    /// Has it run when the loop turns next, at the latest after 10 ms, without hurrying the loop and without counting as
     /// progress. Scheduling it normally makes it urgent. Any thread, and signal handlers.
     #[doc(alias = "qemu_bh_schedule_idle")]
     pub fn schedule_idle(&self) {
-        if self.node.link.flags() & SCHEDULED != 0 {
-            return; // Scheduled already, normally or idly.
-        }
         if self.node.link.mark(SCHEDULED | IDLE, 0) {
             self.context.inner().bottom_halves.push(&self.node);
         }
-        self.context.notify();
+        // A notification would end the next wait at once, and one that schedules itself again would spin.
+        self.context.shorten_wait();
     }
 
     /// Takes a schedule back. Any thread; one that runs already goes on.

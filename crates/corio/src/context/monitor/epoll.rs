@@ -58,9 +58,10 @@ impl EpollMonitor {
         let mut timeout_ns = timeout_ns;
         let ring = local.ring_if_made().filter(|ring| ring.in_flight() > 0);
         if let Some(ring) = ring {
-            if !self.ring_added.replace(true) {
+            if !self.ring_added.get() {
                 self.epoll
                     .add(ring.ring().as_fd(), RING, crate::context::handler::POLLIN)?;
+                self.ring_added.set(true);
             }
             ring.submit()?;
             if ring.has_arrived() {

@@ -101,6 +101,14 @@ impl Monitor {
         local.ring_if_made().is_some_and(|ring| ring.has_arrived())
     }
 
+    /// At the end of a home, once its handlers are removed: lets go of their descriptors. Closing an epoll set does that by
+    /// itself; closing a ring does, too, but some time later.
+    pub(super) fn finish(&self, local: &Local) {
+        if let (Self::Uring(_), Some(ring)) = (self, local.ring_if_made()) {
+            uring::UringMonitor::finish(ring);
+        }
+    }
+
     /// The kind of ring that goes with it.
     pub(super) fn ring_kind(&self) -> crate::sys::uring::Kind {
         match self {

@@ -64,6 +64,13 @@ impl UringMonitor {
         local.rearm_noted(&mut failed);
         failed
     }
+
+    /// Has the removals that are queued done. Each cancels its poll, which holds a share of the descriptor until then.
+    pub(super) fn finish(ring: &ContextRing) {
+        // A refusal leaves it to the ring's own end.
+        let _ = ring.ring().submit_and_wait(Some(0));
+        ring.reap(|_, _| ());
+    }
 }
 
 /// In `Entry::armed`: a removal of the poll is on its way.
