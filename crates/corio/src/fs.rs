@@ -268,6 +268,7 @@ impl File {
     /// As [`read_at`](Self::read_at).
     pub fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         let mut rest = bufs;
+        IoSliceMut::advance_slices(&mut rest, 0); // Skips empty ones: nothing read into nothing is not the end.
         let mut done = 0;
         while !rest.is_empty() {
             let at = advance(offset, done)?;
@@ -292,6 +293,7 @@ impl File {
     /// preadv2(2)'s.
     #[inline]
     pub fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        let offset = advance(offset, 0)?;
         if self.waits_always.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -371,10 +373,11 @@ impl File {
         };
         sticky()?;
         if let Err(error) = Request::SyncData.run(self.fd.as_fd()) {
-            // ECANCELED is our own: nothing was asked of the kernel.
-            if error.raw_os_error() != Some(libc::ECANCELED) {
-                self.flush_errno
-                    .store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+            // ECANCELED, and what has no errno of the kernel's, is our own: it was not asked.
+            if let Some(errno) = error.raw_os_error()
+                && errno != libc::ECANCELED
+            {
+                self.flush_errno.store(errno, Ordering::Release);
             }
             return Err(error);
         }
@@ -388,6 +391,9 @@ impl File {
     /// fallocate(2)'s or the device's; EOPNOTSUPP where it cannot be done.
     #[doc(alias = "bdrv_co_pdiscard")]
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         let _forget = ForgetData(self);
         if self.is_block_device() {
             return off_loop(|| sys::file::device_range(self.fd.as_fd(), false, offset, len))?;
@@ -606,11 +612,15 @@ fn is_unsupported(error: &io::Error) -> bool {
     )
 }
 
+/// `offset + done`, if any file can reach that far. Larger offsets are negative to the kernel, and -1 is worse than refused:
+/// preadv2(2), pwritev2(2) and io_uring take it for the descriptor's own position.
+#[inline]
 fn advance(offset: u64, done: usize) -> io::Result<u64> {
     u64::try_from(done)
         .ok()
         .and_then(|done| offset.checked_add(done))
-        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        .filter(|at| i64::try_from(*at).is_ok())
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 /// Bytes on the heap whose address is a multiple of a power of two, for direct I/O.
