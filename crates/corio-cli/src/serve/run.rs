@@ -1,10 +1,14 @@
 //! `--run`: a command that lives with the server.
+//!
+//! The command's processes are to end with the server, and not only the shell that runs them, so they
+//! get a process group of their own, which is signalled as one. Not where standard input is a
+//! terminal: a group of its own could not read from it, and Ctrl-C would not reach it.
 
-use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::io::{self, IsTerminal};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::systemd;
 use crate::report::Failure;
@@ -13,15 +17,19 @@ use crate::report::Failure;
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
+    /// Whether it leads a process group of its own.
+    leads_group: bool,
 }
 
 /// Starts `sh -c command` with `uri` in its environment.
 ///
-/// It stays in this process's group, so that Ctrl-C reaches it too.
-///
 /// # Errors
 /// There is no shell, or no process can be made.
 pub(crate) fn start(command: &str, uri: &str) -> Result<Running, Failure> {
+    start_in(command, uri, !io::stdin().is_terminal())
+}
+
+fn start_in(command: &str, uri: &str, own_group: bool) -> Result<Running, Failure> {
     let mut shell = Command::new("sh");
     shell
         .arg("-c")
@@ -31,12 +39,18 @@ pub(crate) fn start(command: &str, uri: &str) -> Result<Running, Failure> {
     for name in systemd::ENVIRONMENT {
         shell.env_remove(name);
     }
+    if own_group {
+        shell.process_group(0);
+    }
     let child = shell.spawn().map_err(|error| {
         Failure::new(format!("cannot run '{command}'"))
             .io(&error)
             .advice("--run needs sh in PATH and a free process")
     })?;
-    Ok(Running { child })
+    Ok(Running {
+        child,
+        leads_group: own_group,
+    })
 }
 
 impl Running {
@@ -50,16 +64,24 @@ impl Running {
 
     /// Asks the command to end.
     pub(crate) fn terminate(&mut self) {
-        // Only what has not been waited for still owns its number.
-        if let Ok(None) = self.child.try_wait() {
-            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        }
+        self.signal(Signal::TERM);
     }
 
     /// Ends the command without asking.
     pub(crate) fn kill(&mut self) {
-        // It has ended already: nothing to do.
-        let _ = self.child.kill();
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        // Only what has not been waited for still owns its number. That it ends meanwhile is fine.
+        if let Ok(None) = self.child.try_wait() {
+            let pid = Pid::from_child(&self.child);
+            let _ = if self.leads_group {
+                kill_process_group(pid, signal)
+            } else {
+                kill_process(pid, signal)
+            };
+        }
     }
 
     /// The command's process number.
@@ -110,17 +132,33 @@ mod tests {
     }
 
     #[test]
-    fn terminate_ends_it() {
-        let mut running = start("exec sleep 1000", "").unwrap();
-        assert_eq!(running.poll().unwrap(), None);
-        running.terminate();
-        assert_eq!(wait(running), 128 + 15);
+    fn terminate_and_kill_end_it_in_either_group() {
+        for own_group in [false, true] {
+            let mut running = start_in("exec sleep 1000", "", own_group).unwrap();
+            assert_eq!(running.poll().unwrap(), None);
+            running.terminate();
+            assert_eq!(wait(running), 128 + 15);
+            let deaf = "trap '' TERM; exec sleep 1000";
+            let mut running = start_in(deaf, "", own_group).unwrap();
+            running.kill();
+            assert_eq!(wait(running), 128 + 9);
+        }
     }
 
     #[test]
-    fn kill_ends_what_does_not_listen() {
-        let mut running = start("trap '' TERM; exec sleep 1000", "").unwrap();
-        running.kill();
-        assert_eq!(wait(running), 128 + 9);
+    fn what_the_shell_has_started_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+        // A grandchild holds the fifo open for writing; its end is the end of the file.
+        let command = format!("(echo up; exec sleep 1000) >'{}'; true", fifo.display());
+        let mut running = start_in(&command, "", true).unwrap();
+        let mut reader = std::io::BufReader::new(std::fs::File::open(&fifo).unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+        assert_eq!(line, "up\n");
+        running.terminate();
+        assert_eq!(wait(running), 128 + 15);
+        assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
     }
 }
