@@ -88,7 +88,7 @@ pub(crate) struct ControlBlock {
 
 const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_SIZE);
 const _: () = assert!(align_of::<ControlBlock>() <= 64);
-const _: () = assert!(CONTROL_SIZE % 64 == 0);
+const _: () = assert!(CONTROL_SIZE.is_multiple_of(64));
 
 impl ControlBlock {
     /// How messages name a coroutine.

@@ -9,13 +9,15 @@ use crate::context::{AioContext, MonitorChoice};
 use crate::error::Error;
 use crate::sys;
 
+type Setup = Box<dyn FnOnce(&AioContext)>;
+
 /// Makes [`IoThread`]s.
 #[derive(Default)]
 pub struct IoThreadBuilder {
     name: Option<String>,
     monitor: MonitorChoice,
     /// What higher layers set up on the context before its thread starts.
-    setup: Vec<Box<dyn FnOnce(&AioContext)>>,
+    setup: Vec<Setup>,
 }
 
 impl IoThreadBuilder {

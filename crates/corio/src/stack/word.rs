@@ -189,13 +189,22 @@ impl SlotWord {
     pub(crate) fn retire(&self, generation: u32) -> bool {
         // A plain store: a wake that its compare-exchange puts before it is overwritten, one after it fails (I1).
         // Release: pairs with `wake`'s load only to keep the old coroutine's accesses before it.
+        // loom takes a compare-exchange that read what was there before a store for newer than that store, which the
+        // order of modifications rules out: it gets an exchange.
+        let set = |word| {
+            if cfg!(loom) {
+                self.0.swap(word, Ordering::AcqRel);
+            } else {
+                self.0.store(word, Ordering::Release);
+            }
+        };
         match generation.checked_add(1) {
             Some(next) => {
-                self.0.store(pack(next, RUNNING), Ordering::Release);
+                set(pack(next, RUNNING));
                 true
             }
             None => {
-                self.0.store(pack(0, RUNNING), Ordering::Release);
+                set(pack(0, RUNNING));
                 false
             }
         }
@@ -303,6 +312,12 @@ mod loom_tests {
         }
     }
 
+    fn model(f: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(f);
+    }
+
     fn work_and_wake(model: &Arc<Model>, i: usize) -> loom::thread::JoinHandle<()> {
         let model = Arc::clone(model);
         loom::thread::spawn(move || {
@@ -314,7 +329,7 @@ mod loom_tests {
     // SPEC L7, S7: two wakers against park and claim: the work of neither is overlooked.
     #[test]
     fn loom_wake_is_never_lost() {
-        loom::model(|| {
+        model(|| {
             let model = Model::new();
             let wakers = [work_and_wake(&model, 0), work_and_wake(&model, 1)];
             model.wait_for_work();
@@ -327,7 +342,7 @@ mod loom_tests {
     // SPEC L7, S7: the same with a yield between the look and the park, as in a program that does both.
     #[test]
     fn loom_wake_outlives_a_yield() {
-        loom::model(|| {
+        model(|| {
             let model = Model::new();
             model.work[1].store(true, Ordering::Relaxed);
             let waker = work_and_wake(&model, 0);
@@ -349,7 +364,7 @@ mod loom_tests {
     // SPEC L7, S7: a token of a coroutine that has ended never queues the one that has its slot now.
     #[test]
     fn loom_stale_token_wakes_nobody() {
-        loom::model(|| {
+        model(|| {
             let model = Model::new();
             let waker = {
                 let model = Arc::clone(&model);
