@@ -96,7 +96,7 @@ impl Ledger {
         let mut ops: HashMap<u64, Op> = HashMap::new();
         loop {
             while ops.len() < DEPTH && !self.stop.load(Ordering::Relaxed) {
-                let (cookie, op) = if share == 0 && random.below(40) == 0 {
+                let (cookie, op) = if share == 0 && random.below(16) == 0 {
                     let covers = self
                         .pages
                         .lock()
@@ -154,7 +154,7 @@ impl Ledger {
             }
         }
         drop(pages);
-        let durable = random.below(10) == 0;
+        let durable = random.below(4) == 0;
         let flags = if durable { nbd::FUA } else { 0 };
         let command = if kind == Kind::Data {
             cmd::WRITE
