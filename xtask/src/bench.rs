@@ -12,7 +12,7 @@ use crate::workspace::Workspace;
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// Suites and options of the bench program: [SUITE..] [--json FILE] [--svg FILE]; --help lists them
+    /// [SUITE..] [--json FILE] [--svg FILE] and whatever else the bench program's --help lists
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }

@@ -1,12 +1,14 @@
-//! Child processes that are watched: their output is passed on as it comes, read line by line, and ended at a deadline.
+//! Child processes that are watched: their output is passed on as it comes, read line by line, and
+//! ended at a deadline.
 //!
-//! Two threads read the child's stdout and stderr, write each piece on at once (a test that hangs shows how far it
-//! got) and send it to the caller's thread, which splits it into lines. At the deadline the child and everything
-//! it started are killed: they are stopped first, top down, so that none can fork away or be adopted by init while
-//! the tree is being walked.
+//! Two threads read the child's stdout and stderr, write each piece on at once (a test that hangs
+//! shows how far it got) and send it to the caller's thread, which splits it into lines. At the
+//! deadline the child and everything it started are killed: they are stopped first, top down, so
+//! that none can fork away or be adopted by init while the tree is being walked.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -18,7 +20,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const TICK: Duration = Duration::from_millis(200);
 /// A child silent for this long is mentioned.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How long a pipe may stay open after the child has ended: a daemon it left behind may hold it for ever.
+/// How long a pipe may stay open after the child has ended: a daemon it left behind may hold it for
+/// ever.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
 /// A longer line is cut into pieces: memory stays bounded whatever the child prints.
 const LINE_MAX: usize = 64 * 1024;
@@ -52,7 +55,8 @@ impl Ended {
     }
 }
 
-/// Runs `command` until it ends or `deadline` passes, and gives each line of its output to `on_line`.
+/// Runs `command` until it ends or `deadline` passes, and gives each line of its output to
+/// `on_line`.
 ///
 /// Stderr is always passed on; stdout only if `show_stdout`.
 ///
@@ -65,7 +69,12 @@ pub(crate) fn watch(
     show_stdout: bool,
     on_line: &mut dyn FnMut(Stream, &str),
 ) -> Result<Ended> {
-    let name = command.get_program().to_string_lossy().into_owned();
+    let program = Path::new(command.get_program());
+    let name = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -247,8 +256,8 @@ fn descendants(root: Pid) -> Vec<Pid> {
     found
 }
 
-/// The parent in a line of /proc/PID/stat: the second field after the name, which may hold spaces and parentheses
-/// (proc_pid_stat(5)).
+/// The parent in a line of /proc/PID/stat: the second field after the name, which may hold spaces
+/// and parentheses (proc_pid_stat(5)).
 fn parent_of(stat: &str) -> Option<Pid> {
     let (_, fields) = stat.rsplit_once(')')?;
     Pid::from_raw(fields.split_whitespace().nth(1)?.parse().ok()?)

@@ -1,7 +1,9 @@
 //! The job `docs`: what the documents under version control say of the tree is so.
 //!
-//! - Every C name that the runtime and the block layer carry as `#[doc(alias)]` has a row in docs/COMPAT.md, and no row names another.
-//! - Every dependency of the workspace has a row in docs/adr/0001-dependencies.md, and no row names another.
+//! - Every C name that the runtime and the block layer carry as `#[doc(alias)]` has a row in
+//!   docs/COMPAT.md, and no row names another.
+//! - Every dependency of the workspace has a row in docs/adr/0001-dependencies.md, and no row names
+//!   another.
 //! - Every relative link in a Markdown file leads to something.
 
 use std::collections::BTreeSet;
@@ -77,7 +79,8 @@ fn aliases(text: &str) -> Vec<String> {
     names
 }
 
-/// The first cells of a Markdown file's table rows, each cell perhaps with several names in backticks. Heads and rules are left out.
+/// The first cells of a Markdown file's table rows, each cell perhaps with several names in
+/// backticks. Heads and rules are left out.
 fn rows(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut lines = text.lines().peekable();

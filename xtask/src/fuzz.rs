@@ -1,10 +1,10 @@
 //! `cargo xtask fuzz SECONDS`: random input for each fuzz target, under AddressSanitizer.
 //!
-//! The targets are the files of `fuzz/fuzz_targets`. They are built as cargo-fuzz builds them, but on the stable
-//! compiler: `RUSTC_BOOTSTRAP` lets it take the flags that are not stable. `fuzz/TARGET.dict` and `fuzz/seeds/TARGET`
-//! help a target on if they are there. What a run learns stays in
-//! `target/fuzz/corpus/TARGET` and is where the next one starts; an input that breaks something is kept in
-//! `target/fuzz/artifacts/TARGET`.
+//! The targets are the files of `fuzz/fuzz_targets`. They are built as cargo-fuzz builds them, but
+//! on the stable compiler: `RUSTC_BOOTSTRAP` lets it take the flags that are not stable.
+//! `fuzz/TARGET.dict` and `fuzz/seeds/TARGET` help a target on if they are there. What a run learns
+//! stays in `target/fuzz/corpus/TARGET` and is where the next one starts; an input that breaks
+//! something is kept in `target/fuzz/artifacts/TARGET`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -20,14 +20,16 @@ use crate::workspace::Workspace;
 const INPUT_MAX: u32 = 4096;
 /// An input that takes longer is a finding.
 const INPUT_TIME_MAX_S: u32 = 10;
-/// An input that needs more memory is a finding: lengths from outside must not be allocated unchecked.
+/// An input that needs more memory is a finding: lengths from outside must not be allocated
+/// unchecked.
 const MEMORY_MAX_MIB: u32 = 1024;
 /// How long the build may take.
 const BUILD_MAX: Duration = Duration::from_secs(480);
 /// How long a target may go on past its time before it counts as hung.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// What the compiler is told beside the usual: coverage counters for libFuzzer, and AddressSanitizer.
+/// What the compiler is told beside the usual: coverage counters for libFuzzer, and
+/// AddressSanitizer.
 const FLAGS: &[&str] = &[
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -202,7 +204,8 @@ fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The compiler's own target triple: with it given, build scripts and macros are built without the sanitizer.
+/// The compiler's own target triple: with it given, build scripts and macros are built without the
+/// sanitizer.
 fn host(workspace: &Workspace) -> Result<String> {
     let output = workspace
         .cargo(["--version", "--verbose"])

@@ -1,8 +1,9 @@
-//! The jobs of `cargo xtask test`, in the order they run: what is quick and fails often comes first.
+//! The jobs of `cargo xtask test`, in the order they run: what is quick and fails often comes
+//! first.
 //!
-//! A job proves that it ran: it counts what it looked at (tests, files, build targets, executions) and fails below its
-//! floor. A floor lies somewhat below what the job counts today; raise it as tests are added, lower it only with a
-//! reason in the commit.
+//! A job proves that it ran: it counts what it looked at (tests, files, build targets, executions)
+//! and fails below its floor. A floor lies somewhat below what the job counts today; raise it as
+//! tests are added, lower it only with a reason in the commit.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -284,7 +285,8 @@ fn doctest(runner: &mut Runner<'_>) -> Result<()> {
     runner.tests(&mut command)
 }
 
-/// Twice: for users, where a link to a private item is broken, and for contributors, private items included.
+/// Twice: for users, where a link to a private item is broken, and for contributors, private items
+/// included.
 fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
     for items in [&[][..], &["--document-private-items"]] {
         let mut command = runner.workspace.cargo(["doc", "--no-deps"]);
@@ -329,7 +331,8 @@ fn clients(runner: &mut Runner<'_>) -> Result<()> {
 }
 
 fn power(runner: &mut Runner<'_>) -> Result<()> {
-    // A debug build: what is asked is whether data is lost, not how fast, and it builds in half the time.
+    // A debug build: what is asked is whether data is lost, not how fast, and it builds in half the
+    // time.
     let shimmed = ["build", "--features", "corio/power-loss-shim"];
     if !build(runner, runner.workspace.cargo_apart("shim", shimmed))? {
         return Ok(());

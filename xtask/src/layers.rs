@@ -1,11 +1,13 @@
 //! `cargo xtask layers`: nothing imports from a layer above its own.
 //!
-//! The order of the runtime's modules and of the crates is the shape of the house (docs/ARCHITECTURE.md). Two checks
-//! keep it: in `crates/corio/src`, a file may name `crate::x` (or reach it by `super::`) only if x lies in its own
-//! layer or below; and a crate may depend only on crates below it. `lib.rs`, which stands above all layers, and code
-//! for tests may name anything.
+//! The order of the runtime's modules and of the crates is the shape of the house
+//! (docs/ARCHITECTURE.md). Two checks keep it: in `crates/corio/src`, a file may name `crate::x`
+//! (or reach it by `super::`) only if x lies in its own layer or below; and a crate may depend only
+//! on crates below it. `lib.rs`, which stands above all layers, and code for tests may name
+//! anything.
 //!
-//! A path through a re-export in the crate's root (`crate::spawn`) hides its layer and is refused; name the module.
+//! A path through a re-export in the crate's root (`crate::spawn`) hides its layer and is refused;
+//! name the module.
 
 mod manifest;
 pub(crate) mod paths;
@@ -19,7 +21,8 @@ use anyhow::{Result, ensure};
 
 use crate::workspace::{Workspace, entries, files_below, read};
 
-/// The runtime's modules, from the lowest layer up. Those of one row are peers and may name each other.
+/// The runtime's modules, from the lowest layer up. Those of one row are peers and may name each
+/// other.
 const LAYERS: &[&[&str]] = &[
     &["error"],
     &["sys"],
@@ -147,8 +150,8 @@ struct File {
     text: String,
 }
 
-/// Checks the sources of one crate together: which modules are for tests only, and where macros live, is known only
-/// once all have been read.
+/// Checks the sources of one crate together: which modules are for tests only, and where macros
+/// live, is known only once all have been read.
 fn check_sources(files: &[File], findings: &mut Findings) {
     let mut test_only = BTreeSet::new();
     let mut macros = BTreeMap::new();

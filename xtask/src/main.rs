@@ -1,7 +1,8 @@
 //! The project's own commands: `cargo xtask <command>`.
 //!
-//! Each command answers one question a contributor or the continuous integration asks: do the tests pass, do the
-//! layers hold, how fast is it, does the fuzzer find a crash. `docs/HACKING.md` lists them with examples.
+//! Each command answers one question a contributor or the continuous integration asks: do the tests
+//! pass, do the layers hold, how fast is it, does the fuzzer find a crash. `docs/HACKING.md` lists
+//! them with examples.
 
 mod bench;
 mod child;
@@ -55,7 +56,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs one command. `Ok(false)` means that it did its work and found something wrong, which it has reported.
+/// Runs one command. `Ok(false)` means that it did its work and found something wrong, which it has
+/// reported.
 fn run(arguments: Arguments) -> Result<bool> {
     let workspace = Workspace::find()?;
     match arguments.command {

@@ -1,8 +1,8 @@
 //! Planted bugs: each model of a protocol is shown to fail when the protocol is broken.
 //!
 //! The runtime's sources hold deliberate mistakes (a barrier or a second look left out) behind
-//! `cfg!(corio_planted_bug = "NAME")`. Here each is built in, alone, and the models of the module it stands in run: one of
-//! them has to fail. Otherwise they prove less than they say.
+//! `cfg!(corio_planted_bug = "NAME")`. Here each is built in, alone, and the models of the module
+//! it stands in run: one of them has to fail. Otherwise they prove less than they say.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -26,7 +26,8 @@ pub(crate) struct Outcome {
     pub(crate) faults: Vec<String>,
 }
 
-/// Sets `command` up to build for loom: optimised, as models take millions of steps, and with assertions.
+/// Sets `command` up to build for loom: optimised, as models take millions of steps, and with
+/// assertions.
 pub(crate) fn for_models(command: &mut Command) -> &mut Command {
     command
         .env("RUSTFLAGS", "--cfg loom")
@@ -82,7 +83,8 @@ fn failures(
     deadline: Instant,
 ) -> Result<Result<BTreeSet<String>, String>> {
     println!("planted: {} in {module}", bug.unwrap_or("nothing"));
-    // Flags given to `cargo rustc` reach only the crate itself, so that its dependencies are built once for all bugs.
+    // Flags given to `cargo rustc` reach only the crate itself, so that its dependencies are built
+    // once for all bugs.
     let mut build = workspace.cargo_apart("loom", ["rustc", "--quiet", "-p", "corio", "--lib"]);
     build.args([
         "--profile",

@@ -1,8 +1,9 @@
 //! Counts tests from what libtest prints.
 //!
-//! Cargo's tests speak in lines: `test NAME ... ok|FAILED|ignored`, one `test result:` a binary, and, as the jobs run
-//! them with `--show-output`, the printed lines of each passing test below a `---- NAME stdout ----`. A test that cannot
-//! run here prints `SKIPPED: WHAT: WHY` and returns; libtest calls that a pass, this module does not.
+//! Cargo's tests speak in lines: `test NAME ... ok|FAILED|ignored`, one `test result:` a binary,
+//! and, as the jobs run them with `--show-output`, the printed lines of each passing test below a
+//! `---- NAME stdout ----`. A test that cannot run here prints `SKIPPED: WHAT: WHY` and returns;
+//! libtest calls that a pass, this module does not.
 
 use std::collections::BTreeSet;
 

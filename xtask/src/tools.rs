@@ -59,8 +59,9 @@ fn packages(tools: &[Tool]) -> Vec<&'static str> {
     packages
 }
 
-/// Installs what is missing of `wanted` if that is allowed here, and returns what is missing afterwards. Says what it
-/// does; never fails, as a machine without these programs can still run the rest.
+/// Installs what is missing of `wanted` if that is allowed here, and returns what is missing
+/// afterwards. Says what it does; never fails, as a machine without these programs can still run
+/// the rest.
 pub(crate) fn provide(wanted: &[Tool], allow_install: bool) -> Vec<Tool> {
     let missing = absent(wanted);
     if missing.is_empty() {
@@ -129,7 +130,8 @@ pub(crate) fn provide_components() -> Vec<&'static str> {
     absent_components()
 }
 
-/// A component counts as present if its program starts: rustup puts stand-ins where none is installed.
+/// A component counts as present if its program starts: rustup puts stand-ins where none is
+/// installed.
 fn absent_components() -> Vec<&'static str> {
     let starts = |program: &str| {
         Command::new(program)

@@ -50,8 +50,8 @@ impl Workspace {
         command
     }
 
-    /// As [`Workspace::cargo`], building into `target/<name>`, for builds with flags of their own: they would
-    /// otherwise throw away the ordinary build each time.
+    /// As [`Workspace::cargo`], building into `target/<name>`, for builds with flags of their own:
+    /// they would otherwise throw away the ordinary build each time.
     pub(crate) fn cargo_apart<I, S>(&self, name: &str, args: I) -> Command
     where
         I: IntoIterator<Item = S>,

@@ -1,9 +1,10 @@
 //! Reads the names of dependencies out of a `Cargo.toml`.
 //!
-//! Only the forms this workspace uses need to be understood: a section header a line, a key a line. That gives line
-//! numbers without a TOML parser.
+//! Only the forms this workspace uses need to be understood: a section header a line, a key a line.
+//! That gives line numbers without a TOML parser.
 
-/// Line and package of each dependency that is part of the build. Those for tests only (`dev-dependencies`) are left out.
+/// Line and package of each dependency that is part of the build. Those for tests only
+/// (`dev-dependencies`) are left out.
 pub(super) fn dependencies(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut in_table = false;
@@ -33,8 +34,8 @@ pub(super) fn dependencies(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Whether the keys below a header are dependencies, and the dependency that the header itself names
-/// (`[dependencies.corio]`).
+/// Whether the keys below a header are dependencies, and the dependency that the header itself
+/// names (`[dependencies.corio]`).
 fn section(header: &str) -> (bool, Option<&str>) {
     // A target's condition may hold dots; it is quoted.
     let plain = match header.strip_prefix("target.") {

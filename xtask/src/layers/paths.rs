@@ -179,7 +179,8 @@ impl<'a> Reader<'_, 'a> {
     }
 
     fn import(&mut self, path: Vec<String>) {
-        // A path that stays in its own file's module says nothing about layers, and neither does the bare root.
+        // A path that stays in its own file's module says nothing about layers, and neither does
+        // the bare root.
         let Some(token) = self.tokens.get(self.at).or(self.tokens.last()) else {
             return;
         };

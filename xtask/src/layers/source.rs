@@ -1,7 +1,7 @@
 //! Cuts Rust source into the few kinds of token that paths are made of.
 //!
-//! Comments, documentation, strings and characters fall out. What remains keeps its line. No grammar is needed beyond
-//! that: see the Rust Reference, "Tokens" and "Comments".
+//! Comments, documentation, strings and characters fall out. What remains keeps its line. No
+//! grammar is needed beyond that: see the Rust Reference, "Tokens" and "Comments".
 
 /// A token and the line it stands on, from one.
 #[derive(Clone, Debug, PartialEq, Eq)]
