@@ -172,7 +172,7 @@ fn image_that_qemu_holds_is_refused() {
 fn images_that_cannot_be_opened_are_one_line() {
     let (dir, path) = image();
     let none = dir.path().join("none.raw");
-    serve(&none).refused(1, &[none.to_str().unwrap(), "no such"]);
+    serve(&none).refused(1, &[none.to_str().unwrap(), "No such file"]);
     let below = path.join("file");
     serve(&below).refused(1, &[below.to_str().unwrap()]);
     serve(dir.path()).refused(1, &[dir.path().to_str().unwrap(), "directory"]);

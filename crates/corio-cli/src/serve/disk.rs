@@ -103,6 +103,7 @@ pub(crate) fn export(args: &ServeArgs, node: Arc<Node>) -> Server {
     let export = Export {
         description: args.description.clone(),
         read_only: args.read_only,
+        trim: args.discard == Discard::Unmap,
         ..Export::new(args.name.clone(), node)
     };
     Server::new(ServerConfig::default(), vec![export])

@@ -444,10 +444,12 @@ fn flags_of(export: &Export, style: HeaderStyle) -> TransmissionFlags {
     flags |= if export.refuses_writes() {
         TransmissionFlags::READ_ONLY
     } else {
-        TransmissionFlags::SEND_TRIM
-            | TransmissionFlags::SEND_WRITE_ZEROES
-            | TransmissionFlags::SEND_FAST_ZERO
+        TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_FAST_ZERO
     };
+    flags.set(
+        TransmissionFlags::SEND_TRIM,
+        export.trim && !export.refuses_writes(),
+    );
     flags
 }
 
