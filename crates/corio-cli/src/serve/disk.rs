@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use corio_block::{Error, Length, Node, memory, probe, raw};
@@ -11,6 +13,11 @@ use corio_nbd::server::{Export, Server, ServerConfig};
 use super::address::shell_word;
 use crate::args::{Cache, Discard, MEMORY_DEFAULT, ServeArgs};
 use crate::report::Failure;
+
+/// How long a locked image is tried again.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// How often.
+const LOCK_STEP: Duration = Duration::from_millis(20);
 
 /// Opens the image, or makes the memory disk.
 ///
@@ -27,11 +34,23 @@ pub(crate) fn open(args: &ServeArgs) -> Result<Arc<Node>> {
         .read_only(args.read_only)
         .cache(args.cache.into())
         .discard(args.discard.into());
-    let node = image.open().map_err(|error| explain(&error))?;
+    let node = open_unlocked(&image).map_err(|error| explain(&error))?;
     if args.format.is_none() {
         refuse_other_formats(path, &node)?;
     }
     Ok(node)
+}
+
+/// Opens an image, and tries again for a moment while it is locked: the kernel takes io_uring apart after its process is
+/// gone, and lets go of the files, and so of the locks, of a server that was killed only then.
+fn open_unlocked(image: &raw::Options) -> Result<Arc<Node>, Error> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match image.clone().open() {
+            Err(Error::Locked { .. }) if Instant::now() < deadline => thread::sleep(LOCK_STEP),
+            result => return result,
+        }
+    }
 }
 
 /// The block layer's error in this program's words: what to do is an option here.
