@@ -4,7 +4,7 @@ mod common;
 
 use std::io::Write;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::data::{self, KIB, MIB, Random};
@@ -204,28 +204,29 @@ impl Attack {
     /// Runs `f` while 100 connections talk nonsense: each as soon as its predecessor is replaced,
     /// 500 a second.
     fn during<T>(&self, f: impl FnOnce() -> T) -> T {
-        let over = AtomicBool::new(false);
+        let (sent, over) = (AtomicUsize::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let talkers = scope.spawn(|| {
                 let mut random = Random::new(23);
                 let mut held: Vec<Option<Stream>> = (0..TALKERS).map(|_| None).collect();
                 let began = Instant::now();
-                let mut sent = 0;
-                while !over.load(Ordering::Relaxed) {
-                    let slot = sent % TALKERS;
-                    held[slot] = Some(talk_nonsense(&self.addrs[slot % 2], sent, &mut random));
-                    sent += 1;
+                for i in (0..).take_while(|_| !over.load(Ordering::Relaxed)) {
+                    let slot = i % TALKERS;
+                    held[slot] = Some(talk_nonsense(&self.addrs[slot % 2], i, &mut random));
+                    sent.store(i + 1, Ordering::Relaxed);
                     // The first hundred at once, then at a pace: the attackers' own hunger for
                     // the processor is not what is measured.
-                    let due = Duration::from_millis(2) * u32::try_from(sent).unwrap_or(u32::MAX);
-                    let due = due.saturating_sub(Duration::from_millis(200));
+                    let due = u64::try_from(i.saturating_sub(TALKERS)).unwrap() * 2;
+                    let due = Duration::from_millis(due);
                     std::thread::sleep(due.saturating_sub(began.elapsed()));
                 }
-                sent
+            });
+            wait_until("all attackers are there", Duration::from_secs(20), || {
+                sent.load(Ordering::Relaxed) >= TALKERS || talkers.is_finished()
             });
             let result = f();
             over.store(true, Ordering::Relaxed);
-            assert!(talkers.join().unwrap() >= TALKERS, "too few attackers");
+            talkers.join().unwrap();
             result
         })
     }

@@ -13,6 +13,7 @@ use common::{Combo, matrix, need};
 
 matrix!(
     every_command_works_with_every_kind_of_headers,
+    fast_zeroes_are_exact_or_refused,
     requests_past_the_end_are_refused,
     odd_sized_image_is_served_to_the_byte,
     direct_image_serves_unaligned_requests,
@@ -51,65 +52,120 @@ fn len(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap()
 }
 
+/// Commands with the flags that belong to them. FAST_ZERO may be refused: it has its own test.
+const COMMANDS: [(u16, u16); 10] = [
+    (cmd::WRITE, 0),
+    (cmd::WRITE, nbd::FUA),
+    (cmd::WRITE_ZEROES, 0),
+    (cmd::WRITE_ZEROES, nbd::NO_HOLE),
+    (cmd::WRITE_ZEROES, nbd::FUA),
+    (cmd::WRITE_ZEROES, nbd::NO_HOLE | nbd::FUA),
+    (cmd::TRIM, 0),
+    (cmd::TRIM, nbd::FUA),
+    (cmd::CACHE, 0),
+    (cmd::FLUSH, 0),
+];
+const DISK_LEN: u64 = 4 * MIB + 512;
+
+/// On an image, past the page cache, and on a memory disk.
 fn every_command_works_with_every_kind_of_headers(combo: Combo) {
     need!(combo);
-    for headers in ALL_HEADERS {
-        let (_dir, image, mut bytes) = random_image(4 * MIB + 512);
-        let server = Serve::new(combo).image(&image).tcp().unix().start();
+    let (_dir, image, _) = random_image(DISK_LEN);
+    let disks = [
+        ("image", Serve::new(combo).image(&image)),
+        (
+            "direct",
+            Serve::new(combo).image(&image).args(["--cache", "none"]),
+        ),
+        ("memory", Serve::new(combo).memory(&DISK_LEN.to_string())),
+    ];
+    for (disk, serve) in disks {
+        let server = serve.tcp().unix().start();
+        let mut random = data::Random::new(7);
+        let mut bytes = random.bytes(usize::try_from(DISK_LEN).unwrap());
         for at in server.listening() {
-            let mut client = Client::connect(&at.addr, "", headers).unwrap();
-            let mut random = data::Random::new(7);
-            for (command, flags) in [
-                (cmd::WRITE, 0),
-                (cmd::WRITE, nbd::FUA),
-                (cmd::WRITE_ZEROES, 0),
-                (cmd::WRITE_ZEROES, nbd::NO_HOLE),
-                (cmd::WRITE_ZEROES, nbd::FUA),
-                (cmd::WRITE_ZEROES, nbd::NO_HOLE | nbd::FUA),
-                (cmd::TRIM, 0),
-                (cmd::TRIM, nbd::FUA),
-                (cmd::CACHE, 0),
-                (cmd::FLUSH, 0),
-            ] {
-                for aligned in [true, false] {
-                    let what = format!("{at}: {headers:?}: command {command}, flags {flags}");
-                    let unit = if aligned { 4096 } else { 1 };
-                    let offset = random.below(3 * MIB) / unit * unit;
-                    let length = (1 + random.below(512 * KIB) / unit) * unit;
-                    let range =
-                        usize::try_from(offset).unwrap()..usize::try_from(offset + length).unwrap();
-                    let mut payload = Vec::new();
-                    match command {
-                        cmd::WRITE => {
-                            payload = random.bytes(range.len());
-                            bytes[range].copy_from_slice(&payload);
-                        }
-                        cmd::WRITE_ZEROES => bytes[range].fill(0),
-                        // What is read after a TRIM is not defined; what lies around it is.
-                        cmd::TRIM => bytes[range].fill(0),
-                        _ => {}
+            for headers in ALL_HEADERS {
+                let mut client = Client::connect(&at.addr, "", headers).unwrap();
+                client.write(0, &bytes).unwrap();
+                for (command, flags) in COMMANDS {
+                    for unit in [4096, 1] {
+                        let what = format!("{disk}, {headers:?}: command {command}, flags {flags}");
+                        carry_out(&mut client, &mut bytes, &mut random, (command, flags, unit));
+                        assert_same(&what, &client.read(0, DISK_LEN).unwrap(), &bytes);
                     }
-                    let (offset, length) = if command == cmd::FLUSH {
-                        (0, 0)
-                    } else {
-                        (offset, length)
-                    };
-                    let reply = client
-                        .call(command, flags, offset, length, &payload)
-                        .unwrap();
-                    assert_eq!(reply.error, 0, "{what}");
-                    if command == cmd::TRIM {
-                        // Make it defined, then.
-                        let zeroed = client.call(cmd::WRITE_ZEROES, 0, offset, length, &[]);
-                        zeroed.unwrap().good().unwrap();
-                    }
-                    assert_same(&what, &client.read(0, 4 * MIB + 512).unwrap(), &bytes);
                 }
+                client.disconnect().unwrap();
             }
-            client.disconnect().unwrap();
         }
         server.stop();
-        assert_same("the file", &std::fs::read(&image).unwrap(), &bytes);
+        if disk != "memory" {
+            assert_same("the file", &std::fs::read(&image).unwrap(), &bytes);
+        }
+    }
+}
+
+/// Makes a request of a random range, in multiples of `unit`, and does the same to `bytes`.
+fn carry_out(
+    client: &mut Client,
+    bytes: &mut [u8],
+    random: &mut data::Random,
+    (command, flags, unit): (u16, u16, u64),
+) {
+    let mut offset = random.below(3 * MIB) / unit * unit;
+    let mut length = (1 + random.below(512 * KIB) / unit) * unit;
+    let from = usize::try_from(offset).unwrap();
+    let range = &mut bytes[from..from + usize::try_from(length).unwrap()];
+    let mut payload = Vec::new();
+    match command {
+        cmd::WRITE => {
+            payload = random.bytes(range.len());
+            range.copy_from_slice(&payload);
+        }
+        cmd::WRITE_ZEROES | cmd::TRIM => range.fill(0),
+        cmd::FLUSH => (offset, length) = (0, 0),
+        _ => {}
+    }
+    client
+        .call(command, flags, offset, length, &payload)
+        .unwrap()
+        .good()
+        .unwrap();
+    if command == cmd::TRIM {
+        // What is read after a TRIM is not defined, other than what lies around it: define it.
+        client
+            .call(cmd::WRITE_ZEROES, 0, offset, length, &[])
+            .unwrap()
+            .good()
+            .unwrap();
+    }
+}
+
+fn fast_zeroes_are_exact_or_refused(combo: Combo) {
+    need!(combo);
+    let (_dir, image, mut bytes) = random_image(32 * MIB);
+    let server = serve(combo, &image);
+    let mut client = connect(&server, Headers::Extended);
+    let size = 32 * MIB;
+    for (offset, length, no_hole) in [
+        (MIB, 16 * MIB, 0),
+        (MIB, 16 * MIB, nbd::NO_HOLE),
+        (3, 1000, 0),
+    ] {
+        client.write(0, &bytes).unwrap();
+        let flags = nbd::FAST_ZERO | no_hole;
+        let reply = client
+            .call(cmd::WRITE_ZEROES, flags, offset, length, &[])
+            .unwrap();
+        let what = format!("{length} at {offset}, flags {flags}: error {}", reply.error);
+        assert!([0, nbd::ENOTSUP].contains(&reply.error), "{what}");
+        let from = usize::try_from(offset).unwrap();
+        let range = from..from + usize::try_from(length).unwrap();
+        let kept = bytes[range.clone()].to_vec();
+        if reply.error == 0 {
+            bytes[range.clone()].fill(0);
+        }
+        assert_same(&what, &client.read(0, size).unwrap(), &bytes);
+        bytes[range].copy_from_slice(&kept);
     }
 }
 
