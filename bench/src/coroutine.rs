@@ -1,9 +1,9 @@
 //! Suite `coroutine`: what a switch costs, beside corosensei used raw.
 //!
-//! A round is one `enter` and the suspension, or the end, that follows it. Both sides do the same in the
-//! body: add one to a counter, which is checked. The depth at which a coroutine suspends matters more than
-//! the switch itself, because the CPU predicts returns by the calls it saw on the other stack; so the
-//! switch is measured once in the body and once three calls deep.
+//! A round is one `enter` and the suspension, or the end, that follows it. Both sides do the same
+//! in the body: add one to a counter, which is checked. The depth at which a coroutine suspends
+//! matters more than the switch itself, because the CPU predicts returns by the calls it saw on the
+//! other stack; so the switch is measured once in the body and once three calls deep.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -23,8 +23,8 @@ const NS: Metric = Metric {
     better: Better::Lower,
 };
 
-/// Rounds a measurement. Few, so that ours and theirs take turns faster than other work comes and goes on
-/// the machine: both then see the same of it.
+/// Rounds a measurement. Few, so that ours and theirs take turns faster than other work comes and
+/// goes on the machine: both then see the same of it.
 const SWITCHES: u32 = 20_000;
 /// Measurements a round of the plan.
 const REPEATS: usize = 100;

@@ -4,9 +4,9 @@
 //! cargo run --release -p bench -- [SUITE..] [--json FILE] [--svg FILE] [--rounds N] [--quick] [--check]
 //! ```
 //!
-//! A suite measures Corio and its peers in the same call, in interleaved rounds, and takes medians; a
-//! stored time is never compared with. Each figure leaves as one JSON line ([`report`]), all of them
-//! as a table and as one SVG of ratios, and the limits of [`targets`] are held against them.
+//! A suite measures Corio and its peers in the same call, in interleaved rounds, and takes medians;
+//! a stored time is never compared with. Each figure leaves as one JSON line ([`report`]), all of
+//! them as a table and as one SVG of ratios, and the limits of [`targets`] are held against them.
 //!
 //! Exit codes: 0 measured (whatever the targets say), 1 a suite failed, the floor is no floor, or
 //! `--check` and a target was missed; 2 usage.
@@ -37,7 +37,8 @@ struct Args {
     /// Suites to run, all by default
     #[arg(value_name = "SUITE")]
     suites: Vec<Suite>,
-    /// Write the JSON lines here and the table to stdout, instead of the lines to stdout and the table to stderr
+    /// Write the JSON lines here and the table to stdout, instead of the lines to stdout and the
+    /// table to stderr
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Where the picture of all ratios goes
@@ -52,8 +53,8 @@ struct Args {
     /// Exit with 1 when a target is missed
     #[arg(long)]
     check: bool,
-    /// The corio program to measure; else that of the variable CORIO_BIN, else the workspace's own (built first when
-    /// run by cargo)
+    /// The corio program to measure; else that of the variable CORIO_BIN, else the workspace's own
+    /// (built first when run by cargo)
     #[arg(long, value_name = "PATH")]
     corio: Option<PathBuf>,
 }

@@ -34,7 +34,8 @@ impl Samples {
         }
     }
 
-    /// The width of the middle half of the values, as a part of the median: how noisy the machine was.
+    /// The width of the middle half of the values, as a part of the median: how noisy the machine
+    /// was.
     pub(crate) fn spread(&self) -> f64 {
         let sorted = self.sorted();
         let quarter = sorted.len() / 4;

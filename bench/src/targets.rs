@@ -1,4 +1,5 @@
-//! The limits the figures are held to. One table: a later issue that tightens a limit changes it here.
+//! The limits the figures are held to. One table: a later issue that tightens a limit changes it
+//! here.
 
 use crate::report::Figure;
 

@@ -1,7 +1,7 @@
 //! Feeds bytes to the NBD codec as a client would, then as a server would.
 //!
-//! Checked on the way: nothing panics; a decoder claims no byte it was not given; what decoded encodes
-//! to the bytes it came from (invariants I1 and I3 of `corio_nbd::wire`).
+//! Checked on the way: nothing panics; a decoder claims no byte it was not given; what decoded
+//! encodes to the bytes it came from (invariants I1 and I3 of `corio_nbd::wire`).
 #![no_main]
 
 use corio_nbd::wire::{

@@ -1,10 +1,11 @@
 //! The file that is served: random bytes, held in the page cache, and the directories of a run.
 //!
-//! The only unsafe code of the bench: there is no safe way to lock a file's pages, and without the lock
-//! the kernel may take them back in the middle of a run, which turns a figure of servers into one of disks.
+//! The only unsafe code of the bench: there is no safe way to lock a file's pages, and without the
+//! lock the kernel may take them back in the middle of a run, which turns a figure of servers into
+//! one of disks.
 //!
-//! I1: `Pinned` is made only from a successful `mmap` of `len` bytes, keeps the address to itself, never
-//! reads or writes through it, and unmaps it once, on drop.
+//! I1: `Pinned` is made only from a successful `mmap` of `len` bytes, keeps the address to itself,
+//! never reads or writes through it, and unmaps it once, on drop.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -18,8 +19,8 @@ use rustix::process::{Resource, Rlimit};
 
 /// The directories of a run, gone with it.
 ///
-/// Data lies beside the program, as the temporary directory may be memory, which servers read by other
-/// ways than a file; sockets lie in the temporary directory, as their paths must be short.
+/// Data lies beside the program, as the temporary directory may be memory, which servers read by
+/// other ways than a file; sockets lie in the temporary directory, as their paths must be short.
 pub(super) struct Scratch {
     pub(super) data: PathBuf,
     pub(super) sockets: PathBuf,

@@ -25,8 +25,8 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// The options that are the same for every server. Statistics by request are off and offsets are
-    /// not remembered, as on a small machine what fio spends is missing for the server.
+    /// The options that are the same for every server. Statistics by request are off and offsets
+    /// are not remembered, as on a small machine what fio spends is missing for the server.
     pub(super) fn options(&self) -> Vec<String> {
         let mut options: Vec<String> = [
             "--name=reads",

@@ -1,10 +1,13 @@
-//! The least an NBD server can do, as a peer: what it costs is what the kernel and the protocol cost.
+//! The least an NBD server can do, as a peer: what it costs is what the kernel and the protocol
+//! cost.
 //!
-//! A blocking thread a connection. One receive of up to 64 KiB may bring many requests; each is read from
-//! the file straight behind its reply header in one buffer; one write sends them all. Nothing is shared,
-//! scheduled, limited or logged. Only reading, only plain replies, one client's trust: not a server to use.
+//! A blocking thread a connection. One receive of up to 64 KiB may bring many requests; each is
+//! read from the file straight behind its reply header in one buffer; one write sends them all.
+//! Nothing is shared, scheduled, limited or logged. Only reading, only plain replies, one client's
+//! trust: not a server to use.
 //!
-//! Protocol: NBD, "Fixed newstyle negotiation" and "Transmission" (doc/proto.md of the NBD project).
+//! Protocol: NBD, "Fixed newstyle negotiation" and "Transmission" (doc/proto.md of the NBD
+//! project).
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,7 +20,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 const RECEIVE: usize = 64 << 10;
-/// A batch of replies larger than this leaves in parts, so that large reads stay in the CPU's cache.
+/// A batch of replies larger than this leaves in parts, so that large reads stay in the CPU's
+/// cache.
 const BATCH: usize = 1 << 20;
 /// The largest read and option taken.
 const PAYLOAD_MAX: u32 = 32 << 20;

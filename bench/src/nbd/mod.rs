@@ -1,9 +1,9 @@
 //! Suite `nbd`: what serving a disk costs, with real clients, beside real servers.
 //!
-//! All servers run from beginning to end on the same file, which is held in the page cache, and take turns:
-//! in each round every server is loaded once, beginning with another one each round, so that a noisy
-//! minute hits all of them. The client runs on the same CPUs as the server, which is why CPU time a
-//! request is told beside IOPS: it is what the server decides.
+//! All servers run from beginning to end on the same file, which is held in the page cache, and
+//! take turns: in each round every server is loaded once, beginning with another one each round, so
+//! that a noisy minute hits all of them. The client runs on the same CPUs as the server, which is
+//! why CPU time a request is told beside IOPS: it is what the server decides.
 
 mod disk;
 mod fio;
@@ -43,7 +43,8 @@ const CALLS: Metric = Metric {
     better: Better::Lower,
 };
 
-/// Requests of the runs that count what a request takes. Under strace they are few, as each is slow.
+/// Requests of the runs that count what a request takes. Under strace they are few, as each is
+/// slow.
 const SWITCHES_REQUESTS: u64 = 200_000;
 const SYSCALLS_REQUESTS: u64 = 20_000;
 /// Above this part of QEMU's CPU a request the floor is no floor.

@@ -1,9 +1,10 @@
 //! What a server costs, as the kernel counts it: CPU time, context switches, system calls.
 //!
-//! CPU time is the process's own utime + stime of `/proc/PID/stat`, which includes threads that have
-//! ended and kernel workers of its rings. The kernel scales the pair so that the sum is the exact run
-//! time; only printing it cuts each to a clock tick (10 ms), so a difference is off by less than 20 ms.
-//! `schedstat` would be finer but forgets a thread when it ends, and some servers end one a connection.
+//! CPU time is the process's own utime + stime of `/proc/PID/stat`, which includes threads that
+//! have ended and kernel workers of its rings. The kernel scales the pair so that the sum is the
+//! exact run time; only printing it cuts each to a clock tick (10 ms), so a difference is off by
+//! less than 20 ms. `schedstat` would be finer but forgets a thread when it ends, and some servers
+//! end one a connection.
 
 use std::collections::HashMap;
 use std::fs;
@@ -38,8 +39,8 @@ fn ticks(stat: &str) -> Option<u64> {
 
 /// Context switches of all threads of a process.
 ///
-/// A thread's count is gone with the thread, so the last one seen is kept: call [`Switches::look`] often
-/// while there is work.
+/// A thread's count is gone with the thread, so the last one seen is kept: call [`Switches::look`]
+/// often while there is work.
 #[derive(Default)]
 pub(super) struct Switches {
     of_thread: HashMap<String, u64>,

@@ -1,7 +1,8 @@
 //! The contestants: started in the foreground, found by their sockets, ended with the bench.
 //!
-//! I1: a server is a child of this process, runs no longer than its [`Server`] lives, and is told by the
-//! kernel to end (`setpriv --pdeathsig`) should this process be killed without a chance to clean up.
+//! I1: a server is a child of this process, runs no longer than its [`Server`] lives, and is told
+//! by the kernel to end (`setpriv --pdeathsig`) should this process be killed without a chance to
+//! clean up.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -167,7 +168,8 @@ impl Recipe {
     }
 }
 
-/// The `listening nbd+unix://..` addresses a server prints. Reads to the end, so that it may go on printing.
+/// The `listening nbd+unix://..` addresses a server prints. Reads to the end, so that it may go on
+/// printing.
 fn addresses(stdout: ChildStdout) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -234,8 +236,8 @@ pub(super) fn recipes(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Resu
     ])
 }
 
-/// The program to measure: the one given, or the workspace's own. Run by cargo, that is built first, so
-/// that no figure is yesterday's program's.
+/// The program to measure: the one given, or the workspace's own. Run by cargo, that is built
+/// first, so that no figure is yesterday's program's.
 pub(super) fn corio_program(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = given {
         ensure!(path.is_file(), "{} is no program", path.display());

@@ -1,5 +1,5 @@
-//! All ratios as one SVG: a bar a figure on a logarithmic axis that grows away from 1, better to the left,
-//! with a tick where its target is.
+//! All ratios as one SVG: a bar a figure on a logarithmic axis that grows away from 1, better to
+//! the left, with a tick where its target is.
 
 use std::path::Path;
 

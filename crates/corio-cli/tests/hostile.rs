@@ -1,4 +1,5 @@
-//! Clients that are too many, that stall, that talk nonsense or do not listen: they hurt themselves.
+//! Clients that are too many, that stall, that talk nonsense or do not listen: they hurt
+//! themselves.
 
 mod common;
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! `server` imports `wire`, never the other way round. The protocol is the public text "The NBD
-//! protocol" (`doc/proto.md` of NetworkBlockDevice/nbd) with its `EXTENDED_HEADERS` extension; section
-//! names in the docs here are that text's.
+//! protocol" (`doc/proto.md` of NetworkBlockDevice/nbd) with its `EXTENDED_HEADERS` extension;
+//! section names in the docs here are that text's.
 #![forbid(unsafe_code)]
 
 pub mod server;

@@ -16,7 +16,8 @@ pub enum Error {
         /// What the kernel answered.
         source: io::Error,
     },
-    /// No more stacks may be made with mprotect guards, or the rest of the process would run out of mappings.
+    /// No more stacks may be made with mprotect guards, or the rest of the process would run out of
+    /// mappings.
     #[error(
         "{limit} coroutine stacks exist, all that vm.max_map_count={max_map_count} leaves room for with mprotect guards; \
          raise vm.max_map_count or end some coroutines"

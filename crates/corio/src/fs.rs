@@ -1,7 +1,7 @@
 //! Files: read and written at an offset, with borrowed buffers, while the coroutine is parked.
 //!
-//! From a coroutine every call that may wait parks it; the loop goes on. On a plain thread the calls block. On a loop's
-//! thread outside a coroutine they panic: they would stop the loop.
+//! From a coroutine every call that may wait parks it; the loop goes on. On a plain thread the
+//! calls block. On a loop's thread outside a coroutine they panic: they would stop the loop.
 
 #![allow(unsafe_code)] // AlignedBuf's memory.
 
@@ -104,9 +104,11 @@ impl OpenOptions {
         create_new,
         /// Emptied.
         truncate,
-        /// O_DIRECT: past the page cache. Offsets, lengths and memory must be aligned, see [`File::direct_alignment`].
+        /// O_DIRECT: past the page cache. Offsets, lengths and memory must be aligned, see
+        /// [`File::direct_alignment`].
         direct,
-        /// O_EXCL: a block device is opened only if nobody else (a mount, another such open) uses it.
+        /// O_EXCL: a block device is opened only if nobody else (a mount, another such open) uses
+        /// it.
         excl_device,
     }
 
@@ -148,8 +150,8 @@ impl OpenOptions {
 
 /// An open file or block device.
 ///
-/// `Send` and `Sync`: coroutines of any contexts may use one at the same time; each request goes to the engine of the
-/// context whose coroutine makes it.
+/// `Send` and `Sync`: coroutines of any contexts may use one at the same time; each request goes to
+/// the engine of the context whose coroutine makes it.
 ///
 /// ```
 /// let io = corio::IoThread::builder().spawn()?;
@@ -175,8 +177,9 @@ pub struct File {
     data_run: Mutex<DataRun>,
 }
 
-/// A stretch of data that was found, so that reading along a file does not ask the file system each time. It is forgotten
-/// when this `File` gives space back; where somebody else does, "data" stays a true answer, only not the best one.
+/// A stretch of data that was found, so that reading along a file does not ask the file system each
+/// time. It is forgotten when this `File` gives space back; where somebody else does, "data" stays
+/// a true answer, only not the best one.
 #[derive(Debug, Default)]
 struct DataRun {
     start: u64,
@@ -286,8 +289,9 @@ impl File {
         Ok(done)
     }
 
-    /// Reads what the page cache holds, without ever waiting; any thread, loop threads outside coroutines included. None: it
-    /// would wait, or cannot be known (direct I/O, an old kernel). May return fewer bytes than asked for.
+    /// Reads what the page cache holds, without ever waiting; any thread, loop threads outside
+    /// coroutines included. None: it would wait, or cannot be known (direct I/O, an old kernel).
+    /// May return fewer bytes than asked for.
     ///
     /// # Errors
     /// preadv2(2)'s.
@@ -327,7 +331,8 @@ impl File {
         self.write_all_vectored_at(&[IoSlice::new(buf)], offset, true)
     }
 
-    /// Writes all of several buffers in turn; `durable` as in [`write_all_at_durable`](Self::write_all_at_durable). May park.
+    /// Writes all of several buffers in turn; `durable` as in
+    /// [`write_all_at_durable`](Self::write_all_at_durable). May park.
     ///
     /// # Errors
     /// As [`write_all_at`](Self::write_all_at).
@@ -363,8 +368,8 @@ impl File {
     /// Waits until everything written before is on the medium (fdatasync). May park.
     ///
     /// # Errors
-    /// fdatasync(2)'s. Once it has failed, every later call fails the same way until the file is opened anew: the kernel
-    /// reports a lost page once, and what it was is gone.
+    /// fdatasync(2)'s. Once it has failed, every later call fails the same way until the file is
+    /// opened anew: the kernel reports a lost page once, and what it was is gone.
     #[doc(alias = "bdrv_co_flush")]
     pub fn sync_data(&self) -> io::Result<()> {
         let sticky = || match self.flush_errno.load(Ordering::Acquire) {
@@ -385,7 +390,8 @@ impl File {
         sticky()
     }
 
-    /// Gives `[offset, offset + len)` back: it reads as zeroes afterwards, on a block device perhaps as before. May park.
+    /// Gives `[offset, offset + len)` back: it reads as zeroes afterwards, on a block device
+    /// perhaps as before. May park.
     ///
     /// # Errors
     /// fallocate(2)'s or the device's; EOPNOTSUPP where it cannot be done.
@@ -408,7 +414,8 @@ impl File {
     /// Makes `[offset, offset + len)` read as zeroes. May park.
     ///
     /// # Errors
-    /// fallocate(2)'s, the device's or pwrite(2)'s; EOPNOTSUPP with `FAST_ONLY` where zero bytes would have to be written.
+    /// fallocate(2)'s, the device's or pwrite(2)'s; EOPNOTSUPP with `FAST_ONLY` where zero bytes
+    /// would have to be written.
     #[doc(alias = "bdrv_co_pwrite_zeroes")]
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> io::Result<()> {
         if len == 0 {
@@ -485,7 +492,8 @@ impl File {
         Ok(extent)
     }
 
-    /// The stretch of data at `offset`, if it is known without asking the system. Never waits; any thread.
+    /// The stretch of data at `offset`, if it is known without asking the system. Never waits; any
+    /// thread.
     #[must_use]
     pub fn known_data_at(&self, offset: u64) -> Option<Extent> {
         let run = self.data_run.lock();
@@ -544,8 +552,9 @@ impl File {
         (self.direct_alignment > 0).then_some(self.direct_alignment)
     }
 
-    /// Takes a shared open file description lock on bytes `[start, start + len)` (fcntl F_OFD_SETLK). Never waits; any
-    /// thread. It goes when the file is closed; other descriptions of this process conflict like strangers'.
+    /// Takes a shared open file description lock on bytes `[start, start + len)` (fcntl
+    /// F_OFD_SETLK). Never waits; any thread. It goes when the file is closed; other descriptions
+    /// of this process conflict like strangers'.
     ///
     /// # Errors
     /// WouldBlock if another description holds an exclusive lock there.
@@ -564,8 +573,8 @@ impl File {
         sys::file::unlock(&self.fd, start, len)
     }
 
-    /// True if another description holds any lock in the range (fcntl F_OFD_GETLK for an exclusive one). Never waits; any
-    /// thread.
+    /// True if another description holds any lock in the range (fcntl F_OFD_GETLK for an exclusive
+    /// one). Never waits; any thread.
     ///
     /// # Errors
     /// fcntl(2)'s.
@@ -573,7 +582,8 @@ impl File {
         sys::file::lock_conflict(&self.fd, start, len)
     }
 
-    /// True if a read of `n` bytes was the last: nothing came, or with direct I/O less than whole blocks.
+    /// True if a read of `n` bytes was the last: nothing came, or with direct I/O less than whole
+    /// blocks.
     fn is_end(&self, n: usize) -> bool {
         n == 0
             || self.direct_alignment > 0
@@ -612,8 +622,9 @@ fn is_unsupported(error: &io::Error) -> bool {
     )
 }
 
-/// `offset + done`, if any file can reach that far. Larger offsets are negative to the kernel, and -1 is worse than refused:
-/// preadv2(2), pwritev2(2) and io_uring take it for the descriptor's own position.
+/// `offset + done`, if any file can reach that far. Larger offsets are negative to the kernel, and
+/// -1 is worse than refused: preadv2(2), pwritev2(2) and io_uring take it for the descriptor's own
+/// position.
 #[inline]
 fn advance(offset: u64, done: usize) -> io::Result<u64> {
     u64::try_from(done)

@@ -1,14 +1,16 @@
 //! Corio: stackful coroutines, the AioContext event loop, and disk and network engines on it.
 //!
-//! The modules form layers, each of which imports only from those above it in this list:
-//! `sys`, `atomic`, `tls`, [`track`], `stack`, `coroutine`, [`context`], `schedule`, [`sync`], `engine`, and the public
-//! face [`fs`], [`net`], [`time`].
+//! The modules form layers, each of which imports only from those above it in this list: `sys`,
+//! `atomic`, `tls`, [`track`], `stack`, `coroutine`, [`context`], `schedule`, [`sync`], `engine`,
+//! and the public face [`fs`], [`net`], [`time`].
 //!
-//! Where to begin: [`IoThread`] runs an [`AioContext`] on a thread of its own; [`AioContext::spawn`] starts a coroutine
-//! there; inside it, [`fs::File`] and [`net::TcpStream`] read and write with borrowed buffers and park the coroutine
-//! while they wait. [`home`] and [`Coroutine`] are the raw coroutines without a loop.
+//! Where to begin: [`IoThread`] runs an [`AioContext`] on a thread of its own;
+//! [`AioContext::spawn`] starts a coroutine there; inside it, [`fs::File`] and [`net::TcpStream`]
+//! read and write with borrowed buffers and park the coroutine while they wait. [`home`] and
+//! [`Coroutine`] are the raw coroutines without a loop.
 
-// Failures carry their operation and their paths; they are rare, and boxing them would not make them rarer.
+// Failures carry their operation and their paths; they are rare, and boxing them would not make
+// them rarer.
 #![allow(clippy::result_large_err)]
 
 mod atomic;

@@ -6,12 +6,14 @@ use crate::context::{Local, now_ns};
 use crate::coroutine;
 use crate::schedule::{self, CoWaker};
 
-/// Parks the running coroutine for `duration`; on a thread that is no loop's and outside a coroutine it blocks the thread.
+/// Parks the running coroutine for `duration`; on a thread that is no loop's and outside a
+/// coroutine it blocks the thread.
 ///
 /// A cancellation point.
 ///
 /// # Panics
-/// On a loop's thread outside a coroutine, where sleeping would stop the loop; in a coroutine of a home without a context.
+/// On a loop's thread outside a coroutine, where sleeping would stop the loop; in a coroutine of a
+/// home without a context.
 ///
 /// ```
 /// use std::time::{Duration, Instant};

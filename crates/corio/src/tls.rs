@@ -1,11 +1,13 @@
 //! Thread-locals that survive a switch.
 //!
-//! The compiler may compute a thread-local's address once and keep it across a call, and a switch looks like a
-//! call. In safe code a coroutine never changes threads (SPEC C10), so a kept address stays right; for the
-//! `unsafe` moves it would not. All of the runtime's thread-locals are therefore fields of one struct, reached
-//! through [`thread`], whose address goes through an `asm!` block that the optimiser cannot look through.
+//! The compiler may compute a thread-local's address once and keep it across a call, and a switch
+//! looks like a call. In safe code a coroutine never changes threads (SPEC C10), so a kept address
+//! stays right; for the `unsafe` moves it would not. All of the runtime's thread-locals are
+//! therefore fields of one struct, reached through [`thread`], whose address goes through an `asm!`
+//! block that the optimiser cannot look through.
 //!
-//! The fields are untyped pointers because the layers that own them lie above this one; each names its owner.
+//! The fields are untyped pointers because the layers that own them lie above this one; each names
+//! its owner.
 
 #![allow(unsafe_code)] // The accessor hands out a reference to a thread-local; see its SAFETY comment.
 
@@ -24,7 +26,8 @@ pub(crate) struct ThreadState {
 }
 
 thread_local! {
-    // No destructor and a constant initialiser: an access is an address computation, valid until the thread is gone.
+    // No destructor and a constant initialiser: an access is an address computation, valid until
+    // the thread is gone.
     static STATE: ThreadState = const {
         ThreadState {
             current: Cell::new(core::ptr::null()),
@@ -41,7 +44,8 @@ pub(crate) fn thread() -> &'static ThreadState {
     let mut state: *const ThreadState = STATE.with(core::ptr::from_ref);
     // SAFETY: the block does nothing; it only hides where the pointer came from.
     unsafe { core::arch::asm!("/* {0} */", inout(reg) state, options(nostack, preserves_flags)) };
-    // SAFETY: STATE has no destructor and lives as long as its thread; `ThreadState` is not Sync, so the reference
-    // cannot be given to another thread, and callers do not keep it across a switch that may change threads.
+    // SAFETY: STATE has no destructor and lives as long as its thread; `ThreadState` is not Sync,
+    // so the reference cannot be given to another thread, and callers do not keep it across a
+    // switch that may change threads.
     unsafe { &*state }
 }

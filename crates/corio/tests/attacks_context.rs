@@ -73,7 +73,8 @@ fn is_child(test: &str) -> bool {
     std::env::var_os("CORIO_ATTACK_CHILD").is_some_and(|name| name == test)
 }
 
-// SPEC E1: to the kernel an offset of -1 is the descriptor's own position, where nobody asked to read or write.
+// SPEC E1: to the kernel an offset of -1 is the descriptor's own position, where nobody asked to
+// read or write.
 #[test]
 fn an_offset_past_every_file_is_refused() {
     let test = || {
@@ -109,7 +110,8 @@ fn an_offset_past_every_file_is_refused() {
     on_each_engine(test);
 }
 
-// SPEC E1: the kernel takes 1024 buffers at a time, of which all may be empty; that is not the end of the file.
+// SPEC E1: the kernel takes 1024 buffers at a time, of which all may be empty; that is not the end
+// of the file.
 #[test]
 fn many_empty_buffers_are_not_the_end_of_the_file() {
     let test = || {
@@ -168,7 +170,8 @@ fn nothing_is_nothing() {
     on_each_engine(test);
 }
 
-// SPEC E1: where the file system answers EAGAIN for ever, as some do for O_NONBLOCK, the request must not spin.
+// SPEC E1: where the file system answers EAGAIN for ever, as some do for O_NONBLOCK, the request
+// must not spin.
 #[test]
 fn a_non_blocking_descriptor_is_read_all_the_same() {
     on_each_engine(|| {
@@ -229,7 +232,8 @@ fn an_idle_bottom_half_that_schedules_itself_does_not_spin() {
     }
 }
 
-// SPEC B4, N1: scheduled from another thread while the loop blocks without a limit, it runs all the same.
+// SPEC B4, N1: scheduled from another thread while the loop blocks without a limit, it runs all the
+// same.
 #[test]
 fn an_idle_bottom_half_of_another_thread_runs() {
     for monitor in MONITORS {
@@ -285,7 +289,8 @@ fn a_bottom_half_that_a_home_has_not_run_runs_in_the_next() {
     assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
 }
 
-// SPEC A3, H1: a panic that a handler's callback lets through does not silence the descriptor for those behind it.
+// SPEC A3, H1: a panic that a handler's callback lets through does not silence the descriptor for
+// those behind it.
 #[test]
 fn a_handler_whose_callback_panicked_is_called_again() {
     for monitor in MONITORS {

@@ -80,7 +80,8 @@ fn survives(test: &str, f: impl FnOnce()) {
     );
 }
 
-// SPEC C0, S1: the coroutine goes to the context's home, not to the innermost one, which nothing could wake.
+// SPEC C0, S1: the coroutine goes to the context's home, not to the innermost one, which nothing
+// could wake.
 #[test]
 fn spawn_inside_a_raw_home_inside_a_context_s_home() {
     survives("spawn_inside_a_raw_home_inside_a_context_s_home", || {
@@ -106,7 +107,8 @@ fn spawn_inside_a_raw_home_inside_a_context_s_home() {
     });
 }
 
-// SPEC C9: the destructor of a closure that never ran suspends the coroutine that drops it, and the home ends there.
+// SPEC C9: the destructor of a closure that never ran suspends the coroutine that drops it, and the
+// home ends there.
 #[test]
 fn a_discard_is_cut_short_by_the_end_of_the_home() {
     survives("a_discard_is_cut_short_by_the_end_of_the_home", || {
@@ -139,7 +141,8 @@ fn a_discard_is_cut_short_by_the_end_of_the_home() {
     });
 }
 
-// SPEC C8, C4: the second panic's payload cannot be raised, and its destructor must not lose those behind it.
+// SPEC C8, C4: the second panic's payload cannot be raised, and its destructor must not lose those
+// behind it.
 #[test]
 fn a_payload_that_panics_when_dropped_loses_nobody_that_is_queued() {
     survives(
@@ -206,7 +209,8 @@ fn a_payload_that_panics_when_dropped_does_not_cut_a_home_short() {
     );
 }
 
-// SPEC A1, C0: one cancelled coroutine ends thousands of others, whose stacks are given back meanwhile.
+// SPEC A1, C0: one cancelled coroutine ends thousands of others, whose stacks are given back
+// meanwhile.
 #[test]
 fn a_home_ends_with_one_coroutine_that_owns_thousands() {
     survives("a_home_ends_with_one_coroutine_that_owns_thousands", || {
@@ -237,7 +241,8 @@ fn a_home_ends_with_one_coroutine_that_owns_thousands() {
     });
 }
 
-// SPEC S7, C12: one that keeps catching its cancellation is leaked; its token is stale from then on.
+// SPEC S7, C12: one that keeps catching its cancellation is leaked; its token is stale from then
+// on.
 #[test]
 fn waking_a_leaked_coroutine_does_nothing() {
     survives("waking_a_leaked_coroutine_does_nothing", || {
@@ -304,7 +309,8 @@ fn a_handle_drops_the_waker_it_replaces_without_its_lock() {
     assert!(matches!(result, Err(JoinError::Cancelled)));
 }
 
-// SPEC C12: a destructor may suspend while a panic unwinds; cancelling there must not raise a second panic.
+// SPEC C12: a destructor may suspend while a panic unwinds; cancelling there must not raise a
+// second panic.
 #[test]
 fn cancelling_a_coroutine_that_suspends_while_it_unwinds_a_panic() {
     survives(
@@ -486,7 +492,8 @@ fn an_io_thread_dropped_on_itself_while_unwinding() {
     });
 }
 
-// SPEC C0: a destructor that makes a new coroutine for each one that ends does not hold the home for ever.
+// SPEC C0: a destructor that makes a new coroutine for each one that ends does not hold the home
+// for ever.
 #[test]
 fn a_home_ends_although_each_coroutine_leaves_another() {
     fn phoenix() {
@@ -533,7 +540,8 @@ fn a_home_ends_although_each_spawned_coroutine_spawns_another() {
     handle.join().unwrap();
 }
 
-// SPEC C9: dropping the handle of a coroutine that is parked unwinds it, as of one that is suspended.
+// SPEC C9: dropping the handle of a coroutine that is parked unwinds it, as of one that is
+// suspended.
 #[test]
 fn dropping_the_handle_of_a_parked_coroutine_unwinds_it() {
     let context = AioContext::new().unwrap();
@@ -592,7 +600,8 @@ fn a_coroutine_is_entered_from_an_inner_home_and_outlives_it() {
     });
 }
 
-// SPEC C0: a handle in a thread-local is dropped after the home, and in a destructor of the thread's end.
+// SPEC C0: a handle in a thread-local is dropped after the home, and in a destructor of the
+// thread's end.
 #[test]
 fn handles_outlive_their_home_in_thread_locals() {
     thread_local! {
@@ -622,7 +631,8 @@ fn handles_outlive_their_home_in_thread_locals() {
     .unwrap();
 }
 
-// SPEC C3, C12: a coroutine that drops its own handle goes on, and is cancelled where it next waits.
+// SPEC C3, C12: a coroutine that drops its own handle goes on, and is cancelled where it next
+// waits.
 #[test]
 fn a_coroutine_drops_its_own_handle() {
     let context = AioContext::new().unwrap();
@@ -652,7 +662,8 @@ fn a_coroutine_drops_its_own_handle() {
         .unwrap();
 }
 
-// SPEC S6, A1: spawns from another thread race with the end of the home; none is lost and none hangs.
+// SPEC S6, A1: spawns from another thread race with the end of the home; none is lost and none
+// hangs.
 #[test]
 fn spawns_race_with_the_end_of_an_io_thread() {
     for round in 0..50 {
@@ -685,7 +696,8 @@ fn spawns_race_with_the_end_of_an_io_thread() {
     }
 }
 
-// SPEC S7: tokens are fired from other threads while their coroutines are cancelled and their stacks reused.
+// SPEC S7: tokens are fired from other threads while their coroutines are cancelled and their
+// stacks reused.
 #[test]
 fn wakes_race_with_cancellation_and_reuse() {
     let stop = Arc::new(AtomicBool::new(false));
@@ -759,7 +771,8 @@ fn a_stack_overflow_hits_the_guard() {
     }
 }
 
-// SPEC C6: with guards made by mprotect, creation stops in time, says so, and goes on once stacks are free.
+// SPEC C6: with guards made by mprotect, creation stops in time, says so, and goes on once stacks
+// are free.
 #[test]
 fn mprotect_guards_stop_before_malloc_starves() {
     const NAME: &str = "mprotect_guards_stop_before_malloc_starves";

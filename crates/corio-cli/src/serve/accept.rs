@@ -3,9 +3,9 @@
 //! A thread and not a coroutine on a client's loop: refusing the client that is one too many, and
 //! stopping to accept, must not wait for a loop that is busy with the clients it has.
 //!
-//! When the process or the system has no descriptor left, accept fails and the client stays queued, so
-//! that polling would turn hot: the thread then looks away for [`BACK_OFF`], says so once, and goes
-//! on when clients have left.
+//! When the process or the system has no descriptor left, accept fails and the client stays queued,
+//! so that polling would turn hot: the thread then looks away for [`BACK_OFF`], says so once, and
+//! goes on when clients have left.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -41,8 +41,9 @@ pub(crate) fn open(args: &ServeArgs) -> Result<Arc<Node>> {
     Ok(node)
 }
 
-/// Opens an image, and tries again for a moment while it is locked: the kernel takes io_uring apart after its process is
-/// gone, and lets go of the files, and so of the locks, of a server that was killed only then.
+/// Opens an image, and tries again for a moment while it is locked: the kernel takes io_uring apart
+/// after its process is gone, and lets go of the files, and so of the locks, of a server that was
+/// killed only then.
 fn open_unlocked(image: &raw::Options) -> Result<Arc<Node>, Error> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {

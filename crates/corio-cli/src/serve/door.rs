@@ -1,7 +1,7 @@
 //! The door: lets clients in up to the limit, and shows each to the loop with the fewest.
 //!
-//! Only the accepting thread lets clients in, so that the count it sees can be too high for a moment
-//! (a client is just leaving) but never too low: the limit holds without a lock.
+//! Only the accepting thread lets clients in, so that the count it sees can be too high for a
+//! moment (a client is just leaving) but never too low: the limit holds without a lock.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -72,8 +72,8 @@ impl Door {
             .iter()
             .map(|seat| seat.taken.load(Ordering::Relaxed));
         let Some(index) = choose(taken, self.connections_max) else {
-            // Closing is all: the protocol lets the server speak first, so that the client finds its
-            // connection ended instead of waiting for a greeting.
+            // Closing is all: the protocol lets the server speak first, so that the client finds
+            // its connection ended instead of waiting for a greeting.
             drop(client);
             if let Some(count) = self.refusals.count(Instant::now()) {
                 tracing::warn!(

@@ -1,7 +1,7 @@
 //! What must not stay behind: Unix sockets and the pid file.
 //!
-//! Two ways lead out of the program, the orderly one and the second signal, and both sweep; what one
-//! has taken out of the list the other no longer sees. A path is removed only while it is still
+//! Two ways lead out of the program, the orderly one and the second signal, and both sweep; what
+//! one has taken out of the list the other no longer sees. A path is removed only while it is still
 //! ours: another server may have put its own there meanwhile.
 
 use std::fs;

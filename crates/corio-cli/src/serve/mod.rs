@@ -10,9 +10,9 @@
 //! cleaned up; the disk is open before a client can connect; what tells others that we are ready
 //! (lines, pid file, systemd) comes after we are. The main thread then only waits for events.
 //!
-//! I1. What is on disk because of us (sockets, pid file) is in [`Litter`] from the moment it exists.
-//! I2. No step of the stop outlives the deadline set when the stop began: each is given what is left,
-//!     and what then remains is named, not waited for.
+//! I1. What is on disk because of us (sockets, pid file) is in [`Litter`] from the moment it
+//! exists. I2. No step of the stop outlives the deadline set when the stop began: each is given
+//! what is left, and what then remains is named, not waited for.
 
 mod accept;
 pub(crate) mod address;

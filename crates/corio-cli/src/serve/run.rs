@@ -1,7 +1,7 @@
 //! `--run`: a command that lives with the server.
 //!
-//! The command's processes are to end with the server, and not only the shell that runs them, so they
-//! get a process group of their own, which is signalled as one. Not where standard input is a
+//! The command's processes are to end with the server, and not only the shell that runs them, so
+//! they get a process group of their own, which is signalled as one. Not where standard input is a
 //! terminal: a group of its own could not read from it, and Ctrl-C would not reach it.
 
 use std::io::{self, IsTerminal};

@@ -1,8 +1,8 @@
 //! The stop: in order, and on time.
 //!
 //! Every step gets what is left until the deadline. A step that waits for something that may never
-//! come (a disk that hangs in fdatasync, a loop that does not turn) runs on a thread of its own, which
-//! is left behind when time is up: the process is about to end, and says what it left.
+//! come (a disk that hangs in fdatasync, a loop that does not turn) runs on a thread of its own,
+//! which is left behind when time is up: the process is about to end, and says what it left.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};

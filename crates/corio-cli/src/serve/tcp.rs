@@ -114,7 +114,8 @@ fn bind_one(at: SocketAddr) -> Result<(TcpListener, u16), Errno> {
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    // Connections of an earlier server that linger in TIME_WAIT must not keep this one from starting.
+    // Connections of an earlier server that linger in TIME_WAIT must not keep this one from
+    // starting.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if at.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;

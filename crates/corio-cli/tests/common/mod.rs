@@ -8,8 +8,8 @@
 //! - [`ledger`]: a write load that keeps book of what must survive a crash;
 //! - [`Combo`]: the monitor and the engine the server is run with.
 //!
-//! Skips and figures are printed: `cargo xtask test` runs the tests with `--show-output`, shows them
-//! and counts the skips.
+//! Skips and figures are printed: `cargo xtask test` runs the tests with `--show-output`, shows
+//! them and counts the skips.
 
 // Each test binary compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_macros, unused_imports)]

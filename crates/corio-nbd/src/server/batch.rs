@@ -27,8 +27,8 @@ impl Batch {
         self.buffer.len() - self.len >= PREFIX_MAX + len
     }
 
-    /// Appends the header that `head` writes, which says how long it is, and the `len` bytes that `fill`
-    /// puts behind it, if that answers true; else nothing. There is room.
+    /// Appends the header that `head` writes, which says how long it is, and the `len` bytes that
+    /// `fill` puts behind it, if that answers true; else nothing. There is room.
     #[inline]
     pub(super) fn try_push<E>(
         &mut self,

@@ -11,10 +11,11 @@
 //! ```
 //!
 //! Invariants:
-//! - I1 A request waits only for requests of its own client, all of which need nothing more to finish but
-//!   the disk and the client's reading of their replies. So there is no deadlock, and a client that
-//!   does not read its replies holds up nobody else, whatever it holds.
-//! - I2 A grant lives until its reply has been written or dropped, and gives back exactly what was taken.
+//! - I1 A request waits only for requests of its own client, all of which need nothing more to
+//!   finish but the disk and the client's reading of their replies. So there is no deadlock, and a
+//!   client that does not read its replies holds up nobody else, whatever it holds.
+//! - I2 A grant lives until its reply has been written or dropped, and gives back exactly what was
+//!   taken.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,8 +1,8 @@
 //! Buffers that outlive the request they were made for.
 //!
-//! One pool for the whole server: what a burst on one connection needed, the next one elsewhere finds. The
-//! fast path never comes here. Sizes are powers of two from 4 KiB to 32 MiB, starts are aligned to 4 KiB,
-//! so that a disk opened with O_DIRECT takes them as they are.
+//! One pool for the whole server: what a burst on one connection needed, the next one elsewhere
+//! finds. The fast path never comes here. Sizes are powers of two from 4 KiB to 32 MiB, starts are
+//! aligned to 4 KiB, so that a disk opened with O_DIRECT takes them as they are.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -15,7 +15,8 @@ const ALIGNMENT: usize = 4096;
 const CLASS_BYTES_MIN: usize = 4096;
 /// 4 KiB, 8 KiB, .. 32 MiB.
 const CLASSES: usize = 14;
-/// Up to here a failed allocation is as fatal as any other; beyond it was a client who chose the size.
+/// Up to here a failed allocation is as fatal as any other; beyond it was a client who chose the
+/// size.
 const PLAIN_BYTES_MAX: usize = 1 << 20;
 
 /// Idle buffers, by size.

@@ -28,7 +28,8 @@ pub struct Export {
     pub node: Arc<Node>,
     /// Whether to refuse writes though the disk may take them.
     pub read_only: bool,
-    /// Whether to offer TRIM. A client that sends one all the same is answered; what becomes of it is the disk's affair.
+    /// Whether to offer TRIM. A client that sends one all the same is answered; what becomes of it
+    /// is the disk's affair.
     pub trim: bool,
 }
 

@@ -13,18 +13,20 @@
 //!                one write for all that is there
 //! ```
 //!
-//! A READ that the disk can serve without waiting is read straight into the batch behind its header: no
-//! allocation, no copy, no other coroutine. Everything else goes to a worker, so that a slow request holds
-//! up no other; replies go out in whatever order they are ready. When the reader has used up what has
-//! arrived it sends its batch, together with what the workers have ready, and reads on.
+//! A READ that the disk can serve without waiting is read straight into the batch behind its
+//! header: no allocation, no copy, no other coroutine. Everything else goes to a worker, so that a
+//! slow request holds up no other; replies go out in whatever order they are ready. When the reader
+//! has used up what has arrived it sends its batch, together with what the workers have ready, and
+//! reads on.
 //!
-//! The reader gives others their turn after [`TURN_REQUESTS`] or [`TURN_BYTES`], as a client with a full
-//! pipe could otherwise keep the loop for itself.
+//! The reader gives others their turn after [`TURN_REQUESTS`] or [`TURN_BYTES`], as a client with a
+//! full pipe could otherwise keep the loop for itself.
 //!
 //! Invariants:
-//! - I1 The reader holds nothing that another coroutine needs when it waits for room, the send side or
-//!   the stream; its batch is sent before it parks for any of them.
-//! - I2 When `serve` returns no coroutine of the connection is left and every grant has been given back.
+//! - I1 The reader holds nothing that another coroutine needs when it waits for room, the send side
+//!   or the stream; its batch is sent before it parks for any of them.
+//! - I2 When `serve` returns no coroutine of the connection is left and every grant has been given
+//!   back.
 
 use std::cell::Cell;
 use std::io;
@@ -50,8 +52,8 @@ use crate::wire::{Decoded, Errno, HeaderStyle, Prefix, Request, encode_data_pref
 const TURN_REQUESTS: usize = 256;
 /// Bytes of data after which the reader lets others have their turn.
 const TURN_BYTES: usize = 4 << 20;
-/// After this many READs in a row that the cache could not serve the next so many do not try it: a disk
-/// that is not cached should not pay a system call for each request to be told so.
+/// After this many READs in a row that the cache could not serve the next so many do not try it: a
+/// disk that is not cached should not pay a system call for each request to be told so.
 const MISSES_MAX: u32 = 16;
 
 /// What the coroutines of a connection share.
@@ -97,7 +99,8 @@ impl<S: Transport> Connection<S> {
         })
     }
 
-    /// Serves until the client leaves or is given up. Parks; the caller's coroutine becomes the reader.
+    /// Serves until the client leaves or is given up. Parks; the caller's coroutine becomes the
+    /// reader.
     ///
     /// # Errors
     /// Why it did not end in good order.
@@ -155,8 +158,8 @@ impl<S: Transport> Connection<S> {
         })
     }
 
-    /// What a client is told of a failure of the disk. The details, which name files of the server, go to
-    /// the log, once a connection.
+    /// What a client is told of a failure of the disk. The details, which name files of the server,
+    /// go to the log, once a connection.
     pub(super) fn failed(&self, error: &corio_block::Error) -> Refusal {
         let errno = Errno::from_os(error.errno());
         if errno != Errno::ENOTSUP && !self.logged.replace(true) {
@@ -395,8 +398,8 @@ impl<S: Transport> Reader<'_, S> {
         connection.report_requests();
     }
 
-    /// Parks until the client has room for one more request of `len` bytes. Fails if no reply can reach the
-    /// client any more.
+    /// Parks until the client has room for one more request of `len` bytes. Fails if no reply can
+    /// reach the client any more.
     #[inline]
     fn wait_for_room(&mut self, len: usize) -> Result<(), Error> {
         if !self.connection.budget.has_room(len) {
@@ -416,7 +419,8 @@ impl<S: Transport> Reader<'_, S> {
         let terms = &self.connection.terms;
         let len = request.payload_len(terms.style);
         let max = u64::from(terms.request_bytes_max);
-        // A compact WRITE may be somewhat too long by mistake; an extended header says what it means.
+        // A compact WRITE may be somewhat too long by mistake; an extended header says what it
+        // means.
         let max = if terms.style == HeaderStyle::Extended {
             max
         } else {
@@ -464,8 +468,8 @@ impl<S: Transport> Reader<'_, S> {
         Ok(())
     }
 
-    /// Sends the batch, and with it what the workers have ready. An empty batch is nothing to wait for: the
-    /// workers send theirs without it, and the disk can be at the next requests meanwhile.
+    /// Sends the batch, and with it what the workers have ready. An empty batch is nothing to wait
+    /// for: the workers send theirs without it, and the disk can be at the next requests meanwhile.
     fn flush(&mut self) -> Result<(), Error> {
         if self.batch.as_slice().is_empty() {
             return Ok(());

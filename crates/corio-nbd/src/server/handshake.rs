@@ -4,9 +4,9 @@
 //!   Greeting -> ClientHello -> option* -> EXPORT_NAME | GO | ABORT
 //! ```
 //!
-//! Everything here is bounded: the time as a whole, the number of options, the length of each. An option
-//! that is refused leaves what was agreed on before as it was, except that SET_META_CONTEXT always
-//! replaces the selection.
+//! Everything here is bounded: the time as a whole, the number of options, the length of each. An
+//! option that is refused leaves what was agreed on before as it was, except that SET_META_CONTEXT
+//! always replaces the selection.
 
 use std::time::{Duration, Instant};
 
@@ -455,8 +455,8 @@ fn flags_of(export: &Export, style: HeaderStyle) -> TransmissionFlags {
 
 /// The sizes an export likes. Smaller and unaligned requests are served all the same.
 ///
-/// An odd-sized disk is served to its last byte, so its minimum is 1: with a larger one clients could not
-/// reach the end.
+/// An odd-sized disk is served to its last byte, so its minimum is 1: with a larger one clients
+/// could not reach the end.
 fn block_sizes(export: &Export, max: u32) -> BlockSizes {
     let limits = export.node.limits();
     let min = limits.request_alignment.clamp(1, MIN_BLOCK_MAX);

@@ -11,16 +11,17 @@
 //!     handshake -> connection: a reader and its workers, all on that thread
 //! ```
 //!
-//! The caller accepts clients, makes their sockets streams on the context that is to serve them, and calls
-//! [`Server::serve`] there in a coroutine. How many clients there may be is the caller's to limit.
+//! The caller accepts clients, makes their sockets streams on the context that is to serve them,
+//! and calls [`Server::serve`] there in a coroutine. How many clients there may be is the caller's
+//! to limit.
 //!
-//! Holes: a READ that comes from the cache carries its zeroes. One of 64 KiB or more that the cache could
-//! not serve is asked for holes first, and they are sent as hole chunks, unless the client set DF or has not
-//! agreed on structured replies. Asking costs a system call that may have to wait, so it is kept off the
-//! path of a cached 4 KiB READ.
+//! Holes: a READ that comes from the cache carries its zeroes. One of 64 KiB or more that the cache
+//! could not serve is asked for holes first, and they are sent as hole chunks, unless the client
+//! set DF or has not agreed on structured replies. Asking costs a system call that may have to
+//! wait, so it is kept off the path of a cached 4 KiB READ.
 //!
-//! A client that misbehaves hurts itself only: it is refused what makes no sense, is not read from while it
-//! does not take its replies, and cannot hold more than its limits. See [`ServerConfig`].
+//! A client that misbehaves hurts itself only: it is refused what makes no sense, is not read from
+//! while it does not take its replies, and cannot hold more than its limits. See [`ServerConfig`].
 
 mod batch;
 mod budget;
@@ -111,8 +112,8 @@ impl Server {
     /// # Errors
     /// As [`serve`](Self::serve).
     pub fn serve_tcp(&self, stream: TcpStream, peer: String) -> Result<(), Error> {
-        // Replies are gathered here; the kernel must not wait for more. A socket that refuses is slower,
-        // not wrong.
+        // Replies are gathered here; the kernel must not wait for more. A socket that refuses is
+        // slower, not wrong.
         let _ = stream.set_nodelay(true);
         self.serve(stream, peer)
     }
@@ -125,7 +126,8 @@ impl Server {
         self.serve(stream, peer)
     }
 
-    /// Serves a client until it leaves, is given up, or the server stops. `peer` names it in messages.
+    /// Serves a client until it leaves, is given up, or the server stops. `peer` names it in
+    /// messages.
     ///
     /// Call it in a coroutine of the context that the stream is used from. Parks; starts further
     /// coroutines on the context, none of which outlives the call. What goes wrong is logged here.
@@ -137,7 +139,8 @@ impl Server {
         let presence = self.shared.registry.enter(&peer, &stream)?;
         let result = self.session(&stream, presence, &peer);
         if let Err(error) = &result {
-            // Replies that are still on their way are of no use to a client that broke the protocol.
+            // Replies that are still on their way are of no use to a client that broke the
+            // protocol.
             let _ = stream.shutdown(Shutdown::Both);
             tracing::info!(%peer, "connection ended: {error}");
         } else {
@@ -175,14 +178,14 @@ impl Server {
         Connection::new(shared, stream, &chosen, presence, peer.to_owned()).serve(receiver)
     }
 
-    /// Takes no new connection and no new request: they are answered with ESHUTDOWN. Requests that are
-    /// being served finish, and their connections end then. From any thread; does not wait.
+    /// Takes no new connection and no new request: they are answered with ESHUTDOWN. Requests that
+    /// are being served finish, and their connections end then. From any thread; does not wait.
     pub fn shutdown(&self) {
         self.shared.registry.stop();
     }
 
-    /// Waits until no connection is left; after `timeout`, those that are. Parks a coroutine, blocks a plain
-    /// thread; not for a loop's thread outside a coroutine.
+    /// Waits until no connection is left; after `timeout`, those that are. Parks a coroutine,
+    /// blocks a plain thread; not for a loop's thread outside a coroutine.
     #[must_use]
     pub fn wait_idle(&self, timeout: Duration) -> Vec<Busy> {
         self.shared.registry.wait_idle(timeout)
@@ -193,8 +196,8 @@ impl Server {
         self.shared.registry.len()
     }
 
-    /// Requests, and bytes of their data, that clients hold now: waiting for the disk, or for the client to
-    /// take the reply. From any thread; what the cache serves at once is not in it.
+    /// Requests, and bytes of their data, that clients hold now: waiting for the disk, or for the
+    /// client to take the reply. From any thread; what the cache serves at once is not in it.
     pub fn in_flight(&self) -> (usize, usize) {
         self.shared.budget.held()
     }

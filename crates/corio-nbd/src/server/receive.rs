@@ -11,8 +11,8 @@ use super::Error;
 use super::buffers::Buffer;
 use super::transport::Transport;
 
-/// Size of the buffer. Large enough for what a client with many requests in flight sends at once, small
-/// enough to stay in a core's cache.
+/// Size of the buffer. Large enough for what a client with many requests in flight sends at once,
+/// small enough to stay in a core's cache.
 pub(super) const RECEIVE_BYTES: usize = 256 << 10;
 /// With less room than this what has arrived is moved to the front before the next read.
 const ROOM_BYTES_MIN: usize = 64 << 10;
@@ -50,7 +50,8 @@ impl Receiver {
         }
     }
 
-    /// Reads once behind what has arrived; zero at the end of the stream. Parks until there is something.
+    /// Reads once behind what has arrived; zero at the end of the stream. Parks until there is
+    /// something.
     pub(super) fn fill(&mut self, stream: &impl Transport) -> io::Result<usize> {
         if self.start > 0 && self.buffer.len() - self.end < ROOM_BYTES_MIN {
             self.buffer.copy_within(self.start..self.end, 0);

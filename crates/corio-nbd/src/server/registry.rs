@@ -1,9 +1,9 @@
 //! Who is connected, and how they are told to stop.
 //!
-//! A connection belongs to the thread whose coroutine serves it; another thread reaches it by spawning on
-//! its context, where a thread-local list says which stream it is. (Rejected: a duplicate of each socket's
-//! descriptor, which doubles what a server needs of them; a coroutine a connection that waits for the
-//! stop, which costs a stack each.)
+//! A connection belongs to the thread whose coroutine serves it; another thread reaches it by
+//! spawning on its context, where a thread-local list says which stream it is. (Rejected: a
+//! duplicate of each socket's descriptor, which doubles what a server needs of them; a coroutine a
+//! connection that waits for the stop, which costs a stack each.)
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -126,8 +126,8 @@ impl Registry {
         }
     }
 
-    /// Waits until no connection is left, and says which are if that takes too long. Parks a coroutine,
-    /// blocks a thread.
+    /// Waits until no connection is left, and says which are if that takes too long. Parks a
+    /// coroutine, blocks a thread.
     pub(super) fn wait_idle(&self, timeout: Duration) -> Vec<Busy> {
         let deadline = Instant::now() + timeout;
         let mut entries = self.entries.lock();

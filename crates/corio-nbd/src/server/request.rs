@@ -1,7 +1,8 @@
-//! Whether a request may be carried out: everything that can be said of it before the disk is asked.
+//! Whether a request may be carried out: everything that can be said of it before the disk is
+//! asked.
 //!
-//! A pure function from a header to an [`Action`] or a [`Refusal`], so that each rule has its test and
-//! nothing half-checked reaches the disk.
+//! A pure function from a header to an [`Action`] or a [`Refusal`], so that each rule has its test
+//! and nothing half-checked reaches the disk.
 
 use corio_block::{Length, Offset};
 

@@ -8,14 +8,15 @@
 //!   Writing: parks until it is not
 //! ```
 //!
-//! A worker that finds the side idle lets one turn of the loop pass before it writes, if requests of its
-//! client are still being served: what the disk completed in this turn then goes out in one write. Whoever
-//! writes goes on until the queue is empty.
+//! A worker that finds the side idle lets one turn of the loop pass before it writes, if requests
+//! of its client are still being served: what the disk completed in this turn then goes out in one
+//! write. Whoever writes goes on until the queue is empty.
 //!
 //! Invariants:
-//! - I1 At most one coroutine has a [`Held`], so the bytes of one reply are never split by another's.
-//! - I2 After a failed write nothing is sent any more: the client has lost the frame. Replies are then
-//!   dropped, which gives back what they hold.
+//! - I1 At most one coroutine has a [`Held`], so the bytes of one reply are never split by
+//!   another's.
+//! - I2 After a failed write nothing is sent any more: the client has lost the frame. Replies are
+//!   then dropped, which gives back what they hold.
 //! - I3 No borrow of the queue lives across a write.
 
 use std::cell::{Cell, RefCell};
@@ -151,7 +152,8 @@ impl<S: Transport> Sender<S> {
 
     /// Sends a worker's reply, now or with others. `gather`: more of them are on their way.
     ///
-    /// A failure is the reader's to report: the stream is shut down, and so the reader learns of it.
+    /// A failure is the reader's to report: the stream is shut down, and so the reader learns of
+    /// it.
     pub(super) fn push(&self, reply: Reply, gather: bool) {
         if self.broken.get() {
             return;
@@ -215,8 +217,8 @@ impl<S: Transport> Sender<S> {
 #[derive(Debug)]
 pub(super) struct Held<'a, S: Transport> {
     sender: &'a Sender<S>,
-    /// False during a write, which a panic may leave in the middle. (Not asked of `panicking`, which is
-    /// the thread's and may be another coroutine's.)
+    /// False during a write, which a panic may leave in the middle. (Not asked of `panicking`,
+    /// which is the thread's and may be another coroutine's.)
     in_order: Cell<bool>,
 }
 

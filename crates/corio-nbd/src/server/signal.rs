@@ -1,8 +1,8 @@
 //! Waiting between coroutines of one connection, all of which run on one thread.
 //!
-//! Between the look at the condition and the park nothing else runs, so no wake can be missed; and the
-//! condition is looked at again after each park, so a wake need not be exact. (Rejected: `corio::sync`,
-//! whose locks work between threads and cost what that costs.)
+//! Between the look at the condition and the park nothing else runs, so no wake can be missed; and
+//! the condition is looked at again after each park, so a wake need not be exact. (Rejected:
+//! `corio::sync`, whose locks work between threads and cost what that costs.)
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,7 +21,8 @@ impl Signal {
         Self::default()
     }
 
-    /// Parks until `condition` holds. It is looked at once before, and after each [`fire`](Self::fire).
+    /// Parks until `condition` holds. It is looked at once before, and after each
+    /// [`fire`](Self::fire).
     #[inline]
     pub(super) fn wait_until(&self, condition: impl Fn() -> bool) {
         while !condition() {

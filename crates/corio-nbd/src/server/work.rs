@@ -1,11 +1,12 @@
 //! Requests that have to wait for the disk, and the coroutines that wait.
 //!
-//! Workers belong to one connection. They are started as requests need them, at most as many as the client
-//! may have requests, and wait for the next one when they are done; a few are kept idle, the others end
-//! and leave their stacks to the runtime's pool.
+//! Workers belong to one connection. They are started as requests need them, at most as many as the
+//! client may have requests, and wait for the next one when they are done; a few are kept idle, the
+//! others end and leave their stacks to the runtime's pool.
 //!
 //! Invariants:
-//! - I1 Each idle worker is either parked or has a token; a queued request has a token or a new worker.
+//! - I1 Each idle worker is either parked or has a token; a queued request has a token or a new
+//!   worker.
 //! - I2 A worker that unwinds gives up on the client: its request would never be answered.
 
 use std::cell::{Cell, RefCell};
@@ -30,15 +31,15 @@ use crate::wire::{
 
 /// Workers that stay when there is nothing to do.
 const IDLE_WORKERS_MAX: usize = 32;
-/// A READ of at least this that did not come from the fast path is asked for holes first. Below it the
-/// question costs more than the zeroes it may save.
+/// A READ of at least this that did not come from the fast path is asked for holes first. Below it
+/// the question costs more than the zeroes it may save.
 const HOLES_READ_BYTES_MIN: usize = 64 << 10;
 /// Chunks that one READ is split into at most; what is behind the last extent comes as data.
 const HOLES_MAX: usize = 32;
 /// Extents in the answer to one BLOCK_STATUS; the protocol lets the client ask again from there.
 const STATUS_EXTENTS_MAX: usize = 1024;
-/// TRIM and WRITE_ZEROES go to the disk in pieces of this, so that a client that is gone, or a server
-/// that stops, does not wait for a terabyte of zeroes.
+/// TRIM and WRITE_ZEROES go to the disk in pieces of this, so that a client that is gone, or a
+/// server that stops, does not wait for a terabyte of zeroes.
 const RANGE_PIECE_BYTES: u64 = 1 << 30;
 
 /// What a reply must say of its request.
@@ -86,8 +87,8 @@ impl Workers {
         }
     }
 
-    /// Hands a request to a worker, who starts when the caller parks. Gives it back if there is no worker
-    /// and no stack for one.
+    /// Hands a request to a worker, who starts when the caller parks. Gives it back if there is no
+    /// worker and no stack for one.
     #[must_use]
     pub(super) fn submit<S: Transport>(
         &self,
@@ -302,8 +303,8 @@ fn zero<S: Transport>(
     }
 }
 
-/// Calls `f` for one piece of the range after the other, cut at multiples of the piece's size, as long as
-/// there is somebody to do it for.
+/// Calls `f` for one piece of the range after the other, cut at multiples of the piece's size, as
+/// long as there is somebody to do it for.
 fn in_pieces<S: Transport>(
     connection: &Connection<S>,
     offset: Offset,

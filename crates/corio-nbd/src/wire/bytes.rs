@@ -2,8 +2,8 @@
 
 use super::error::WireError;
 
-/// Field readers on a header of fixed size. The size is a constant, so the checks fold away where the
-/// position is one too.
+/// Field readers on a header of fixed size. The size is a constant, so the checks fold away where
+/// the position is one too.
 pub(super) trait Fields {
     fn be16(&self, at: usize) -> u16;
     fn be32(&self, at: usize) -> u32;

@@ -78,8 +78,8 @@ impl<'a> Chunk<'a> {
     /// Parses the payload, all of it, of the chunk that `header` began.
     ///
     /// # Errors
-    /// The payload breaks the type's rules, or the type is unknown and no error: the client must then
-    /// disconnect.
+    /// The payload breaks the type's rules, or the type is unknown and no error: the client must
+    /// then disconnect.
     pub fn parse(header: &ChunkHeader, payload: &'a [u8]) -> Result<Self, WireError> {
         let mut fields = Cursor::new(payload, "a chunk");
         match header.kind {
@@ -333,8 +333,9 @@ impl std::fmt::Debug for Descriptors<'_> {
 
 /// Appends a BLOCK_STATUS chunk, the last of its reply, to `out`.
 ///
-/// Lengths above 32 bits are cut off at the largest multiple of 64 KiB below: the protocol lets a server
-/// say less than was asked. What follows such an extent is left out, as it would be misplaced.
+/// Lengths above 32 bits are cut off at the largest multiple of 64 KiB below: the protocol lets a
+/// server say less than was asked. What follows such an extent is left out, as it would be
+/// misplaced.
 pub fn encode_block_status(
     cookie: Cookie,
     offset: Option<u64>,

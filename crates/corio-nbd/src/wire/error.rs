@@ -2,8 +2,8 @@
 
 /// Why bytes can never become a message, however many more arrive.
 ///
-/// In a header this ends the connection, as the stream has lost its frame. In an option's payload the
-/// frame is whole, and the answer is [`ReplyCode::ERR_INVALID`](super::ReplyCode::ERR_INVALID).
+/// In a header this ends the connection, as the stream has lost its frame. In an option's payload
+/// the frame is whole, and the answer is [`ReplyCode::ERR_INVALID`](super::ReplyCode::ERR_INVALID).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {

@@ -1,9 +1,9 @@
 //! The NBD messages as Rust types, and their bytes.
 //!
-//! Everything here is a pure function of its input. A decoder gets the bytes that have arrived so far
-//! and answers with the message and how many bytes it took, or with how many bytes it needs to say
-//! more, or with the reason why these bytes can never be a message. Payloads are borrowed from the
-//! input, never copied.
+//! Everything here is a pure function of its input. A decoder gets the bytes that have arrived so
+//! far and answers with the message and how many bytes it took, or with how many bytes it needs to
+//! say more, or with the reason why these bytes can never be a message. Payloads are borrowed from
+//! the input, never copied.
 //!
 //! ```text
 //!   phase          from the client                    from the server
@@ -43,10 +43,10 @@
 //!
 //! Invariants, which the fuzz target checks:
 //! - I1 `consumed` is at most the length of the input; `NeedMore(n)` has `n` greater than it.
-//! - I2 Decoding never reads a length and allocates from it: whatever is counted is a borrowed slice
-//!   that exists.
-//! - I3 A message that was decoded encodes to the bytes it was decoded from, unless the protocol tells
-//!   receivers to ignore some of them (each such place is named where it occurs).
+//! - I2 Decoding never reads a length and allocates from it: whatever is counted is a borrowed
+//!   slice that exists.
+//! - I3 A message that was decoded encodes to the bytes it was decoded from, unless the protocol
+//!   tells receivers to ignore some of them (each such place is named where it occurs).
 
 mod bytes;
 mod chunk;
@@ -89,8 +89,8 @@ pub enum Decoded<T> {
         /// Bytes of the input that belong to it.
         consumed: usize,
     },
-    /// Not enough yet: the input must hold at least this many bytes in all before it is worth asking
-    /// again.
+    /// Not enough yet: the input must hold at least this many bytes in all before it is worth
+    /// asking again.
     NeedMore(usize),
 }
 

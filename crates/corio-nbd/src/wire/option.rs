@@ -1,7 +1,7 @@
 //! Options: what the client sends between the greeting and the transmission phase.
 //!
-//! A header frames the payload; the payload is parsed once it is there as a whole. So a payload that
-//! makes no sense costs the client an error reply, not the connection.
+//! A header frames the payload; the payload is parsed once it is there as a whole. So a payload
+//! that makes no sense costs the client an error reply, not the connection.
 
 use super::bytes::{Cursor, Fields, len32, put, string};
 use super::constants::{InfoType, OptionCode, magic};
@@ -29,7 +29,8 @@ impl OptionHeader {
         out
     }
 
-    /// Reads one. The length is the client's word: compare it with a limit before making room for it.
+    /// Reads one. The length is the client's word: compare it with a limit before making room for
+    /// it.
     ///
     /// # Errors
     /// The magic number is wrong.

@@ -29,7 +29,8 @@ impl OptionReplyHeader {
         out
     }
 
-    /// Reads one. The length is the server's word: compare it with a limit before making room for it.
+    /// Reads one. The length is the server's word: compare it with a limit before making room for
+    /// it.
     ///
     /// # Errors
     /// The magic number is wrong.

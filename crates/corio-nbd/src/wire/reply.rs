@@ -4,8 +4,8 @@ use super::bytes::{Fields, put};
 use super::constants::{ChunkType, Cookie, ReplyFlags, magic};
 use super::{Decoded, Errno, HeaderStyle, WireError};
 
-/// A simple reply (section "Simple reply message"): 16 bytes, and after them a READ's data if there was
-/// no error.
+/// A simple reply (section "Simple reply message"): 16 bytes, and after them a READ's data if there
+/// was no error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimpleReply {
     /// What went wrong, if anything.
@@ -93,7 +93,8 @@ impl Default for Prefix {
 }
 
 impl Prefix {
-    /// A reply without data: simple where chunks were not agreed on, else a last chunk of type NONE.
+    /// A reply without data: simple where chunks were not agreed on, else a last chunk of type
+    /// NONE.
     ///
     /// `offset` is the request's; only extended headers carry it. In structured style the protocol
     /// allows a simple reply to all but READ; a chunk is valid for all.
@@ -133,7 +134,8 @@ impl Prefix {
 
     /// A whole chunk that says that `len` bytes at `hole_offset` are zeroes.
     ///
-    /// In simple style there is no such thing, and what comes out is a header with no data after it.
+    /// In simple style there is no such thing, and what comes out is a header with no data after
+    /// it.
     #[inline]
     pub fn hole(
         style: HeaderStyle,
@@ -203,8 +205,8 @@ impl Prefix {
     }
 }
 
-/// Puts what [`Prefix::data`] is straight to where it is needed; how many bytes it takes. `at` is the
-/// request's offset and the data's.
+/// Puts what [`Prefix::data`] is straight to where it is needed; how many bytes it takes. `at` is
+/// the request's offset and the data's.
 ///
 /// For the path of a cached READ: a copy right behind the stores would wait for them (some 15 ns).
 #[inline]

@@ -43,8 +43,8 @@ pub struct Request {
     pub cookie: Cookie,
     /// Where in the export.
     pub offset: u64,
-    /// How many bytes of the export, or of payload: see [`payload_len`](Self::payload_len). At most 32
-    /// bits of it go into a compact header.
+    /// How many bytes of the export, or of payload: see [`payload_len`](Self::payload_len). At most
+    /// 32 bits of it go into a compact header.
     pub length: u64,
 }
 
@@ -118,9 +118,10 @@ impl Request {
 
     /// How many bytes of payload follow the header.
     ///
-    /// A WRITE's length; and in extended headers the length wherever PAYLOAD_LEN is set, whatever the
-    /// command. The text has an extended WRITE always set it, so one without it is not a WRITE without a
-    /// payload but a client that forgot: qemu 10.0 sends them so, and the payload follows.
+    /// A WRITE's length; and in extended headers the length wherever PAYLOAD_LEN is set, whatever
+    /// the command. The text has an extended WRITE always set it, so one without it is not a WRITE
+    /// without a payload but a client that forgot: qemu 10.0 sends them so, and the payload
+    /// follows.
     #[inline]
     pub fn payload_len(&self, style: HeaderStyle) -> u64 {
         let carries = self.command == Command::WRITE

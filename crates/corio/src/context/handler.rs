@@ -1,11 +1,13 @@
 //! Descriptor handlers (SPEC H1 to H5).
 //!
-//! The home thread owns the table. A handle names an entry by a token (index and generation), so that an event or an
-//! update that arrives after the removal finds nothing, also when the descriptor's number is in use again.
+//! The home thread owns the table. A handle names an entry by a token (index and generation), so
+//! that an event or an update that arrives after the removal finds nothing, also when the
+//! descriptor's number is in use again.
 //!
 //! Invariants
 //! - I1 A handler's callbacks run only while `removed` is false, only in the home thread.
-//! - I2 An entry leaves the table in the home thread; whoever is inside its callback keeps it by a count of its own.
+//! - I2 An entry leaves the table in the home thread; whoever is inside its callback keeps it by a
+//!   count of its own.
 
 use core::cell::{Cell, RefCell};
 use std::io;
@@ -66,8 +68,9 @@ impl Entry {
     /// Runs the callback if what happened is what it waits for. True: it ran.
     pub(super) fn dispatch(&self, revents: u32) -> bool {
         let interest = self.interest.get();
-        // A hang-up is reported whether asked for or not. Without a read handler it is the write handler's, or a
-        // level-triggered monitor would report it for ever, and a full Unix socket that was shut down would never tell.
+        // A hang-up is reported whether asked for or not. Without a read handler it is the write
+        // handler's, or a level-triggered monitor would report it for ever, and a full Unix socket
+        // that was shut down would never tell.
         let write_events = if interest.read {
             WRITE_EVENTS
         } else {

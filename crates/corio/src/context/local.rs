@@ -1,7 +1,9 @@
-//! What a context has in its home thread only: the monitor, the ring, the handlers and the turn itself.
+//! What a context has in its home thread only: the monitor, the ring, the handlers and the turn
+//! itself.
 //!
-//! A `Local` lives on the native stack of the home thread for as long as the thread is home (SPEC A1), and is found
-//! through `ThreadState::context`. It is not `Sync`, so whatever it hands out stays on its thread.
+//! A `Local` lives on the native stack of the home thread for as long as the thread is home (SPEC
+//! A1), and is found through `ThreadState::context`. It is not `Sync`, so whatever it hands out
+//! stays on its thread.
 
 use core::any::{Any, TypeId};
 use core::cell::{Cell, OnceCell, RefCell};
@@ -57,8 +59,8 @@ impl Local {
     #[inline]
     #[allow(unsafe_code)] // ThreadState::context is untyped.
     pub(crate) fn current<'a>() -> Option<&'a Local> {
-        // SAFETY: set to a living Local by `enter`, and back before it goes; callers do not keep the reference past
-        // the code that runs in the home.
+        // SAFETY: set to a living Local by `enter`, and back before it goes; callers do not keep
+        // the reference past the code that runs in the home.
         unsafe { tls::thread().context.get().cast::<Local>().as_ref() }
     }
 
@@ -100,7 +102,8 @@ impl Local {
         self.ring.get()
     }
 
-    /// Keeps the ring, and what the kernel may still write to, for ever: at the end of a home with requests in flight.
+    /// Keeps the ring, and what the kernel may still write to, for ever: at the end of a home with
+    /// requests in flight.
     pub(super) fn leak_ring(&mut self) {
         core::mem::forget(core::mem::take(&mut self.ring));
     }
@@ -160,8 +163,9 @@ impl Local {
             let ran = entry.dispatch(revents);
             core::mem::forget(rearm);
             progress |= ran && !self.is_notifier(token);
-            // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody waited for, which
-            // only HUP and ERR can be on a level-triggered monitor, would come again and again: it waits for the next update.
+            // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody
+            // waited for, which only HUP and ERR can be on a level-triggered monitor, would come
+            // again and again: it waits for the next update.
             if (ran || entry.interest.get() != Interest::default())
                 && !entry.removed.get()
                 && let Err(error) = self.monitor.update(self, &entry)
@@ -236,7 +240,8 @@ impl Local {
             || self.context.inner().bottom_halves.timeout_ns() == Some(0)
     }
 
-    /// While bottom halves follow one another, the descriptors need not be looked at every time (SPEC A1).
+    /// While bottom halves follow one another, the descriptors need not be looked at every time
+    /// (SPEC A1).
     fn may_skip_monitor(&self) -> bool {
         let skipped = self.skipped_turns.get();
         if skipped >= SKIPPED_TURNS_MAX
@@ -258,7 +263,8 @@ impl Local {
         self.ring.get().is_some_and(|ring| ring.in_flight() > 0)
     }
 
-    /// Lets go of everything registered here, and of its descriptors: whoever waits for the home's end may reuse them.
+    /// Lets go of everything registered here, and of its descriptors: whoever waits for the home's
+    /// end may reuse them.
     pub(super) fn clear(&self) {
         // These first: their handlers are withdrawn from the monitor one by one.
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
@@ -269,7 +275,8 @@ impl Local {
     }
 }
 
-/// A callback's panic leaves the turn, but must not leave its handler with a one-shot poll that is spent (SPEC A3).
+/// A callback's panic leaves the turn, but must not leave its handler with a one-shot poll that is
+/// spent (SPEC A3).
 struct RearmOnPanic<'a>(&'a Local, &'a Entry);
 
 impl Drop for RearmOnPanic<'_> {

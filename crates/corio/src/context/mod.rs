@@ -8,9 +8,9 @@
 //!   notify                  --flag--> bottom halves, disk completions, ready handlers, timers
 //! ```
 //!
-//! `AioContext` is what any thread may hold; [`local::Local`] is what only the home thread has. Files: `notify` the wake-up
-//! protocol, `bottom_half`, `timer`, `handler` what a turn runs, `monitor` how it waits, `ring` the io_uring it shares
-//! with the disk engine.
+//! `AioContext` is what any thread may hold; [`local::Local`] is what only the home thread has.
+//! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
+//! `monitor` how it waits, `ring` the io_uring it shares with the disk engine.
 
 mod bottom_half;
 mod handler;
@@ -45,8 +45,8 @@ use crate::tls;
 
 /// An event loop. Clones name the same one.
 ///
-/// Any thread may hold it, schedule bottom halves on it, arm timers and spawn coroutines; one thread at a time is its
-/// home and runs it. The usual home is an [`IoThread`](crate::IoThread).
+/// Any thread may hold it, schedule bottom halves on it, arm timers and spawn coroutines; one
+/// thread at a time is its home and runs it. The usual home is an [`IoThread`](crate::IoThread).
 ///
 /// ```
 /// let context = corio::AioContext::new()?;
@@ -186,7 +186,8 @@ impl AioContext {
         Local::current().is_some_and(|local| local.context().id() == self.id())
     }
 
-    /// Makes a blocked poll return; a poll that is about to block does not. Any thread, and signal handlers.
+    /// Makes a blocked poll return; a poll that is about to block does not. Any thread, and signal
+    /// handlers.
     #[doc(alias = "aio_notify")]
     pub fn notify(&self) {
         if self.0.notify.notify() {
@@ -194,18 +195,20 @@ impl AioContext {
         }
     }
 
-    /// Makes a poll that is blocked, or about to be, compute anew how long it may be. Any thread, and signal handlers.
+    /// Makes a poll that is blocked, or about to be, compute anew how long it may be. Any thread,
+    /// and signal handlers.
     pub(crate) fn shorten_wait(&self) {
         if self.0.notify.shorten_wait() {
             self.0.notifier.set();
         }
     }
 
-    /// Runs one turn: waits for descriptors if `blocking` and nothing else is to be done, then runs bottom halves, ready
-    /// handlers and timers. True: a handler, a non-idle bottom half or a timer ran.
+    /// Runs one turn: waits for descriptors if `blocking` and nothing else is to be done, then runs
+    /// bottom halves, ready handlers and timers. True: a handler, a non-idle bottom half or a timer
+    /// ran.
     ///
-    /// The home thread only; may be called from a callback, not from a coroutine. A panic of a callback passes through and
-    /// leaves the rest for the next turn.
+    /// The home thread only; may be called from a callback, not from a coroutine. A panic of a
+    /// callback passes through and leaves the rest for the next turn.
     ///
     /// # Errors
     /// The monitor's wait failed.
@@ -234,7 +237,8 @@ impl AioContext {
         BottomHalf::new(self.clone(), name, Arc::new(callback))
     }
 
-    /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not from a signal handler.
+    /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not
+    /// from a signal handler.
     #[doc(alias = "aio_bh_schedule_oneshot")]
     pub fn schedule_oneshot(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
         bottom_half::oneshot(self, name, Box::new(callback));
@@ -245,7 +249,8 @@ impl AioContext {
         Timer::new(self.clone(), Box::new(callback))
     }
 
-    /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped with the context.
+    /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped
+    /// with the context.
     pub(crate) fn attachment<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
         let mut attachments = self.0.attachments.lock();
         let found = attachments
@@ -262,7 +267,8 @@ impl AioContext {
         })
     }
 
-    /// Makes this thread the context's home for as long as `f` runs, with `leave` before everything is let go.
+    /// Makes this thread the context's home for as long as `f` runs, with `leave` before everything
+    /// is let go.
     ///
     /// `leave` answers whether nothing is in flight any more; otherwise the ring is leaked.
     pub(crate) fn with_local<R>(

@@ -1,4 +1,5 @@
-//! The notify protocol: waking a poll that is about to block, without a system call when nobody blocks (SPEC N1 to N5).
+//! The notify protocol: waking a poll that is about to block, without a system call when nobody
+//! blocks (SPEC N1 to N5).
 //!
 //! ```text
 //!   notifier                                   poll (home thread)
@@ -13,12 +14,14 @@
 //! ```
 //!
 //! Invariants
-//! - I1 (2) pairs with (a): either the notifier sees `notify_me` and writes the eventfd, or the poll sees `notified`.
-//! - I2 (2) pairs with (c): a notifier whose `notified = true` was overwritten by the accept published its work before
-//!   the poll looks at it.
+//! - I1 (2) pairs with (a): either the notifier sees `notify_me` and writes the eventfd, or the
+//!   poll sees `notified`.
+//! - I2 (2) pairs with (c): a notifier whose `notified = true` was overwritten by the accept
+//!   published its work before the poll looks at it.
 //! - I3 `notified` is always set; only the eventfd is skipped.
 //!
-//! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps of 2.
+//! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps
+//! of 2.
 
 use crate::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
@@ -40,7 +43,8 @@ impl NotifyState {
         }
     }
 
-    /// After work has been published. True: the caller must write the eventfd. Any thread, and signal handlers.
+    /// After work has been published. True: the caller must write the eventfd. Any thread, and
+    /// signal handlers.
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
         self.notified.store(true, Ordering::Relaxed);
@@ -51,8 +55,9 @@ impl NotifyState {
         self.notify_me.load(Ordering::Relaxed) != 0
     }
 
-    /// After publishing what shortens a wait and is no work yet. True: the caller must write the eventfd. Not setting
-    /// `notified` keeps the next wait as long as it may be. Any thread, and signal handlers.
+    /// After publishing what shortens a wait and is no work yet. True: the caller must write the
+    /// eventfd. Not setting `notified` keeps the next wait as long as it may be. Any thread, and
+    /// signal handlers.
     #[must_use]
     pub(crate) fn shorten_wait(&self) -> bool {
         fence(Ordering::SeqCst); // As (2): the poll sees what was published, or we see the poll.
@@ -115,7 +120,8 @@ mod loom_tests {
         }
     }
 
-    /// One notifier, one poll that blocks if it may: it must never block for ever with work published.
+    /// One notifier, one poll that blocks if it may: it must never block for ever with work
+    /// published.
     fn lost_wakeup() {
         let model = Arc::new(Model {
             state: NotifyState::new(),

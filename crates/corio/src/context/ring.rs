@@ -1,11 +1,14 @@
 //! The context's io_uring, shared by descriptor monitoring and disk requests (SPEC M5).
 //!
-//! A request is named by the address of a [`Completion`] that its owner keeps in place until the completion has been
-//! dispatched. Descriptor polls are named by their handler's token with bit 0 set, which no address has.
+//! A request is named by the address of a [`Completion`] that its owner keeps in place until the
+//! completion has been dispatched. Descriptor polls are named by their handler's token with bit 0
+//! set, which no address has.
 //!
 //! Invariants
-//! - I1 Every pushed request has exactly one final completion, and `in_flight` counts those that have not been taken.
-//! - I2 A completion's record is touched once, by `dispatch`, and never after its callback returned.
+//! - I1 Every pushed request has exactly one final completion, and `in_flight` counts those that
+//!   have not been taken.
+//! - I2 A completion's record is touched once, by `dispatch`, and never after its callback
+//!   returned.
 
 #![allow(unsafe_code)] // User data is turned back into the record's address.
 
@@ -21,7 +24,8 @@ const IGNORED: u64 = 0;
 /// Marks user data that is a handler's token.
 const TOKEN_BIT: u64 = 1;
 
-/// What a request's owner keeps in place until the callback has run; the first field of the owner's own record.
+/// What a request's owner keeps in place until the callback has run; the first field of the owner's
+/// own record.
 #[repr(C)]
 pub(crate) struct Completion {
     /// Called in the home thread, outside any coroutine, with this record and the kernel's result.
@@ -30,7 +34,8 @@ pub(crate) struct Completion {
 
 impl Completion {
     /// # Safety
-    /// `callback` may be called once with the address of this record, as [`ContextRing::push`] promises.
+    /// `callback` may be called once with the address of this record, as [`ContextRing::push`]
+    /// promises.
     pub(crate) const unsafe fn new(callback: unsafe fn(*const Completion, i32)) -> Self {
         Self { callback }
     }
@@ -56,8 +61,8 @@ impl ContextRing {
     /// Queues a disk request. EAGAIN: the kernel takes no more at present.
     ///
     /// # Safety
-    /// `completion` and all that the request points to stay in place, unaliased as the operation demands, until the
-    /// callback has been called.
+    /// `completion` and all that the request points to stay in place, unaliased as the operation
+    /// demands, until the callback has been called.
     pub(crate) unsafe fn push(
         &self,
         entry: squeue::Entry,
@@ -117,7 +122,8 @@ impl ContextRing {
         &self.ring
     }
 
-    /// Takes all completions: polls go to `ready` as (token, result), disk requests wait for [`Self::dispatch`].
+    /// Takes all completions: polls go to `ready` as (token, result), disk requests wait for
+    /// [`Self::dispatch`].
     pub(super) fn reap(&self, mut ready: impl FnMut(u64, i32)) {
         loop {
             while let Some(entry) = self.ring.pop() {

@@ -1,4 +1,5 @@
-//! The control block: what the runtime knows of one coroutine, kept at the top of the coroutine's own stack.
+//! The control block: what the runtime knows of one coroutine, kept at the top of the coroutine's
+//! own stack.
 //!
 //! ```text
 //!              create            enter                end
@@ -9,10 +10,14 @@
 //! ```
 //!
 //! Invariants
-//! - I1 A block is initialised whole when its coroutine is made and is not touched after the coroutine has ended.
-//! - I2 Only the home thread touches a block. What other threads may know of a coroutine is its slot (its word, its inbox).
-//! - I3 `machine` is borrowed mutably only by `switch_into` and `discard`, which run only while the coroutine is not Entered.
-//! - I4 While Entered, `caller` is the coroutine that entered it (or null) and is not freed before control returns to it.
+//! - I1 A block is initialised whole when its coroutine is made and is not touched after the
+//!   coroutine has ended.
+//! - I2 Only the home thread touches a block. What other threads may know of a coroutine is its
+//!   slot (its word, its inbox).
+//! - I3 `machine` is borrowed mutably only by `switch_into` and `discard`, which run only while the
+//!   coroutine is not Entered.
+//! - I4 While Entered, `caller` is the coroutine that entered it (or null) and is not freed before
+//!   control returns to it.
 
 use core::cell::{Cell, UnsafeCell};
 use core::mem::ManuallyDrop;

@@ -1,13 +1,16 @@
 //! Homes: the scope on a thread in which coroutines live (SPEC C0).
 //!
-//! A home keeps a list of its living coroutines. When the scope ends, each is discarded if it never started, or
-//! cancelled: resumed so that it unwinds. One that keeps catching its cancellation, or still has something in
-//! flight, is leaked (its stack is never reused, its tokens are stale) and named.
+//! A home keeps a list of its living coroutines. When the scope ends, each is discarded if it never
+//! started, or cancelled: resumed so that it unwinds. One that keeps catching its cancellation, or
+//! still has something in flight, is leaked (its stack is never reused, its tokens are stale) and
+//! named.
 //!
 //! Invariants
-//! - I1 A home lives on the native stack of its thread, at one address, from before its first coroutine is made until
-//!   its list is empty. Nothing that a coroutine does, and no panic, ends it earlier.
-//! - I2 `ThreadState::home` points to the innermost live home of the thread; each points to the next outer one.
+//! - I1 A home lives on the native stack of its thread, at one address, from before its first
+//!   coroutine is made until its list is empty. Nothing that a coroutine does, and no panic, ends
+//!   it earlier.
+//! - I2 `ThreadState::home` points to the innermost live home of the thread; each points to the
+//!   next outer one.
 //! - I3 A thread has at most one home with an inbox, as it is the home of one context at most.
 
 use core::cell::Cell;
@@ -20,8 +23,8 @@ use super::{CoRef, enter, of_slot, switch};
 use crate::stack::{self, Slot};
 use crate::tls;
 
-/// How often a coroutine that catches its cancellation is asked again before it is leaked; also, how many generations
-/// of coroutines that others leave behind while they unwind are ended.
+/// How often a coroutine that catches its cancellation is asked again before it is leaked; also,
+/// how many generations of coroutines that others leave behind while they unwind are ended.
 const UNWIND_PASSES_MAX: u32 = 64;
 
 /// A scope for coroutines. See the module's documentation.
@@ -78,8 +81,8 @@ impl Home {
         self.closing.set(true);
     }
 
-    /// All that live here, newest first. Whoever runs one must check first that the generation is still the slot's: a
-    /// block must not even be looked at when its coroutine has ended.
+    /// All that live here, newest first. Whoever runs one must check first that the generation is
+    /// still the slot's: a block must not even be looked at when its coroutine has ended.
     fn snapshot(&self) -> Vec<(&'static Slot, u32)> {
         let mut all = Vec::with_capacity(self.living());
         let mut at = resolve(self.newest.get());
@@ -90,8 +93,9 @@ impl Home {
         all
     }
 
-    /// Asks everyone that lives here to end, newest first, and drops what never started. Those that are queued are asked
-    /// but not run; with `queued_too`, which is for when the queue will never be run, they are dropped if they never started.
+    /// Asks everyone that lives here to end, newest first, and drops what never started. Those that
+    /// are queued are asked but not run; with `queued_too`, which is for when the queue will never
+    /// be run, they are dropped if they never started.
     pub(crate) fn cancel_all(&self, queued_too: bool) {
         for (slot, generation) in self.snapshot() {
             if slot.word.generation() != generation {
@@ -125,8 +129,8 @@ impl Home {
     }
 }
 
-/// Asks a coroutine that is not running to unwind, and runs it unless it is queued somewhere, or nothing can unwind here.
-/// A panic of its own is reported by the panic hook and goes no further.
+/// Asks a coroutine that is not running to unwind, and runs it unless it is queued somewhere, or
+/// nothing can unwind here. A panic of its own is reported by the panic hook and goes no further.
 pub(super) fn cancel_now(co: CoRef) {
     if cfg!(panic = "abort") || co.phase() != Phase::Suspended {
         return;
@@ -143,9 +147,9 @@ pub(super) fn cancel_now(co: CoRef) {
 
 #[allow(unsafe_code)] // The list's links.
 fn resolve<'a>(block: *const ControlBlock) -> Option<&'a ControlBlock> {
-    // SAFETY: links are null or point to living coroutines' blocks: `unlink` runs before a block is given up
-    // (control I1). Only the home thread gets here (control I2), and no caller keeps the reference past the
-    // coroutine's end.
+    // SAFETY: links are null or point to living coroutines' blocks: `unlink` runs before a block is
+    // given up (control I1). Only the home thread gets here (control I2), and no caller keeps the
+    // reference past the coroutine's end.
     unsafe { block.as_ref() }
 }
 
@@ -155,7 +159,8 @@ pub(super) fn of_thread(thread: &tls::ThreadState) -> Option<&'static Home> {
     of_pointer(thread.home.get())
 }
 
-/// The home of this thread that has a loop, if there is one: what is spawned lives there, also inside a raw home.
+/// The home of this thread that has a loop, if there is one: what is spawned lives there, also
+/// inside a raw home.
 pub(crate) fn of_context() -> Option<&'static Home> {
     let mut at = of_thread(tls::thread());
     while let Some(home) = at {
@@ -182,8 +187,8 @@ pub(crate) struct End<R> {
     pub(crate) has_leaked: bool,
 }
 
-/// Runs `f` in a home whose coroutines' wakes go to `inbox`; `leave` runs after `f`, before what is left is unwound. From
-/// when `leave` returns on, the inbox's queue must not be run any more.
+/// Runs `f` in a home whose coroutines' wakes go to `inbox`; `leave` runs after `f`, before what is
+/// left is unwound. From when `leave` returns on, the inbox's queue must not be run any more.
 pub(crate) fn with_home<R>(
     inbox: *const (),
     f: impl FnOnce() -> R,
@@ -205,7 +210,8 @@ pub(crate) fn with_home<R>(
     // Caught, as nothing can be cancelled while a panic unwinds (`switch::raise_cancel`).
     let result = catch_unwind(AssertUnwindSafe(f));
     home.close();
-    // `leave` is the runtime's own and runs the users' code caught; should it fail, what is left is unwound all the same.
+    // `leave` is the runtime's own and runs the users' code caught; should it fail, what is left is
+    // unwound all the same.
     let left = catch_unwind(AssertUnwindSafe(|| leave(&home)));
     let leaked = home.unwind_all();
     tls::thread().home.set(home.outer);
@@ -228,9 +234,10 @@ pub(crate) fn with_home<R>(
 
 /// Runs `f` in a home for raw coroutines: a scope on this thread, without an event loop (SPEC C0).
 ///
-/// Inside, coroutines can be made, entered and suspended; parking (sleeping, I/O, locks) needs a context, see
-/// [`AioContext`](crate::AioContext). When `f` returns, what is still suspended is unwound, destructors and all; what
-/// cannot be is leaked and named in the log. Handles that outlive the home are inert. Any thread; not inside a coroutine.
+/// Inside, coroutines can be made, entered and suspended; parking (sleeping, I/O, locks) needs a
+/// context, see [`AioContext`](crate::AioContext). When `f` returns, what is still suspended is
+/// unwound, destructors and all; what cannot be is leaked and named in the log. Handles that
+/// outlive the home are inert. Any thread; not inside a coroutine.
 ///
 /// # Panics
 /// Inside a coroutine. A panic of `f` passes through, after the unwinding.

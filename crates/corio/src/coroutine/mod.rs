@@ -1,10 +1,11 @@
 //! Stackful, asymmetric coroutines: create, enter, suspend (SPEC section 1).
 //!
-//! A coroutine belongs to the home in which it was made and never leaves that home's thread, so that its locals need
-//! not be `Send` and thread-locals stay valid in it (SPEC C10). This layer knows no event loop: `schedule` joins the two.
+//! A coroutine belongs to the home in which it was made and never leaves that home's thread, so
+//! that its locals need not be `Send` and thread-locals stay valid in it (SPEC C10). This layer
+//! knows no event loop: `schedule` joins the two.
 //!
-//! Files: `control` is the control block and its invariants, `switch` the hot paths, `home` the scope, `wake_queue`
-//! the order in which the woken run.
+//! Files: `control` is the control block and its invariants, `switch` the hot paths, `home` the
+//! scope, `wake_queue` the order in which the woken run.
 
 mod control;
 mod home;
@@ -28,8 +29,9 @@ use crate::error::Error;
 use crate::stack::{self, Park, Slot};
 use crate::{tls, track};
 
-/// A living coroutine of this thread, as the runtime refers to it. Valid while the coroutine lives; the holder knows
-/// that it does because it is running in it, has it in its home's list, or has won its wake.
+/// A living coroutine of this thread, as the runtime refers to it. Valid while the coroutine lives;
+/// the holder knows that it does because it is running in it, has it in its home's list, or has won
+/// its wake.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoRef(NonNull<ControlBlock>);
 
@@ -37,8 +39,8 @@ impl CoRef {
     #[inline]
     #[allow(unsafe_code)] // The one place that follows the pointer.
     fn block<'a>(self) -> &'a ControlBlock {
-        // SAFETY: the coroutine lives (type's contract), so its block is initialised (control I1); only its home thread
-        // has a CoRef, as it is not Send.
+        // SAFETY: the coroutine lives (type's contract), so its block is initialised (control I1);
+        // only its home thread has a CoRef, as it is not Send.
         unsafe { self.0.as_ref() }
     }
 
@@ -99,7 +101,8 @@ impl CoRef {
     }
 }
 
-/// The living coroutine of a slot whose wake the caller has won, or that it has found by other means to live.
+/// The living coroutine of a slot whose wake the caller has won, or that it has found by other
+/// means to live.
 pub(crate) fn of_slot(slot: &'static Slot) -> CoRef {
     CoRef(slot.control_block().cast())
 }
@@ -118,10 +121,11 @@ pub fn in_coroutine() -> bool {
     switch::running().is_some()
 }
 
-/// Suspends the running coroutine and returns to whoever entered it last; returns when it is entered again.
+/// Suspends the running coroutine and returns to whoever entered it last; returns when it is
+/// entered again.
 ///
-/// This is the raw yield: nothing wakes the coroutine but an [`enter`](Coroutine::enter), or a schedule by name.
-/// It is a cancellation point.
+/// This is the raw yield: nothing wakes the coroutine but an [`enter`](Coroutine::enter), or a
+/// schedule by name. It is a cancellation point.
 ///
 /// # Panics
 /// Outside a coroutine.
@@ -156,8 +160,9 @@ fn suspend_block(block: &ControlBlock) {
     }
 }
 
-/// Parks the running coroutine until a wake token of it is fired. May return early: the caller loops on its own
-/// condition. A cancellation point unless `uninterruptible`, which whoever has something in flight must ask for.
+/// Parks the running coroutine until a wake token of it is fired. May return early: the caller
+/// loops on its own condition. A cancellation point unless `uninterruptible`, which whoever has
+/// something in flight must ask for.
 ///
 /// The caller has made sure that there is a context to park in.
 #[inline(always)]
@@ -199,7 +204,8 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
     switch::create(tls::thread(), home, stack, None, at, body)
 }
 
-/// While it lives, the coroutine that made it is not cancelled (SPEC C12); outside a coroutine it does nothing.
+/// While it lives, the coroutine that made it is not cancelled (SPEC C12); outside a coroutine it
+/// does nothing.
 #[must_use]
 pub(crate) struct MaskCancel(Option<CoRef>);
 
@@ -254,8 +260,9 @@ impl Builder {
         self
     }
 
-    /// Address space for the stack in bytes, guard and control block included; rounded up to a power of two and to
-    /// what a signal handler needs. At most 1 GiB. Memory is used only where the stack is touched.
+    /// Address space for the stack in bytes, guard and control block included; rounded up to a
+    /// power of two and to what a signal handler needs. At most 1 GiB. Memory is used only where
+    /// the stack is touched.
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
@@ -265,7 +272,8 @@ impl Builder {
     /// Makes the coroutine in this thread's innermost home. It runs nothing.
     ///
     /// # Errors
-    /// No memory for the stack, or no room for its guard ([`Error::StackLimit`]); a size out of range.
+    /// No memory for the stack, or no room for its guard ([`Error::StackLimit`]); a size out of
+    /// range.
     ///
     /// # Panics
     /// Outside a home.
@@ -302,10 +310,10 @@ impl Builder {
 
 /// A coroutine of this thread that is entered by hand.
 ///
-/// Not `Send`: it is made, entered and dropped on one thread. Dropping the handle drops a closure that never ran, and
-/// unwinds a coroutine that is suspended or parked; one that runs is unwound where it next parks, or when it is next
-/// entered, at the latest by its home's end. A coroutine that is meant to park on a context is better made with
-/// [`spawn`](crate::spawn).
+/// Not `Send`: it is made, entered and dropped on one thread. Dropping the handle drops a closure
+/// that never ran, and unwinds a coroutine that is suspended or parked; one that runs is unwound
+/// where it next parks, or when it is next entered, at the latest by its home's end. A coroutine
+/// that is meant to park on a context is better made with [`spawn`](crate::spawn).
 ///
 /// ```compile_fail
 /// fn send<T: Send>() {}
@@ -357,15 +365,18 @@ impl Coroutine {
             .then_some(self.co)
     }
 
-    /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then whatever it woke.
+    /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then
+    /// whatever it woke.
     ///
     /// # Panics
-    /// If it has ended, is running already, or is queued on a context; and with whatever its body panics with.
+    /// If it has ended, is running already, or is queued on a context; and with whatever its body
+    /// panics with.
     #[doc(alias = "qemu_coroutine_enter")]
     #[track_caller]
     #[inline]
     pub fn enter(&self) {
-        // Of this generation, neither parked nor queued, and not entered: the usual case in two compares.
+        // Of this generation, neither parked nor queued, and not entered: the usual case in two
+        // compares.
         if self.slot.word.is_plainly_running(self.generation) && self.co.phase() <= Phase::Suspended
         {
             return enter(self.co);
@@ -392,7 +403,8 @@ impl Coroutine {
         self.living().is_none()
     }
 
-    /// True from being entered until it next suspends or ends, also while it has itself entered another.
+    /// True from being entered until it next suspends or ends, also while it has itself entered
+    /// another.
     #[doc(alias = "qemu_coroutine_entered")]
     #[must_use]
     pub fn is_entered(&self) -> bool {
@@ -405,7 +417,8 @@ impl Drop for Coroutine {
         let Some(co) = self.living() else { return };
         match co.phase() {
             Phase::Created if !self.slot.word.is_scheduled() => switch::discard(co),
-            // While something unwinds nothing can be cancelled (`raise_cancel`): the home sees to it later.
+            // While something unwinds nothing can be cancelled (`raise_cancel`): the home sees to
+            // it later.
             Phase::Suspended if !std::thread::panicking() => {
                 home::cancel_now(co);
             }

@@ -1,9 +1,10 @@
 //! Create, enter, suspend: the paths that must cost a few nanoseconds.
 //!
 //! Rules
-//! - R1 Nothing here holds a reference into a control block across a switch that may end the coroutine: what is needed
-//!   afterwards is copied before.
-//! - R2 A running coroutine fetches `ThreadState` anew after a switch; whoever enters takes it from the control block.
+//! - R1 Nothing here holds a reference into a control block across a switch that may end the
+//!   coroutine: what is needed afterwards is copied before.
+//! - R2 A running coroutine fetches `ThreadState` anew after a switch; whoever enters takes it from
+//!   the control block.
 
 #![allow(unsafe_code)] // Stack switching; SAFETY comments name control's and stack's invariants.
 
@@ -24,10 +25,12 @@ use crate::track::{self, Kind};
 
 type Panic = Box<dyn Any + Send>;
 
-/// A closure that is larger, in bytes, is boxed: corosensei copies at most 1024, bookkeeping and padding included.
+/// A closure that is larger, in bytes, is boxed: corosensei copies at most 1024, bookkeeping and
+/// padding included.
 const INLINE_MAX: usize = 512;
 
-/// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired for it. It runs nothing.
+/// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
+/// for it. It runs nothing.
 #[inline]
 pub(super) fn create<F: FnOnce() + 'static>(
     thread: &'static tls::ThreadState,
@@ -43,8 +46,9 @@ pub(super) fn create<F: FnOnce() + 'static>(
     }
     let at = slot.control_block().cast::<ControlBlock>();
     let block = CoRef(at);
-    // SAFETY: `body` is 'static; the slot is ours (stack I1), and its stack is used by this machine only until `finish`
-    // or `discard` has taken it back. A home leaks what it cannot end, so the stack is never reused under a frame.
+    // SAFETY: `body` is 'static; the slot is ours (stack I1), and its stack is used by this machine
+    // only until `finish` or `discard` has taken it back. A home leaks what it cannot end, so the
+    // stack is never reused under a frame.
     let body = Body {
         co: block,
         closure: ManuallyDrop::new(body),
@@ -86,9 +90,9 @@ pub(super) fn create<F: FnOnce() + 'static>(
     block
 }
 
-/// A coroutine's closure on its way to the first entry. corosensei cannot let a destructor's panic out of a
-/// coroutine that never ran, so it ends here; the panic hook has reported it. A cancellation of the coroutine in which
-/// the destructor runs goes on in [`discard`].
+/// A coroutine's closure on its way to the first entry. corosensei cannot let a destructor's panic
+/// out of a coroutine that never ran, so it ends here; the panic hook has reported it. A
+/// cancellation of the coroutine in which the destructor runs goes on in [`discard`].
 struct Body<F> {
     co: CoRef,
     closure: ManuallyDrop<F>,
@@ -135,8 +139,8 @@ fn keep_panic(co: CoRef, payload: Panic) {
     }
 }
 
-/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends; true if it ended, and
-/// [`after_run`] must follow if it did or has woken others.
+/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends; true
+/// if it ended, and [`after_run`] must follow if it did or has woken others.
 #[inline(always)]
 fn switch_into(block: &ControlBlock) -> bool {
     let state = block.thread;
@@ -147,18 +151,20 @@ fn switch_into(block: &ControlBlock) -> bool {
     if track::is_enabled() {
         trace_entered(caller.cast(), block);
     }
-    // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the call: only
-    // `finish` and `discard` end it, after it and never from inside.
+    // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
+    // call: only `finish` and `discard` end it, after it and never from inside.
     let machine = unsafe { &mut *block.machine.get() };
     let ended = machine.resume(()).as_return().is_some();
-    // Still the same thread: this frame, which has entered another, cannot have been moved meanwhile.
+    // Still the same thread: this frame, which has entered another, cannot have been moved
+    // meanwhile.
     state.current.set(caller);
     ended
 }
 
 #[cold]
 fn trace_entered(caller: *const ControlBlock, block: &ControlBlock) {
-    // SAFETY: `caller` is null or the coroutine that enters, which is on this thread's stack of callers (control I4).
+    // SAFETY: `caller` is null or the coroutine that enters, which is on this thread's stack of
+    // callers (control I4).
     let from = unsafe { caller.as_ref() }.map_or(0, |caller| reference(caller).id());
     track::emit(Kind::Entered, from, reference(block).id(), 0);
 }
@@ -191,7 +197,8 @@ fn after_run(co: CoRef, ended: bool) {
     }
 }
 
-/// Runs the queue empty. Each slot's coroutine is scheduled; the first panic is raised once all have run.
+/// Runs the queue empty. Each slot's coroutine is scheduled; the first panic is raised once all
+/// have run.
 #[cold]
 pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
     while let Some(slot) = queue.pop() {
@@ -237,12 +244,13 @@ fn ended_with_locks(block: &ControlBlock) -> Panic {
 /// Drops a coroutine that has never started, closure and all. Its home thread.
 pub(crate) fn discard(co: CoRef) {
     debug_assert_eq!(co.phase(), Phase::Created);
-    // Ended from here on: the closure's destructor may look at its own handle. Off the list, too: the destructor may
-    // suspend the coroutine that it runs in, and the home may be gone when it goes on.
+    // Ended from here on: the closure's destructor may look at its own handle. Off the list, too:
+    // the destructor may suspend the coroutine that it runs in, and the home may be gone when it
+    // goes on.
     co.block().phase.set(Phase::Ended);
     unlink(co);
-    // SAFETY: never resumed, so nobody is inside (control I3). Dropping it drops the closure where it lies, and panics
-    // with nothing (`Body`).
+    // SAFETY: never resumed, so nobody is inside (control I3). Dropping it drops the closure where
+    // it lies, and panics with nothing (`Body`).
     unsafe { ManuallyDrop::drop(&mut *co.block().machine.get()) };
     let cancelled = co.block().panic.take();
     give_up(co);
@@ -259,15 +267,18 @@ fn unlink(co: CoRef) {
     home.unlink(block);
 }
 
-/// Ends the slot's use, once the coroutine is off its home's list: tokens stale, stack back to the pool.
+/// Ends the slot's use, once the coroutine is off its home's list: tokens stale, stack back to the
+/// pool.
 #[inline]
 fn give_up(co: CoRef) {
     let block = co.block();
     let (slot, generation, thread) = (block.slot, block.generation, block.thread);
-    // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop, and done or dropped.
+    // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
+    // and done or dropped.
     unsafe { ptr::drop_in_place(co.0.as_ptr()) };
     if slot.word.retire(generation) {
-        // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone stale.
+        // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone
+        // stale.
         unsafe { stack::release(thread, slot) };
     }
 }
@@ -279,7 +290,8 @@ fn give_up(co: CoRef) {
 pub(super) fn switch_out(block: &ControlBlock) {
     record_position(block);
     block.phase.set(Phase::Suspended);
-    // SAFETY: set by `run_body` before the body ran; the yielder lives at the base of this very stack.
+    // SAFETY: set by `run_body` before the body ran; the yielder lives at the base of this very
+    // stack.
     unsafe { (*block.yielder.get()).suspend(()) };
 }
 
@@ -287,8 +299,8 @@ pub(super) fn switch_out(block: &ControlBlock) {
 #[inline(always)]
 pub(super) fn running<'a>() -> Option<&'a ControlBlock> {
     let current = tls::thread().current.get().cast::<ControlBlock>();
-    // SAFETY: `current` is null or the running coroutine's block, which lives at least as long as the coroutine runs;
-    // callers run inside it.
+    // SAFETY: `current` is null or the running coroutine's block, which lives at least as long as
+    // the coroutine runs; callers run inside it.
     unsafe { current.as_ref() }
 }
 
@@ -325,10 +337,12 @@ fn record_position(block: &ControlBlock) {
     }
 }
 
-/// Unwinds the running coroutine (SPEC C12), which has been asked to end. The panic hook is not run.
+/// Unwinds the running coroutine (SPEC C12), which has been asked to end. The panic hook is not
+/// run.
 ///
-/// Returns, and leaves it asked, while anything on this thread unwinds: if that is this very coroutine, whose destructor
-/// waits here, a second panic would abort the process. Nobody can tell whose panic it is, so others wait, too.
+/// Returns, and leaves it asked, while anything on this thread unwinds: if that is this very
+/// coroutine, whose destructor waits here, a second panic would abort the process. Nobody can tell
+/// whose panic it is, so others wait, too.
 #[cold]
 pub(super) fn raise_cancel(block: &ControlBlock) {
     if std::thread::panicking() {

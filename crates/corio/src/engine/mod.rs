@@ -5,8 +5,8 @@
 //!                      └──> threads  a worker makes the blocking call and wakes the coroutine
 //! ```
 //!
-//! Both borrow the caller's buffers: the coroutine parks uninterruptibly, so its frame, and what it borrows, cannot go
-//! before the kernel or the worker is done (DESIGN "Ownership in flight").
+//! Both borrow the caller's buffers: the coroutine parks uninterruptibly, so its frame, and what it
+//! borrows, cannot go before the kernel or the worker is done (DESIGN "Ownership in flight").
 
 mod pool;
 mod request;
@@ -79,7 +79,8 @@ impl IoThreadBuilder {
 }
 
 impl AioContext {
-    /// Chooses the engine for disk requests. Takes effect when the context next gets a home. Any thread.
+    /// Chooses the engine for disk requests. Takes effect when the context next gets a home. Any
+    /// thread.
     pub fn set_engine(&self, choice: EngineChoice) {
         *self.attachment(Setting::default).choice.lock() = choice;
     }

@@ -29,7 +29,8 @@ pub(crate) enum Request<'a, 'b> {
 }
 
 impl Request<'_, '_> {
-    /// Carries the request out: parks the coroutine, or blocks a plain thread. The result is a count of bytes, or 0.
+    /// Carries the request out: parks the coroutine, or blocks a plain thread. The result is a
+    /// count of bytes, or 0.
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine.

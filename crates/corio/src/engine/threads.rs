@@ -1,7 +1,8 @@
 //! The thread engine: a worker of the context's pool makes the blocking call.
 //!
 //! Invariants
-//! - I1 A job's record lies in the frame of the coroutine that submitted it, which parks uninterruptibly until `done`.
+//! - I1 A job's record lies in the frame of the coroutine that submitted it, which parks
+//!   uninterruptibly until `done`.
 //! - I2 The worker writes `outcome`, then `done`, and does not touch the record after that.
 
 #![allow(unsafe_code)] // Jobs point into the coroutine's frame.
@@ -46,7 +47,8 @@ unsafe fn work<F: FnOnce() -> T, T>(data: NonNull<()>) {
     waker.wake();
 }
 
-/// Runs `job` on a worker and parks until it is done. Err: no worker can be had, or the job panicked.
+/// Runs `job` on a worker and parks until it is done. Err: no worker can be had, or the job
+/// panicked.
 pub(super) fn run<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> io::Result<T> {
     submit(local, job)?.map_err(|payload| {
         core::mem::forget(payload); // Reported by the panic hook; its destructor could panic again.
@@ -71,8 +73,8 @@ fn submit<T: Send, F: FnOnce() -> T + Send>(
         done: AtomicBool::new(false),
         waker,
     };
-    // SAFETY: `work::<F, T>` is called once with the record's address. I1 keeps the record and what the job borrows in
-    // place; F and T are Send.
+    // SAFETY: `work::<F, T>` is called once with the record's address. I1 keeps the record and what
+    // the job borrows in place; F and T are Send.
     let job = unsafe { RawJob::new(NonNull::from(&record).cast(), work::<F, T>) };
     pool.submit(job)?;
     // Acquire pairs with `work`'s release.
@@ -119,8 +121,9 @@ fn pool_of(context: &AioContext) -> Result<Arc<Pool>, Error> {
     }
 }
 
-/// Runs a blocking closure without blocking the loop: on a worker of the context's pool while the coroutine is parked, or
-/// right here on a plain thread. Borrows are fine: it returns only when the closure has. Not cancelled while it waits.
+/// Runs a blocking closure without blocking the loop: on a worker of the context's pool while the
+/// coroutine is parked, or right here on a plain thread. Borrows are fine: it returns only when the
+/// closure has. Not cancelled while it waits.
 ///
 /// # Errors
 /// No worker thread can be had.

@@ -1,8 +1,9 @@
 //! The io_uring engine: requests on the context's ring.
 //!
 //! Invariants
-//! - I1 A request's record lies in the frame of the coroutine that made it, which parks uninterruptibly until `result` is
-//!   there: record and buffers outlive the kernel's use of them. A home that ends earlier leaks stack and ring.
+//! - I1 A request's record lies in the frame of the coroutine that made it, which parks
+//!   uninterruptibly until `result` is there: record and buffers outlive the kernel's use of them.
+//!   A home that ends earlier leaks stack and ring.
 
 #![allow(unsafe_code)] // Requests point into the coroutine's frame.
 
@@ -16,8 +17,8 @@ use crate::schedule::{self, CoWaker};
 use crate::sys::uring::{self, opcode, squeue, types};
 use crate::track::{self, Kind};
 
-/// How many requests gather before they are submitted; the rest goes when the loop turns. More than two leaves a fast
-/// device idle for too long.
+/// How many requests gather before they are submitted; the rest goes when the loop turns. More than
+/// two leaves a fast device idle for too long.
 const SUBMIT_BATCH: usize = 2;
 
 /// I1. `completion` comes first: the ring knows the record by its address.
@@ -64,15 +65,16 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
         return Err(io::Error::other("a disk request outside a coroutine"));
     };
     let record = Record {
-        // SAFETY: `complete` may be called once with the address of a Record, whose first field this is.
+        // SAFETY: `complete` may be called once with the address of a Record, whose first field
+        // this is.
         completion: unsafe { Completion::new(complete) },
         result: Cell::new(None),
         waker,
     };
     let completion = core::ptr::from_ref(&record).cast::<Completion>();
     loop {
-        // SAFETY: I1: this frame, with the record, and the buffers that `request` borrows stay until the loop below has
-        // seen the result.
+        // SAFETY: I1: this frame, with the record, and the buffers that `request` borrows stay
+        // until the loop below has seen the result.
         match unsafe { ring.push(entry(fd, request), completion) } {
             Ok(()) => break,
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => schedule::yield_now(),
@@ -90,7 +92,8 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
         );
     }
     if ring.pending() >= SUBMIT_BATCH {
-        // A failure is met again, and reported, by the loop's own submission; the request stays queued meanwhile.
+        // A failure is met again, and reported, by the loop's own submission; the request stays
+        // queued meanwhile.
         let _ = ring.submit();
     }
     loop {

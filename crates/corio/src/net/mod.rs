@@ -1,9 +1,11 @@
 //! Sockets that park the coroutine instead of blocking the thread (SPEC E6).
 //!
-//! The types have std's names and std's traits, so that synchronous code (codecs, TLS, protocol libraries) runs unchanged in
-//! a coroutine. Outside a coroutine their calls block; on a loop's thread outside a coroutine they panic.
+//! The types have std's names and std's traits, so that synchronous code (codecs, TLS, protocol
+//! libraries) runs unchanged in a coroutine. Outside a coroutine their calls block; on a loop's
+//! thread outside a coroutine they panic.
 //!
-//! Files: `socket` a call, `readiness` how it waits, `stream` what both kinds of streams share, `tcp` and `unix` the types.
+//! Files: `socket` a call, `readiness` how it waits, `stream` what both kinds of streams share,
+//! `tcp` and `unix` the types.
 
 mod readiness;
 mod socket;

@@ -8,21 +8,23 @@
 //!                                          queues[Read], queues[Write]: tickets of parked coroutines
 //! ```
 //!
-//! A waiter queues up, arms its direction's interest if it is not, and parks. The interest stays armed when the wait is
-//! over; an event that finds nobody waiting takes it back. A connection whose reader comes back before the next bytes do
-//! therefore costs no epoll_ctl at all, and one whose reader is busy elsewhere costs one event.
+//! A waiter queues up, arms its direction's interest if it is not, and parks. The interest stays
+//! armed when the wait is over; an event that finds nobody waiting takes it back. A connection
+//! whose reader comes back before the next bytes do therefore costs no epoll_ctl at all, and one
+//! whose reader is busy elsewhere costs one event.
 //!
-//! A `LocalHandler` cannot leave its thread, a socket can. So the handler stays in the home's [`Registry`], and the socket
-//! has a [`Registration`] that names it. When the socket turns up in another home, or ends there, the registration asks the
-//! old home to forget the watch.
+//! A `LocalHandler` cannot leave its thread, a socket can. So the handler stays in the home's
+//! [`Registry`], and the socket has a [`Registration`] that names it. When the socket turns up in
+//! another home, or ends there, the registration asks the old home to forget the watch.
 //!
 //! Invariants
-//! - I1 A watch owns a share of the descriptor until its handler is gone. The number is therefore not given to another file
-//!   while a monitor still knows it, wherever the socket ends.
-//! - I2 While a queue is not empty, its direction's interest is armed. As handlers are level-triggered, a waiter that was
-//!   woken and leaves something behind, or is cancelled, need not pass anything on: the next turn wakes the next.
-//! - I3 Tickets grow, and a queue is sorted by them: who was woken for nothing goes back to where it was. A waiter whose
-//!   ticket is not in the queue any more has been woken.
+//! - I1 A watch owns a share of the descriptor until its handler is gone. The number is therefore
+//!   not given to another file while a monitor still knows it, wherever the socket ends.
+//! - I2 While a queue is not empty, its direction's interest is armed. As handlers are
+//!   level-triggered, a waiter that was woken and leaves something behind, or is cancelled, need
+//!   not pass anything on: the next turn wakes the next.
+//! - I3 Tickets grow, and a queue is sorted by them: who was woken for nothing goes back to where
+//!   it was. A waiter whose ticket is not in the queue any more has been woken.
 //! - I4 Waiters borrow the socket, so a socket that moves, or is dropped, has none.
 
 use core::cell::{Cell, RefCell};
@@ -63,8 +65,9 @@ impl Direction {
     }
 }
 
-/// A timer that wakes one coroutine. It stays armed when a wait is over: if the next wait's deadline is later, as with a
-/// constant time-out it is, arming costs nothing, and the timer rings once a time-out instead of once a wait.
+/// A timer that wakes one coroutine. It stays armed when a wait is over: if the next wait's
+/// deadline is later, as with a constant time-out it is, arming costs nothing, and the timer rings
+/// once a time-out instead of once a wait.
 pub(super) struct Alarm {
     waker: CoWaker,
     timer: Timer,
@@ -201,7 +204,8 @@ impl Watch {
         }
     }
 
-    /// Lets go of the handler, then of the descriptor (I1). The watch itself may still be in use further up the stack.
+    /// Lets go of the handler, then of the descriptor (I1). The watch itself may still be in use
+    /// further up the stack.
     fn close(&self) {
         let handler = self.handler.take();
         drop(handler);

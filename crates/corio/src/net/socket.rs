@@ -1,11 +1,12 @@
 //! A socket's calls: tried first, and parked only where the kernel would have blocked.
 //!
-//! Calls of one direction are served in the order in which they came: while one waits, or has been woken and is not over,
-//! later ones queue behind it (`Lane::ahead`).
+//! Calls of one direction are served in the order in which they came: while one waits, or has been
+//! woken and is not over, later ones queue behind it (`Lane::ahead`).
 //!
-//! A read that got less than it asked for has emptied the socket, and a write has filled it. The next one is tried all the
-//! same if such tries tend to succeed, because the peer is as fast; if they tend to fail it waits at once, which saves the
-//! system call that would have said EAGAIN (`Lane::try_after_short`).
+//! A read that got less than it asked for has emptied the socket, and a write has filled it. The
+//! next one is tried all the same if such tries tend to succeed, because the peer is as fast; if
+//! they tend to fail it waits at once, which saves the system call that would have said EAGAIN
+//! (`Lane::try_after_short`).
 
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
@@ -24,8 +25,8 @@ use crate::schedule::{self, CoWaker};
 
 /// What misuse is called in messages.
 const WHAT: &str = "a call of corio::net that may wait";
-/// Calls that a socket serves without waiting before the loop gets a turn: a peer that is always faster than its reader
-/// must not keep everyone else on the loop from running.
+/// Calls that a socket serves without waiting before the loop gets a turn: a peer that is always
+/// faster than its reader must not keep everyone else on the loop from running.
 const CALLS_MAX: u32 = 64;
 /// Tries after short calls that failed in a row, after which they are no longer made..
 const MISSES_MAX: u8 = 2;
@@ -50,7 +51,8 @@ struct Lane {
     timeout_ns: Cell<Option<u64>>,
     /// The latest call got less than it asked for.
     short: Cell<bool>,
-    /// Tries after short calls that failed in a row; from MISSES_MAX on, plus those that were left out.
+    /// Tries after short calls that failed in a row; from MISSES_MAX on, plus those that were left
+    /// out.
     misses: Cell<u8>,
 }
 
@@ -89,7 +91,8 @@ impl Socket {
         Ok(Self::new(fd))
     }
 
-    /// The descriptor alone: itself at home, a duplicate where another home has yet to forget its share (readiness I1).
+    /// The descriptor alone: itself at home, a duplicate where another home has yet to forget its
+    /// share (readiness I1).
     pub(super) fn into_fd(self) -> io::Result<OwnedFd> {
         let Self {
             registration, fd, ..
@@ -130,8 +133,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Repeats `op` until it does not answer EAGAIN, and waits for the direction in between. A cancellation point only if
-    /// it waits.
+    /// Repeats `op` until it does not answer EAGAIN, and waits for the direction in between. A
+    /// cancellation point only if it waits.
     pub(super) fn call<T>(
         &self,
         direction: Direction,
@@ -247,8 +250,9 @@ impl Socket {
         self.attempt(direction, &mut op).transpose()
     }
 
-    /// Makes whoever waits look again, where the kernel's readiness does not tell: a Unix stream that is shut down for
-    /// writing while its buffer is full does not become writable, but its writer must learn of it.
+    /// Makes whoever waits look again, where the kernel's readiness does not tell: a Unix stream
+    /// that is shut down for writing while its buffer is full does not become writable, but its
+    /// writer must learn of it.
     pub(super) fn wake_waiters(&self, direction: Direction) {
         if self.lane(direction).ahead.get() == 0 {
             return;
@@ -322,7 +326,8 @@ pub(super) fn refuse_on_loop() {
     }
 }
 
-/// ECANCELED while the running coroutine unwinds: it must not wait for a peer then, which may never answer (SPEC C12).
+/// ECANCELED while the running coroutine unwinds: it must not wait for a peer then, which may never
+/// answer (SPEC C12).
 pub(super) fn refuse_unwinding() -> io::Result<()> {
     match coroutine::current() {
         Some(co) if co.is_unwinding() => Err(Errno::CANCELED.into()),
@@ -330,7 +335,8 @@ pub(super) fn refuse_unwinding() -> io::Result<()> {
     }
 }
 
-/// A call's place in its direction's queue. Dropping it, also when the coroutine is cancelled, withdraws it.
+/// A call's place in its direction's queue. Dropping it, also when the coroutine is cancelled,
+/// withdraws it.
 struct Place<'a> {
     socket: &'a Socket,
     direction: Direction,

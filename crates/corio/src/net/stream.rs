@@ -38,7 +38,8 @@ const IOV_MAX: usize = 1024;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Stream: Read + Write + AsFd + Send + 'static {
-    /// Reads what is there now, at least one byte, zero at the end; None if it would wait, or if others wait already.
+    /// Reads what is there now, at least one byte, zero at the end; None if it would wait, or if
+    /// others wait already.
     ///
     /// Never waits, so it may be called anywhere.
     ///
@@ -46,7 +47,8 @@ pub trait Stream: Read + Write + AsFd + Send + 'static {
     /// The socket's.
     fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<usize>>;
 
-    /// Ends one or both directions, for the peer and for all duplicates; who waits for one is woken. Never waits.
+    /// Ends one or both directions, for the peer and for all duplicates; who waits for one is
+    /// woken. Never waits.
     ///
     /// # Errors
     /// The socket's, such as that the peer is gone already.
@@ -139,7 +141,8 @@ impl Socket {
 macro_rules! stream_impls {
     ($stream:ident, $std:ty) => {
         impl $stream {
-            /// Takes over a connected socket and makes it non-blocking. Time-outs set on it do not count here.
+            /// Takes over a connected socket and makes it non-blocking. Time-outs set on it do not
+            /// count here.
             ///
             /// # Errors
             /// The socket refuses, and is closed.
@@ -149,19 +152,23 @@ macro_rules! stream_impls {
                 })
             }
 
-            /// Gives the socket up. It stays non-blocking: `set_nonblocking(false)` makes it what std expects.
+            /// Gives the socket up. It stays non-blocking: `set_nonblocking(false)` makes it what
+            /// std expects.
             ///
-            /// This is the way to another context; so is moving the stream itself, which costs the old context a little
-            /// work at some later time, until when a duplicate of the descriptor stays open there.
+            /// This is the way to another context; so is moving the stream itself, which costs the
+            /// old context a little work at some later time, until when a duplicate of the
+            /// descriptor stays open there.
             ///
             /// # Errors
-            /// No descriptor for a duplicate, which is needed where another context has not forgotten the socket yet.
+            /// No descriptor for a duplicate, which is needed where another context has not
+            /// forgotten the socket yet.
             pub fn into_std(self) -> std::io::Result<$std> {
                 self.socket.into_fd().map(Into::into)
             }
 
-            /// Another handle to the same stream, over a duplicate of the descriptor. Bytes read by one are gone for the
-            /// other. To share a stream between coroutines of one thread, an `Rc` costs less.
+            /// Another handle to the same stream, over a duplicate of the descriptor. Bytes read by
+            /// one are gone for the other. To share a stream between coroutines of one thread, an
+            /// `Rc` costs less.
             ///
             /// # Errors
             /// No descriptor.
@@ -171,7 +178,8 @@ macro_rules! stream_impls {
                 })
             }
 
-            /// Ends one or both directions, for the peer and for all duplicates; who waits for one is woken. Never waits.
+            /// Ends one or both directions, for the peer and for all duplicates; who waits for one
+            /// is woken. Never waits.
             ///
             /// # Errors
             /// The socket's, such as that the peer is gone already.
@@ -188,8 +196,8 @@ macro_rules! stream_impls {
                 self.socket.try_read(buf)
             }
 
-            /// How long one read may wait; None: as long as it takes. The time counts from the call, and a read that is late
-            /// fails with `TimedOut`.
+            /// How long one read may wait; None: as long as it takes. The time counts from the
+            /// call, and a read that is late fails with `TimedOut`.
             ///
             /// # Errors
             /// The time is zero.

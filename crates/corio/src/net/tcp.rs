@@ -14,8 +14,9 @@ use super::stream::{descriptor_impls, stream_impls};
 
 /// A TCP connection whose reads and writes park the coroutine.
 ///
-/// Reads and writes need only `&TcpStream`, so that one coroutine can read while another writes. Waiters of one direction
-/// are served in the order in which they came. On a thread that is no loop's, calls block the thread.
+/// Reads and writes need only `&TcpStream`, so that one coroutine can read while another writes.
+/// Waiters of one direction are served in the order in which they came. On a thread that is no
+/// loop's, calls block the thread.
 ///
 /// Can be moved to another thread, not shared with one:
 ///
@@ -52,8 +53,8 @@ stream_impls!(TcpStream, std::net::TcpStream);
 impl TcpStream {
     /// Connects to the first of the addresses that accepts.
     ///
-    /// Parks while it waits for the peer. A name, other than an address, is looked up in the calling thread, which blocks it:
-    /// on a loop, give a `SocketAddr`.
+    /// Parks while it waits for the peer. A name, other than an address, is looked up in the
+    /// calling thread, which blocks it: on a loop, give a `SocketAddr`.
     ///
     /// # Errors
     /// The last address's refusal; InvalidInput if there is no address.
@@ -141,8 +142,8 @@ impl TcpStream {
 
 /// A TCP socket that accepts connections; waiting for one parks the coroutine.
 ///
-/// Several coroutines of one thread may accept; they are served in the order in which they came. See [`TcpStream`] for an
-/// example.
+/// Several coroutines of one thread may accept; they are served in the order in which they came.
+/// See [`TcpStream`] for an example.
 pub struct TcpListener {
     socket: Socket,
 }
@@ -150,8 +151,8 @@ pub struct TcpListener {
 descriptor_impls!(TcpListener);
 
 impl TcpListener {
-    /// Listens on the first of the addresses that can be had; port 0 picks a free one. A name is looked up in the calling thread,
-    /// which blocks it.
+    /// Listens on the first of the addresses that can be had; port 0 picks a free one. A name is
+    /// looked up in the calling thread, which blocks it.
     ///
     /// # Errors
     /// The last address's refusal.
@@ -177,7 +178,8 @@ impl TcpListener {
         self.socket.into_fd().map(Into::into)
     }
 
-    /// Another handle to the same socket, over a duplicate of the descriptor: for accepting on another context too.
+    /// Another handle to the same socket, over a duplicate of the descriptor: for accepting on
+    /// another context too.
     ///
     /// # Errors
     /// No descriptor.
@@ -187,10 +189,12 @@ impl TcpListener {
         })
     }
 
-    /// Waits for a connection. Parks; a cancellation point. One that the peer has given up meanwhile is passed over.
+    /// Waits for a connection. Parks; a cancellation point. One that the peer has given up
+    /// meanwhile is passed over.
     ///
     /// # Errors
-    /// No descriptor (EMFILE, ENFILE): the connection stays in the queue, so that trying again at once fails at once.
+    /// No descriptor (EMFILE, ENFILE): the connection stays in the queue, so that trying again at
+    /// once fails at once.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (fd, address) = accept(&self.socket)?;
         let stream = TcpStream {

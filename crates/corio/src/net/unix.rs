@@ -185,7 +185,8 @@ impl UnixListener {
     /// Waits for a connection. Parks; a cancellation point.
     ///
     /// # Errors
-    /// No descriptor (EMFILE, ENFILE): the connection stays in the queue, so that trying again at once fails at once.
+    /// No descriptor (EMFILE, ENFILE): the connection stays in the queue, so that trying again at
+    /// once fails at once.
     pub fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
         let (fd, _) = accept(&self.socket)?;
         let stream = std::os::unix::net::UnixStream::from(fd);
@@ -203,8 +204,8 @@ impl UnixListener {
     }
 }
 
-/// An address as std decodes it, from a duplicate of the descriptor. rustix's own decoding panics on the longest path, 108
-/// bytes, which a client may bind to.
+/// An address as std decodes it, from a duplicate of the descriptor. rustix's own decoding panics
+/// on the longest path, 108 bytes, which a client may bind to.
 fn ask<R>(
     socket: &Socket,
     question: impl FnOnce(&std::os::unix::net::UnixStream) -> io::Result<R>,

@@ -15,11 +15,13 @@ const LEAVE_GRACE_NS: u64 = 5_000_000_000;
 const LEAVE_STEP: Duration = Duration::from_millis(10);
 
 impl AioContext {
-    /// Makes this thread the context's home for as long as `f` runs. `f` turns the loop with [`poll`](Self::poll).
+    /// Makes this thread the context's home for as long as `f` runs. `f` turns the loop with
+    /// [`poll`](Self::poll).
     ///
-    /// When `f` returns, coroutines that are still there are cancelled and reaped, and what the kernel still works on is
-    /// waited for; what does not end within 5 s is leaked and named in the log. What is spawned meanwhile is cancelled
-    /// before it begins. A panic of `f` passes through after that.
+    /// When `f` returns, coroutines that are still there are cancelled and reaped, and what the
+    /// kernel still works on is waited for; what does not end within 5 s is leaked and named in the
+    /// log. What is spawned meanwhile is cancelled before it begins. A panic of `f` passes through
+    /// after that.
     ///
     /// # Errors
     /// The monitor cannot be made (no descriptors, or refused).
@@ -69,8 +71,8 @@ impl AioContext {
         }
     }
 
-    /// One turn whose failures end here: a callback's panic has been reported by the hook, and a monitor that fails now
-    /// fails for the last time.
+    /// One turn whose failures end here: a callback's panic has been reported by the hook, and a
+    /// monitor that fails now fails for the last time.
     fn turn_guarded(&self, blocking: bool) {
         match catch_unwind(AssertUnwindSafe(|| self.poll(blocking))) {
             Ok(Ok(_)) => {}

@@ -1,14 +1,17 @@
-//! The inbox: coroutines that are to be entered in a context's home thread, first scheduled, first run (SPEC S1).
+//! The inbox: coroutines that are to be entered in a context's home thread, first scheduled, first
+//! run (SPEC S1).
 //!
-//! Pushed from any thread without a lock, newest first; one bottom half takes the list as it stands, turns it round and
-//! runs it (S2).
+//! Pushed from any thread without a lock, newest first; one bottom half takes the list as it
+//! stands, turns it round and runs it (S2).
 //!
 //! Invariants
-//! - I1 A slot is pushed once for each wake that was won (stack::word I2), so `Slot::next` has one writer.
+//! - I1 A slot is pushed once for each wake that was won (stack::word I2), so `Slot::next` has one
+//!   writer.
 //! - I2 Whoever turns the list from empty to not empty schedules the bottom half.
-//! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while one is scheduled and not
-//!   entered, and if the home has to leak one, it leaks the inbox as well.
-//! - I4 A closed inbox runs nothing: what is queued in it then is leaked, or was dropped before it began.
+//! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while
+//!   one is scheduled and not entered, and if the home has to leak one, it leaks the inbox as well.
+//! - I4 A closed inbox runs nothing: what is queued in it then is leaked, or was dropped before it
+//!   began.
 
 #![allow(unsafe_code)] // The list's links.
 
@@ -124,12 +127,12 @@ impl Inbox {
         }
     }
 
-    /// Queues from another thread: the home may be gone as soon as the slot is in the list, so the inbox, and with it the
-    /// context, is held until it has been notified (SPEC S6).
+    /// Queues from another thread: the home may be gone as soon as the slot is in the list, so the
+    /// inbox, and with it the context, is held until it has been notified (SPEC S6).
     pub(super) fn push_remote(inbox: *const (), slot: &'static Slot) {
         let inbox = inbox.cast::<Inbox>();
-        // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox. The caller has won the slot's wake and not pushed
-        // yet, so it is alive (I3).
+        // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox. The caller has won the
+        // slot's wake and not pushed yet, so it is alive (I3).
         let inbox = unsafe {
             Arc::increment_strong_count(inbox);
             Arc::from_raw(inbox)
@@ -193,7 +196,8 @@ mod loom_tests {
         }
     }
 
-    // SPEC L7, S1: two that push and one that drains: each comes out once, in the order in which its pusher pushed.
+    // SPEC L7, S1: two that push and one that drains: each comes out once, in the order in which
+    // its pusher pushed.
     #[test]
     fn loom_inbox_loses_nobody() {
         loom::model(|| {

@@ -119,7 +119,8 @@ impl core::fmt::Debug for IoThreadBuilder {
 
 /// A named thread that runs an [`AioContext`], with all signals blocked.
 ///
-/// Dropping it stops it and waits for it; on its own thread, which cannot wait for itself, it only stops it.
+/// Dropping it stops it and waits for it; on its own thread, which cannot wait for itself, it only
+/// stops it.
 ///
 /// ```
 /// let io = corio::IoThread::builder().name("io0").spawn()?;
@@ -147,7 +148,8 @@ impl IoThread {
         &self.context
     }
 
-    /// Asks it to stop and returns at once: coroutines that are still there are cancelled and reaped. Any thread.
+    /// Asks it to stop and returns at once: coroutines that are still there are cancelled and
+    /// reaped. Any thread.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.context.notify();

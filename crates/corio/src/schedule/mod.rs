@@ -1,7 +1,9 @@
-//! Coroutines on contexts: homes with a loop, parking and waking, spawning and joining (SPEC section 2).
+//! Coroutines on contexts: homes with a loop, parking and waking, spawning and joining (SPEC
+//! section 2).
 //!
-//! `inbox` is the queue into a home thread, [`CoWaker`] the token that fills it, `park` and its kin what every wait in the
-//! runtime is made of: a wake is a hint, so each wait loops on its own condition.
+//! `inbox` is the queue into a home thread, [`CoWaker`] the token that fills it, `park` and its kin
+//! what every wait in the runtime is made of: a wake is a hint, so each wait loops on its own
+//! condition.
 
 mod home;
 mod inbox;
@@ -21,9 +23,9 @@ use crate::track::{self, Kind};
 
 /// Names a parked coroutine to whoever will wake it.
 ///
-/// May be fired any number of times, early or late, from any thread, with locks held: a wake that comes before the park
-/// makes the park return at once, one that comes after the coroutine's end does nothing. It never runs the coroutine itself;
-/// it queues it in its home thread.
+/// May be fired any number of times, early or late, from any thread, with locks held: a wake that
+/// comes before the park makes the park return at once, one that comes after the coroutine's end
+/// does nothing. It never runs the coroutine itself; it queues it in its home thread.
 ///
 /// ```
 /// fn shared<T: Send + Sync + Copy>() {}
@@ -52,8 +54,9 @@ impl CoWaker {
             .map(Self::of)
     }
 
-    /// Gets the coroutine going again if it is parked, or keeps its next park from waiting. Any thread; neither waits nor
-    /// runs the coroutine; inside a coroutine of the same home, the woken one runs when the waker yields or ends.
+    /// Gets the coroutine going again if it is parked, or keeps its next park from waiting. Any
+    /// thread; neither waits nor runs the coroutine; inside a coroutine of the same home, the woken
+    /// one runs when the waker yields or ends.
     pub fn wake(self) {
         let Some(slot) = stack::slot_at(self.index) else {
             return;
@@ -81,8 +84,9 @@ impl CoWaker {
         }
     }
 
-    /// For callbacks of the home's own loop: enters the coroutine at once if it is parked and none runs, as `aio_co_wake`
-    /// does; else like [`wake`](Self::wake). The caller knows that the coroutine is of this thread.
+    /// For callbacks of the home's own loop: enters the coroutine at once if it is parked and none
+    /// runs, as `aio_co_wake` does; else like [`wake`](Self::wake). The caller knows that the
+    /// coroutine is of this thread.
     pub(crate) fn wake_here(self) {
         let Some(slot) = stack::slot_at(self.index) else {
             return;
@@ -109,7 +113,8 @@ pub(crate) fn parkable(what: &str) -> CoRef {
     }
 }
 
-/// Parks the running coroutine until its token is fired. May return early: loop on your own condition. A cancellation point.
+/// Parks the running coroutine until its token is fired. May return early: loop on your own
+/// condition. A cancellation point.
 ///
 /// # Panics
 /// Outside a coroutine, and in a home without a context.
@@ -136,14 +141,16 @@ pub fn park() {
     coroutine::park_block(parkable("park"), false);
 }
 
-/// Parks like [`park`], but is no cancellation point: for whoever has something in flight that refers to its frame.
+/// Parks like [`park`], but is no cancellation point: for whoever has something in flight that
+/// refers to its frame.
 #[inline]
 #[track_caller]
 pub(crate) fn park_uninterruptible() {
     coroutine::park_block(parkable("park"), true);
 }
 
-/// Gives the loop and everyone that is queued a turn, then goes on. Inside a coroutine; a cancellation point.
+/// Gives the loop and everyone that is queued a turn, then goes on. Inside a coroutine; a
+/// cancellation point.
 ///
 /// # Panics
 /// Outside a coroutine, and in a home without a context.
@@ -161,7 +168,8 @@ pub fn yield_now() {
         if track::is_enabled() {
             track::emit_scheduled(co.id(), co.id(), Some(Location::caller()));
         }
-        // The inbox, not the wake queue: the loop gets a turn. It is this thread's own, so it outlives the call.
+        // The inbox, not the wake queue: the loop gets a turn. It is this thread's own, so it
+        // outlives the call.
         Inbox::push_remote(co.inbox(), co.slot());
     }
     coroutine::suspend();

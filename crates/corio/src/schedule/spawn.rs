@@ -174,7 +174,8 @@ pub struct JoinHandle<T> {
 }
 
 impl<T> JoinHandle<T> {
-    /// Waits until the coroutine has ended. In a coroutine it parks and is a cancellation point; on a plain thread it blocks.
+    /// Waits until the coroutine has ended. In a coroutine it parks and is a cancellation point; on
+    /// a plain thread it blocks.
     ///
     /// # Errors
     /// The coroutine panicked, or was cancelled.
@@ -260,8 +261,8 @@ impl<T> core::fmt::Debug for LocalJoinHandle<T> {
     }
 }
 
-/// Makes a coroutine in this thread's context home and queues it. In a home that ends, it is cancelled before it begins;
-/// its own failure to get a stack is the outcome.
+/// Makes a coroutine in this thread's context home and queues it. In a home that ends, it is
+/// cancelled before it begins; its own failure to get a stack is the outcome.
 fn start<T: 'static>(
     finisher: Finisher<T>,
     f: impl FnOnce() -> T + 'static,
@@ -311,7 +312,8 @@ where
     handle
 }
 
-/// Like [`spawn`] for a closure and a result that need not be `Send`; the handle stays on this thread.
+/// Like [`spawn`] for a closure and a result that need not be `Send`; the handle stays on this
+/// thread.
 ///
 /// # Panics
 /// On a thread that is no context's home.
@@ -340,10 +342,12 @@ fn assert_home(what: &str) {
 }
 
 impl AioContext {
-    /// Starts a coroutine in this context's home thread. It is queued and runs in the loop's next turn. Any thread.
+    /// Starts a coroutine in this context's home thread. It is queued and runs in the loop's next
+    /// turn. Any thread.
     ///
-    /// A context that has no home keeps it until it has one; when the last clone of the context goes, it is cancelled.
-    /// So whoever joins a coroutine of an [`IoThread`](crate::IoThread) that may have ended should not keep the context.
+    /// A context that has no home keeps it until it has one; when the last clone of the context
+    /// goes, it is cancelled. So whoever joins a coroutine of an [`IoThread`](crate::IoThread) that
+    /// may have ended should not keep the context.
     #[track_caller]
     pub fn spawn<F, T>(&self, f: F) -> JoinHandle<T>
     where
@@ -355,7 +359,8 @@ impl AioContext {
         let handle = JoinHandle {
             packet: Arc::clone(&packet),
         };
-        // If the context never runs again the closure is dropped with it, and the finisher tells the handle.
+        // If the context never runs again the closure is dropped with it, and the finisher tells
+        // the handle.
         let finisher = Finisher(packet);
         if self.is_home() {
             start(finisher, f, at);
@@ -365,8 +370,9 @@ impl AioContext {
         handle
     }
 
-    /// Runs `f` in this context's home thread, in a coroutine, and parks the caller until its result is back; with a context
-    /// that is already the caller's it just calls `f`. Not cancelled while it waits.
+    /// Runs `f` in this context's home thread, in a coroutine, and parks the caller until its
+    /// result is back; with a context that is already the caller's it just calls `f`. Not cancelled
+    /// while it waits.
     ///
     /// # Panics
     /// With `f`'s panic; if the context ends before `f` does.

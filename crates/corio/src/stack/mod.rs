@@ -1,4 +1,5 @@
-//! Coroutine stacks: slabs of guarded stacks, a type-stable slot for each, and the pools they are reused from.
+//! Coroutine stacks: slabs of guarded stacks, a type-stable slot for each, and the pools they are
+//! reused from.
 //!
 //! ```text
 //!   low                                                                         high
@@ -6,8 +7,9 @@
 //!   ^ Slot::low                                           ^ Slot::control_block      ^ Slot::top
 //! ```
 //!
-//! A slab is one reservation of up to 64 equal slots. Slabs are never unmapped and a slot's `Slot` never moves, so that a
-//! wake token may name a slot by its index for ever; what it names is decided by the slot word's generation.
+//! A slab is one reservation of up to 64 equal slots. Slabs are never unmapped and a slot's `Slot`
+//! never moves, so that a wake token may name a slot by its index for ever; what it names is
+//! decided by the slot word's generation.
 //!
 //! Invariants
 //! - I1 A slot is in exactly one place: a thread's pool, the global pool, or a coroutine's hands.
@@ -32,7 +34,8 @@ use crate::atomic::{AtomicPtr, Ordering};
 use crate::error::Error;
 use crate::sys;
 
-/// Address space of a stack when nothing else is asked for, in bytes, guard and control block included.
+/// Address space of a stack when nothing else is asked for, in bytes, guard and control block
+/// included.
 pub(crate) const SIZE_DEFAULT: usize = 256 * 1024;
 /// The largest stack that can be asked for, in bytes.
 pub(crate) const SIZE_MAX: usize = 1 << 30;
@@ -41,7 +44,8 @@ const HEADROOM: usize = 16 * 1024;
 /// Space for the control block at the top of each slot, in bytes.
 pub(crate) const CONTROL_SIZE: usize = 512;
 
-/// Bytes that fault below each stack: a page, or on aarch64, where the compiler probes in larger steps, 64 KiB.
+/// Bytes that fault below each stack: a page, or on aarch64, where the compiler probes in larger
+/// steps, 64 KiB.
 pub(crate) fn guard_size() -> usize {
     if cfg!(target_arch = "aarch64") {
         64 * 1024
@@ -68,18 +72,19 @@ pub(crate) fn class_size(wanted: usize) -> Result<usize, Error> {
 pub(crate) struct Slot {
     /// Generation and wake state.
     pub(crate) word: SlotWord,
-    /// Link in an inbox or a wake queue; owned by whoever won [`Wake::Queue`] until the home thread takes it off.
+    /// Link in an inbox or a wake queue; owned by whoever won [`Wake::Queue`] until the home thread
+    /// takes it off.
     pub(crate) next: AtomicPtr<Slot>,
-    /// Where wakes go. Written by the home thread before the coroutine first parks, read by the winner of a wake
-    /// (stack::word I2, and its acquire). Owner: `schedule`.
+    /// Where wakes go. Written by the home thread before the coroutine first parks, read by the
+    /// winner of a wake (stack::word I2, and its acquire). Owner: `schedule`.
     pub(crate) inbox: AtomicPtr<()>,
     index: u32,
     size: usize,
     low: NonNull<u8>,
 }
 
-// SAFETY: `low` is an address that only the coroutine layer turns into accesses, under its own rules; all else is
-// atomic or never written after construction.
+// SAFETY: `low` is an address that only the coroutine layer turns into accesses, under its own
+// rules; all else is atomic or never written after construction.
 unsafe impl Send for Slot {}
 // SAFETY: as above.
 unsafe impl Sync for Slot {}
@@ -108,7 +113,8 @@ impl Slot {
 
     /// Where the control block lies: aligned for it, and the initial stack pointer.
     pub(crate) fn control_block(&self) -> NonNull<u8> {
-        // SAFETY: `size` bytes from `low` on are this slot's, and CONTROL_SIZE is less than the smallest class.
+        // SAFETY: `size` bytes from `low` on are this slot's, and CONTROL_SIZE is less than the
+        // smallest class.
         unsafe { self.low.add(self.size - CONTROL_SIZE) }
     }
 
@@ -119,7 +125,8 @@ impl Slot {
     unsafe fn trim(&self, keep: usize) {
         let guard = guard_size();
         let len = self.size - guard - keep;
-        // SAFETY: the range is this slot's stack above its guard; it is free by the caller's promise.
+        // SAFETY: the range is this slot's stack above its guard; it is free by the caller's
+        // promise.
         unsafe { sys::mem::dont_need(self.low.add(guard), len) };
     }
 
@@ -154,8 +161,8 @@ pub(crate) struct SlotStack {
     limit: StackPointer,
 }
 
-// SAFETY: the slot has at least 4 KiB between its guard (I2) and its control block, and whoever holds the SlotStack
-// owns the slot (I1).
+// SAFETY: the slot has at least 4 KiB between its guard (I2) and its control block, and whoever
+// holds the SlotStack owns the slot (I1).
 unsafe impl Stack for SlotStack {
     #[inline]
     fn base(&self) -> StackPointer {

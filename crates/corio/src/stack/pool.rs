@@ -27,7 +27,8 @@ struct Class {
 
 static GLOBAL: Mutex<Vec<Class>> = Mutex::new(Vec::new());
 
-/// Takes a free stack of `size` bytes (a class size), or makes some. `thread` is this thread's state.
+/// Takes a free stack of `size` bytes (a class size), or makes some. `thread` is this thread's
+/// state.
 #[inline]
 pub(crate) fn acquire(thread: &ThreadState, size: usize) -> Result<&'static Slot, Error> {
     if size == SIZE_DEFAULT
@@ -94,12 +95,14 @@ fn release_batch(thread: &ThreadState) {
     release_global(&batch);
 }
 
-/// Gives all of this thread's free stacks to the global pool. Called when a thread's outermost home ends.
+/// Gives all of this thread's free stacks to the global pool. Called when a thread's outermost home
+/// ends.
 pub(crate) fn flush_local() {
     let state = tls::thread();
     let local = state.pool.replace(core::ptr::null_mut());
     if !local.is_null() {
-        // SAFETY: `with_local` made it with Box::into_raw, and it has just been taken out of its only place.
+        // SAFETY: `with_local` made it with Box::into_raw, and it has just been taken out of its
+        // only place.
         let local = unsafe { Box::from_raw(local.cast::<Vec<&'static Slot>>()) };
         release_global(&local);
     }
@@ -125,7 +128,8 @@ fn make_local(thread: &ThreadState) -> *mut Vec<&'static Slot> {
 
 #[cold]
 fn release_global(slots: &[&'static Slot]) {
-    // The system calls come before the lock. What is trimmed deeper is decided once the count is known.
+    // The system calls come before the lock. What is trimmed deeper is decided once the count is
+    // known.
     for slot in slots {
         // SAFETY: the slots are free and in nobody else's hands (I1, I3).
         unsafe { slot.trim(KEEP.max(sys::mem::page_size()).min(slot.size() / 2)) };

@@ -1,4 +1,5 @@
-//! Slabs: one reservation that holds many guarded stacks, and the table that finds a slot by its index.
+//! Slabs: one reservation that holds many guarded stacks, and the table that finds a slot by its
+//! index.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -49,7 +50,8 @@ fn preferred_guard() -> Guard {
     })
 }
 
-/// How many stacks may have mprotect guards: two mappings each, and malloc must not starve (SPEC C6).
+/// How many stacks may have mprotect guards: two mappings each, and malloc must not starve (SPEC
+/// C6).
 fn mprotect_limit() -> (usize, usize) {
     static LIMIT: OnceLock<(usize, usize)> = OnceLock::new();
     *LIMIT.get_or_init(|| {
@@ -61,8 +63,8 @@ fn mprotect_limit() -> (usize, usize) {
     })
 }
 
-/// Makes a slab of stacks of `size` bytes (a class size) and enters it in the table. The caller holds the global
-/// pool's lock.
+/// Makes a slab of stacks of `size` bytes (a class size) and enters it in the table. The caller
+/// holds the global pool's lock.
 pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
     let mut count = (SLAB_BYTES / size).clamp(1, SLOTS);
     if preferred_guard() == Guard::Mprotect {
@@ -94,13 +96,15 @@ pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
         .collect();
     let slab: &'static Slab = Box::leak(Box::new(Slab { slots }));
     leaf(number / TABLE_WIDTH)[number % TABLE_WIDTH]
-        // Release: pairs with the acquire in `slot_at`, for readers that got the index from elsewhere.
+        // Release: pairs with the acquire in `slot_at`, for readers that got the index from
+        // elsewhere.
         .store(core::ptr::from_ref(slab).cast_mut(), Ordering::Release);
     SLABS.store(number + 1, Ordering::Release);
     Ok(&slab.slots)
 }
 
-/// Guards the low end of each stack; how many are usable, at least one. An error leaves nothing counted.
+/// Guards the low end of each stack; how many are usable, at least one. An error leaves nothing
+/// counted.
 fn guard_all(start: NonNull<u8>, size: usize, count: usize) -> Result<usize, Error> {
     let guard = guard_size();
     let mut kind = preferred_guard();

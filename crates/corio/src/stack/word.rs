@@ -11,14 +11,16 @@
 //! ```
 //!
 //! Invariants
-//! - I1 The high 32 bits are the generation. They change only when the slot's coroutine ends, by the home thread.
-//!   A token of an older generation therefore never changes a word again.
+//! - I1 The high 32 bits are the generation. They change only when the slot's coroutine ends, by
+//!   the home thread. A token of an older generation therefore never changes a word again.
 //! - I2 Exactly one wake wins PARKED -> SCHEDULED, and the winner queues the slot exactly once.
-//! - I3 Every transition is a read-modify-write, so that a waker that finds SCHEDULED or NOTIFIED and does nothing is
-//!   ordered before the claim or the park that follows, which then sees what the waker published.
-//! - I4 A wake is used up by the park that consumes it or the claim that it queued, by nothing else: yielding keeps it.
-//! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free slot: neither may
-//!   be queued.
+//! - I3 Every transition is a read-modify-write, so that a waker that finds SCHEDULED or NOTIFIED
+//!   and does nothing is ordered before the claim or the park that follows, which then sees what
+//!   the waker published.
+//! - I4 A wake is used up by the park that consumes it or the claim that it queued, by nothing
+//!   else: yielding keeps it.
+//! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free
+//!   slot: neither may be queued.
 
 use crate::atomic::{AtomicU64, Ordering};
 
@@ -83,8 +85,8 @@ impl SlotWord {
                 _ if cfg!(corio_planted_bug = "word_unwritten") => return Wake::Nothing,
                 other => other, // Written all the same: I3.
             };
-            // AcqRel: releases what the waker published to the claim or park that reads this; acquires PARKED's
-            // publication, so that the winner may read the slot's inbox.
+            // AcqRel: releases what the waker published to the claim or park that reads this;
+            // acquires PARKED's publication, so that the winner may read the slot's inbox.
             match self.0.compare_exchange_weak(
                 seen,
                 pack(generation, next),
@@ -108,7 +110,8 @@ impl SlotWord {
             Ordering::Acquire,
         ) {
             Ok(_) => Park::Suspend,
-            // Scheduled by its own thread before it yielded (S1): it is in the queue and will be entered.
+            // Scheduled by its own thread before it yielded (S1): it is in the queue and will be
+            // entered.
             Err(seen) if state(seen) >= SCHEDULED => Park::Suspend,
             Err(_) => {
                 let _ = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
@@ -130,8 +133,8 @@ impl SlotWord {
         }
     }
 
-    /// The home thread wants to enter a parked coroutine without a queue (to cancel it, or for `aio_co_wake`). False:
-    /// it is not parked; if it is scheduled it will come out of the queue.
+    /// The home thread wants to enter a parked coroutine without a queue (to cancel it, or for
+    /// `aio_co_wake`). False: it is not parked; if it is scheduled it will come out of the queue.
     pub(crate) fn claim_parked(&self, generation: u32) -> bool {
         self.0
             .compare_exchange(
@@ -143,8 +146,8 @@ impl SlotWord {
             .is_ok()
     }
 
-    /// Puts a coroutine that is suspended, or that runs and will yield, on the queue by name (`aio_co_schedule`).
-    /// Err: it is scheduled already. Home thread.
+    /// Puts a coroutine that is suspended, or that runs and will yield, on the queue by name
+    /// (`aio_co_schedule`). Err: it is scheduled already. Home thread.
     pub(crate) fn schedule(&self, generation: u32) -> Result<(), ()> {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
@@ -185,14 +188,15 @@ impl SlotWord {
         state(self.0.load(Ordering::Relaxed)) == PARKED
     }
 
-    /// The slot's coroutine has ended, or is leaked: every token of it is stale from here on. False: the generation is used up, and
-    /// the slot must never be given out again.
+    /// The slot's coroutine has ended, or is leaked: every token of it is stale from here on.
+    /// False: the generation is used up, and the slot must never be given out again.
     #[must_use]
     pub(crate) fn retire(&self, generation: u32) -> bool {
-        // A plain store: a wake that its compare-exchange puts before it is overwritten, one after it fails (I1).
-        // Release: pairs with `wake`'s load only to keep the old coroutine's accesses before it.
-        // loom takes a compare-exchange that read what was there before a store for newer than that store, which the
-        // order of modifications rules out: it gets an exchange.
+        // A plain store: a wake that its compare-exchange puts before it is overwritten, one after
+        // it fails (I1). Release: pairs with `wake`'s load only to keep the old coroutine's
+        // accesses before it. loom takes a compare-exchange that read what was there before a store
+        // for newer than that store, which the order of modifications rules out: it gets an
+        // exchange.
         let set = |word| {
             if cfg!(loom) {
                 self.0.swap(word, Ordering::AcqRel);
@@ -341,7 +345,8 @@ mod loom_tests {
         });
     }
 
-    // SPEC L7, S7: the same with a yield between the look and the park, as in a program that does both.
+    // SPEC L7, S7: the same with a yield between the look and the park, as in a program that does
+    // both.
     #[test]
     fn loom_wake_outlives_a_yield() {
         model(|| {
@@ -363,7 +368,8 @@ mod loom_tests {
         });
     }
 
-    // SPEC L7, S7: a token of a coroutine that has ended never queues the one that has its slot now.
+    // SPEC L7, S7: a token of a coroutine that has ended never queues the one that has its slot
+    // now.
     #[test]
     fn loom_stale_token_wakes_nobody() {
         model(|| {
@@ -372,7 +378,8 @@ mod loom_tests {
                 let model = Arc::clone(&model);
                 loom::thread::spawn(move || model.wake(1))
             };
-            // The first ends, claimed by hand if it was parked; the next one takes the slot and parks.
+            // The first ends, claimed by hand if it was parked; the next one takes the slot and
+            // parks.
             if model.word.park(1) == Park::Suspend && !model.word.claim_parked(1) {
                 model.claim();
             }

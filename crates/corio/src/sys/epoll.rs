@@ -83,7 +83,8 @@ impl Epoll {
             tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
         };
-        // SAFETY: the kernel writes at most EVENTS_MAX events into the array and reads the timespec; both outlive the call.
+        // SAFETY: the kernel writes at most EVENTS_MAX events into the array and reads the
+        // timespec; both outlive the call.
         let count = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,

@@ -1,4 +1,5 @@
-//! Calls on files: the blocking ones that worker threads make, and the non-waiting ones that the loop may make.
+//! Calls on files: the blocking ones that worker threads make, and the non-waiting ones that the
+//! loop may make.
 //!
 //! Interrupted calls are retried here; short ones are the caller's to continue.
 
@@ -90,7 +91,8 @@ pub(crate) fn seek_to(fd: BorrowedFd<'_>, offset: u64, data: bool) -> io::Result
     }
 }
 
-/// Size in bytes and whether it is a block device. Anything else than a regular file or a block device is refused.
+/// Size in bytes and whether it is a block device. Anything else than a regular file or a block
+/// device is refused.
 pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<(u64, bool)> {
     let stat = rustix::fs::fstat(fd)?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -113,14 +115,15 @@ fn device_size(fd: BorrowedFd<'_>) -> io::Result<u64> {
     }
 }
 
-/// The alignment that direct I/O on this descriptor needs: statx(2)'s DIOALIGN (Linux 6.1), a block device's
-/// logical sector, else 4096.
+/// The alignment that direct I/O on this descriptor needs: statx(2)'s DIOALIGN (Linux 6.1), a block
+/// device's logical sector, else 4096.
 pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> u32 {
     const FALLBACK: u32 = 4096;
     const STATX_DIOALIGN: u32 = 0x2000;
     // SAFETY: all-zero bytes are a valid `statx`, an integer structure.
     let mut stat: libc::statx = unsafe { core::mem::zeroed() };
-    // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor itself; the kernel fills the structure.
+    // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor itself; the kernel fills the
+    // structure.
     let result = unsafe {
         libc::statx(
             fd.as_raw_fd(),
@@ -158,7 +161,8 @@ pub(crate) fn device_range(
     }
 }
 
-/// An open file description lock (fcntl F_OFD_SETLK) on `[start, start + len)`, shared; false if someone holds it exclusively.
+/// An open file description lock (fcntl F_OFD_SETLK) on `[start, start + len)`, shared; false if
+/// someone holds it exclusively.
 pub(crate) fn lock_shared(fd: impl AsFd, start: u64, len: u64) -> io::Result<bool> {
     match ofd(fd.as_fd(), libc::F_OFD_SETLK, libc::F_RDLCK, start, len) {
         Ok(_) => Ok(true),
@@ -174,7 +178,8 @@ pub(crate) fn unlock(fd: impl AsFd, start: u64, len: u64) -> io::Result<()> {
     ofd(fd.as_fd(), libc::F_OFD_SETLK, libc::F_UNLCK, start, len).map(drop)
 }
 
-/// True if another description holds a lock that an exclusive one on the range would conflict with (F_OFD_GETLK).
+/// True if another description holds a lock that an exclusive one on the range would conflict with
+/// (F_OFD_GETLK).
 pub(crate) fn lock_conflict(fd: impl AsFd, start: u64, len: u64) -> io::Result<bool> {
     ofd(fd.as_fd(), libc::F_OFD_GETLK, libc::F_WRLCK, start, len).map(|kind| kind != libc::F_UNLCK)
 }
@@ -189,7 +194,8 @@ fn ofd(
     let range = |value: u64| {
         i64::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
     };
-    // SAFETY: all-zero bytes are a valid `flock`, an integer structure; OFD commands want l_pid to be 0.
+    // SAFETY: all-zero bytes are a valid `flock`, an integer structure; OFD commands want l_pid to
+    // be 0.
     let mut lock: libc::flock = unsafe { core::mem::zeroed() };
     lock.l_type = libc::c_short::try_from(kind).unwrap_or(0);
     lock.l_whence = libc::c_short::try_from(libc::SEEK_SET).unwrap_or(0);

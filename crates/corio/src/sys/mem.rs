@@ -14,8 +14,8 @@ pub(crate) fn page_size() -> usize {
     rustix::param::page_size()
 }
 
-/// Reserves `len` bytes of readable and writable memory, no page of which is committed yet, aligned to `align`
-/// (a power of two, at least a page).
+/// Reserves `len` bytes of readable and writable memory, no page of which is committed yet, aligned
+/// to `align` (a power of two, at least a page).
 pub(crate) fn reserve(len: usize, align: usize) -> Result<NonNull<u8>, Error> {
     let total = len.checked_add(align).ok_or_else(|| Error::Parameter {
         name: "stack size",
@@ -47,7 +47,8 @@ pub(crate) fn reserve(len: usize, align: usize) -> Result<NonNull<u8>, Error> {
         if tail != 0 {
             libc::munmap((aligned + len) as *mut libc::c_void, tail);
         }
-        // Huge pages would commit 2 MiB at a stack's first touch. Refusal (no THP in the kernel) is no loss.
+        // Huge pages would commit 2 MiB at a stack's first touch. Refusal (no THP in the kernel) is
+        // no loss.
         libc::madvise(aligned as *mut libc::c_void, len, libc::MADV_NOHUGEPAGE);
     }
     NonNull::new(aligned as *mut u8).ok_or(Error::Os {

@@ -1,7 +1,8 @@
 //! System calls and nothing else.
 //!
-//! Each file wraps one kernel interface, keeps the errno, and knows nothing of coroutines or contexts. Every
-//! system call of the runtime is made from here, so that a simulated kernel can be put below the shipped code.
+//! Each file wraps one kernel interface, keeps the errno, and knows nothing of coroutines or
+//! contexts. Every system call of the runtime is made from here, so that a simulated kernel can be
+//! put below the shipped code.
 
 pub(crate) mod clock;
 pub(crate) mod epoll;

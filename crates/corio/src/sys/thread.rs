@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)] // Signal masks.
 
-/// Blocks all signals that can be blocked, so that they go to the program's own threads, and asks for timers without slack
-/// (SPEC I1, M4).
+/// Blocks all signals that can be blocked, so that they go to the program's own threads, and asks
+/// for timers without slack (SPEC I1, M4).
 pub(crate) fn prepare_loop_thread() {
     block_signals();
     // SAFETY: PR_SET_TIMERSLACK takes a number.

@@ -1,8 +1,9 @@
 //! io_uring(7): one ring, its two queues and the calls that move them.
 //!
-//! The ring is used by its context's home thread only (`!Sync`). Two kinds are made: [`Kind::Deferred`] for a ring that
-//! is itself what the loop waits on, whose completions appear only on entering the kernel, and [`Kind::Cooperative`]
-//! for a ring whose descriptor sits in an epoll set.
+//! The ring is used by its context's home thread only (`!Sync`). Two kinds are made:
+//! [`Kind::Deferred`] for a ring that is itself what the loop waits on, whose completions appear
+//! only on entering the kernel, and [`Kind::Cooperative`] for a ring whose descriptor sits in an
+//! epoll set.
 
 #![allow(unsafe_code)] // The queues are shared memory; see each SAFETY comment.
 
@@ -16,7 +17,8 @@ use crate::error::Error;
 
 /// How many requests fit between two submissions; more flush the queue by themselves.
 const ENTRIES: u32 = 256;
-/// How many completions fit before the kernel keeps the rest in a list of its own (IORING_FEAT_NODROP).
+/// How many completions fit before the kernel keeps the rest in a list of its own
+/// (IORING_FEAT_NODROP).
 const COMPLETIONS: u32 = 4096;
 
 /// IORING_ENTER_GETEVENTS.
@@ -27,7 +29,8 @@ const GETEVENTS: u32 = 1;
 pub(crate) enum Kind {
     /// SINGLE_ISSUER and DEFER_TASKRUN: the loop waits in the ring.
     Deferred,
-    /// COOP_TASKRUN and TASKRUN_FLAG: the loop waits in epoll, with the ring's descriptor in the set.
+    /// COOP_TASKRUN and TASKRUN_FLAG: the loop waits in epoll, with the ring's descriptor in the
+    /// set.
     Cooperative,
 }
 
@@ -81,17 +84,17 @@ impl Ring {
         reason = "the cell is private and no two of these are alive at once"
     )]
     fn inner(&self) -> &mut io_uring::IoUring {
-        // SAFETY: `Ring` is not Sync, every use below ends before its method returns, and none calls back out while
-        // it holds the reference.
+        // SAFETY: `Ring` is not Sync, every use below ends before its method returns, and none
+        // calls back out while it holds the reference.
         unsafe { &mut *self.inner.get() }
     }
 
-    /// Puts a request in the queue, submitting what is there first if it is full. EAGAIN: the kernel takes no more
-    /// before some completions are reaped.
+    /// Puts a request in the queue, submitting what is there first if it is full. EAGAIN: the
+    /// kernel takes no more before some completions are reaped.
     ///
     /// # Safety
-    /// Everything the request points to stays valid and unaliased as the operation demands until its completion has
-    /// been reaped, and its user data is what the context's dispatch expects.
+    /// Everything the request points to stays valid and unaliased as the operation demands until
+    /// its completion has been reaped, and its user data is what the context's dispatch expects.
     pub(crate) unsafe fn push(&self, entry: &squeue::Entry) -> io::Result<()> {
         // SAFETY: the caller's promise.
         if unsafe { self.inner().submission().push(entry) }.is_ok() {
@@ -108,7 +111,8 @@ impl Ring {
         self.inner().submission().len()
     }
 
-    /// Hands the queued requests to the kernel. A busy kernel (EAGAIN, EBUSY) is not an error: they stay queued.
+    /// Hands the queued requests to the kernel. A busy kernel (EAGAIN, EBUSY) is not an error: they
+    /// stay queued.
     pub(crate) fn submit(&self) -> io::Result<()> {
         tolerate(self.inner().submit().map(drop))
     }
@@ -118,7 +122,8 @@ impl Ring {
         if self.kind == Kind::Cooperative && !self.inner().submission().taskrun() {
             return Ok(());
         }
-        // SAFETY: IORING_ENTER_GETEVENTS with no argument reads and writes no memory of ours but the rings.
+        // SAFETY: IORING_ENTER_GETEVENTS with no argument reads and writes no memory of ours but
+        // the rings.
         tolerate(unsafe {
             self.inner()
                 .submitter()
@@ -127,14 +132,16 @@ impl Ring {
         })
     }
 
-    /// Submits what is queued and waits for a completion, at most `timeout_ns` (None: without limit).
+    /// Submits what is queued and waits for a completion, at most `timeout_ns` (None: without
+    /// limit).
     pub(crate) fn submit_and_wait(&self, timeout_ns: Option<u64>) -> io::Result<()> {
         let ring = self.inner();
         let result = match timeout_ns {
             None => ring.submitter().submit_and_wait(1),
             Some(0) => {
                 let pending = u32::try_from(ring.submission().len()).unwrap_or(ENTRIES);
-                // SAFETY: no argument is passed; the queued entries' pointers were promised valid to `push`.
+                // SAFETY: no argument is passed; the queued entries' pointers were promised valid
+                // to `push`.
                 unsafe {
                     ring.submitter()
                         .enter::<libc::sigset_t>(pending, 0, GETEVENTS, None)

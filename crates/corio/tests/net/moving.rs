@@ -64,7 +64,8 @@ fn a_stream_that_comes_back_at_once_is_watched_again() {
                     talk_once(&mut stream);
                     back.send(stream).unwrap();
                 }));
-                // Blocks the loop, which a coroutine should not do, so that the loop has not turned when it is back.
+                // Blocks the loop, which a coroutine should not do, so that the loop has not turned
+                // when it is back.
                 stream = returned.recv().unwrap();
             }
         });
@@ -139,7 +140,8 @@ fn a_number_that_is_used_again_at_once_is_another_socket() {
             let (ours, order) = (Rc::new(ours), Rc::default());
             let reader = read_one(&ours, 0, &order);
             settle();
-            // Two bytes, of which one is left, so that the old socket has an event to come when it is closed.
+            // Two bytes, of which one is left, so that the old socket has an event to come when it
+            // is closed.
             theirs.write_all(&[round, 0]).unwrap();
             reader.join().unwrap();
             assert_eq!(*order.borrow(), [(0, round)]);

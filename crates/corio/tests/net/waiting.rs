@@ -139,7 +139,8 @@ fn a_late_read_times_out_and_the_next_works() {
     });
 }
 
-// SPEC E6: the alarm that an earlier read has left armed neither shortens the next one's time nor lengthens it.
+// SPEC E6: the alarm that an earlier read has left armed neither shortens the next one's time nor
+// lengthens it.
 #[test]
 fn each_read_has_its_own_time() {
     on_each_monitor(|| {
@@ -253,7 +254,8 @@ fn a_home_that_ends_cancels_who_waits() {
             let (ours, _theirs) = UnixStream::pair().unwrap();
             let (kept, mut peer) = UnixStream::pair().unwrap();
             let mut kept = ReadOnDrop(kept, tx);
-            // Teaches the stream that tries after short reads fail: they are made all the same while unwinding.
+            // Teaches the stream that tries after short reads fail: they are made all the same
+            // while unwinding.
             for _ in 0..4 {
                 let answer = spawn_local(move || {
                     settle();
@@ -363,7 +365,8 @@ fn a_waiter_that_panics_strands_nobody() {
     on_each_monitor(|| {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let (ours, order) = (Rc::new(ours), Rc::default());
-        // A raw coroutine's panic goes to whoever enters it: here the loop, which reports it and goes on.
+        // A raw coroutine's panic goes to whoever enters it: here the loop, which reports it and
+        // goes on.
         let first = corio::Coroutine::new({
             let ours = Rc::clone(&ours);
             move || {

@@ -1,7 +1,8 @@
-//! READs and WRITEs that are served through the connection's own buffer, piece by piece, because the server
-//! has no room for their data as a whole.
+//! READs and WRITEs that are served through the connection's own buffer, piece by piece, because
+//! the server has no room for their data as a whole.
 //!
-//! Slower, and holding up the client's other requests, but sure to make progress whatever others hold.
+//! Slower, and holding up the client's other requests, but sure to make progress whatever others
+//! hold.
 
 use corio_block::{Length, Offset};
 
@@ -17,9 +18,10 @@ const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES + PREFIX_MAX <= BATCH_BYTES);
 
 impl<S: Transport> Reader<'_, S> {
-    /// Serves a READ: in a chunk a piece where the client takes that; else (simple replies, DF) all pieces
-    /// follow one header. What fails behind such a header ends the connection if the reply is simple, as
-    /// the protocol demands, and is filled up with zeroes and followed by an error chunk if it is not.
+    /// Serves a READ: in a chunk a piece where the client takes that; else (simple replies, DF) all
+    /// pieces follow one header. What fails behind such a header ends the connection if the reply
+    /// is simple, as the protocol demands, and is filled up with zeroes and followed by an error
+    /// chunk if it is not.
     pub(super) fn read_here(
         &mut self,
         tag: Tag,

@@ -1,5 +1,5 @@
-//! A server on a loop of its own, and a client that is a plain blocking socket with the codec's client
-//! half.
+//! A server on a loop of its own, and a client that is a plain blocking socket with the codec's
+//! client half.
 
 mod commands;
 mod disk;

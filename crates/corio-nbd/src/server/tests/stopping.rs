@@ -91,7 +91,8 @@ fn options_are_refused_while_stopping() {
     let mut client = house.connect();
     client.hello();
     client.option(OptionCode::LIST, &[]);
-    // Both are on the loop's queue before it runs again or not; either answer is right, a hang is not.
+    // Both are on the loop's queue before it runs again or not; either answer is right, a hang is
+    // not.
     let mut bytes = Vec::new();
     crate::wire::encode_option(OptionCode::LIST, &[], &mut bytes);
     client.send(&bytes);

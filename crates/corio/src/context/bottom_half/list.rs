@@ -1,9 +1,12 @@
-//! The list that bottom halves are scheduled on: pushed from any thread and from signal handlers, drained at home.
+//! The list that bottom halves are scheduled on: pushed from any thread and from signal handlers,
+//! drained at home.
 //!
 //! Invariants
-//! - I1 A node is in the list, or in the home's run queue, exactly while PENDING is set; the list owns a reference to it.
+//! - I1 A node is in the list, or in the home's run queue, exactly while PENDING is set; the list
+//!   owns a reference to it.
 //! - I2 Only the winner of "PENDING was clear" pushes, so that `next` has one writer.
-//! - I3 The drain clears PENDING before the callback's work begins, so that a schedule meanwhile queues it again.
+//! - I3 The drain clears PENDING before the callback's work begins, so that a schedule meanwhile
+//!   queues it again.
 
 use core::ptr;
 
@@ -33,7 +36,8 @@ impl<T> Link<T> {
         }
     }
 
-    /// Adds flags; true if the caller must push (I2). What is scheduled already does not become idle.
+    /// Adds flags; true if the caller must push (I2). What is scheduled already does not become
+    /// idle.
     #[must_use]
     pub(super) fn mark(&self, add: u32, remove: u32) -> bool {
         let mut seen = self.flags.load(Ordering::Relaxed);
@@ -43,7 +47,8 @@ impl<T> Link<T> {
                 return false;
             }
             let next = seen & !remove | add | PENDING;
-            // AcqRel: releases what the scheduler wrote to the drain's take; acquires for the winner's push.
+            // AcqRel: releases what the scheduler wrote to the drain's take; acquires for the
+            // winner's push.
             match self
                 .flags
                 .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed)
@@ -151,7 +156,8 @@ impl<T: Linked> List<T> {
 
 #[allow(unsafe_code)] // Intrusive nodes.
 fn resolve<'a, T>(node: *mut T) -> Option<&'a T> {
-    // SAFETY: nodes on the list are kept alive by the list's reference (I1), and only the home thread takes them off.
+    // SAFETY: nodes on the list are kept alive by the list's reference (I1), and only the home
+    // thread takes them off.
     unsafe { node.as_ref() }
 }
 
@@ -173,7 +179,8 @@ mod loom_tests {
         }
     }
 
-    // SPEC L7, B2: scheduled from two threads, drained meanwhile: it runs at least once after the last schedule.
+    // SPEC L7, B2: scheduled from two threads, drained meanwhile: it runs at least once after the
+    // last schedule.
     #[test]
     fn loom_bottom_half_is_never_lost() {
         loom::model(|| {

@@ -1,7 +1,9 @@
-//! Bottom halves: callbacks that are scheduled from anywhere and run in the context's home thread (SPEC B1 to B9).
+//! Bottom halves: callbacks that are scheduled from anywhere and run in the context's home thread
+//! (SPEC B1 to B9).
 //!
-//! A turn drains the list into the context's run queue and runs that empty; a nested poll drains what has come since
-//! and runs the older rest first (B6). Order is first scheduled, first run (B7; differs from QEMU).
+//! A turn drains the list into the context's run queue and runs that empty; a nested poll drains
+//! what has come since and runs the older rest first (B6). Order is first scheduled, first run (B7;
+//! differs from QEMU).
 
 #![allow(unsafe_code)] // Nodes pass through the list as raw pointers that own a reference (list I1).
 
@@ -71,7 +73,8 @@ impl BottomHalves {
         self.list.push(raw, &node.link);
     }
 
-    /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without limit.
+    /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without
+    /// limit.
     pub(super) fn timeout_ns(&self) -> Option<u64> {
         if self.list.is_empty() {
             return None;
@@ -95,7 +98,8 @@ impl BottomHalves {
         });
     }
 
-    /// At the end of a home: what panics have kept from running waits for the next home, in its order (list I1).
+    /// At the end of a home: what panics have kept from running waits for the next home, in its
+    /// order (list I1).
     pub(super) fn put_back(&self, queue: &RunQueue) {
         if queue.is_empty() {
             return;
@@ -106,7 +110,8 @@ impl BottomHalves {
         }
     }
 
-    /// Runs what was scheduled before the call, and what outer turns have not run yet. True: progress.
+    /// Runs what was scheduled before the call, and what outer turns have not run yet. True:
+    /// progress.
     pub(super) fn run(&self, queue: &RunQueue) -> bool {
         self.take(queue);
         let mut progress = false;
@@ -133,8 +138,8 @@ impl BottomHalves {
     }
 }
 
-/// A bottom half: a callback that is scheduled from any thread, or a signal handler, and runs in its context's home
-/// thread, outside any coroutine.
+/// A bottom half: a callback that is scheduled from any thread, or a signal handler, and runs in
+/// its context's home thread, outside any coroutine.
 ///
 /// Dropping the handle deletes it: it does not run again, also if it is scheduled.
 ///
@@ -170,7 +175,8 @@ impl BottomHalf {
         Self { node, context }
     }
 
-    /// Has it run once in the next turn, however often it is scheduled before that. Any thread, and signal handlers.
+    /// Has it run once in the next turn, however often it is scheduled before that. Any thread, and
+    /// signal handlers.
     #[doc(alias = "qemu_bh_schedule")]
     pub fn schedule(&self) {
         if self.node.link.mark(SCHEDULED, IDLE) {
@@ -179,14 +185,16 @@ impl BottomHalf {
         self.context.notify();
     }
 
-    /// Has it run when the loop turns next, at the latest after 10 ms, without hurrying the loop and without counting as
-    /// progress. Scheduling it normally makes it urgent. Any thread, and signal handlers.
+    /// Has it run when the loop turns next, at the latest after 10 ms, without hurrying the loop
+    /// and without counting as progress. Scheduling it normally makes it urgent. Any thread, and
+    /// signal handlers.
     #[doc(alias = "qemu_bh_schedule_idle")]
     pub fn schedule_idle(&self) {
         if self.node.link.mark(SCHEDULED | IDLE, 0) {
             self.context.inner().bottom_halves.push(&self.node);
         }
-        // A notification would end the next wait at once, and one that schedules itself again would spin.
+        // A notification would end the next wait at once, and one that schedules itself again would
+        // spin.
         self.context.shorten_wait();
     }
 

@@ -1,4 +1,5 @@
-//! The epoll monitor: level-triggered, with the ring's descriptor in the set while disk requests are in flight.
+//! The epoll monitor: level-triggered, with the ring's descriptor in the set while disk requests
+//! are in flight.
 
 #![allow(unsafe_code)] // Descriptors are borrowed by number; see `borrow`.
 
@@ -78,7 +79,8 @@ impl EpollMonitor {
             ring.reap(|_, _| ());
         }
         match result {
-            // Task work for the ring interrupts the wait: look at the completions, which has just been done.
+            // Task work for the ring interrupts the wait: look at the completions, which has just
+            // been done.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
         }
@@ -86,6 +88,7 @@ impl EpollMonitor {
 }
 
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: the number is only handed to epoll_ctl, which answers EBADF if it is not open; -1 is never registered.
+    // SAFETY: the number is only handed to epoll_ctl, which answers EBADF if it is not open; -1 is
+    // never registered.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }

@@ -1,7 +1,7 @@
 //! Monitors: how a turn learns which descriptors are ready (SPEC M1 to M5).
 //!
-//! One interface, `update`, `wait` and `need_wait`, over epoll and io_uring; which one a context got, and why, can be read
-//! back with [`AioContext::monitor`](crate::AioContext::monitor).
+//! One interface, `update`, `wait` and `need_wait`, over epoll and io_uring; which one a context
+//! got, and why, can be read back with [`AioContext::monitor`](crate::AioContext::monitor).
 
 mod epoll;
 mod uring;
@@ -101,8 +101,8 @@ impl Monitor {
         local.ring_if_made().is_some_and(|ring| ring.has_arrived())
     }
 
-    /// At the end of a home, once its handlers are removed: lets go of their descriptors. Closing an epoll set does that by
-    /// itself; closing a ring does, too, but some time later.
+    /// At the end of a home, once its handlers are removed: lets go of their descriptors. Closing
+    /// an epoll set does that by itself; closing a ring does, too, but some time later.
     pub(super) fn finish(&self, local: &Local) {
         if let (Self::Uring(_), Some(ring)) = (self, local.ring_if_made()) {
             uring::UringMonitor::finish(ring);

@@ -1,5 +1,5 @@
-//! The io_uring monitor: one-shot polls in the context's ring, armed again after each event, which keeps them
-//! level-triggered (a multishot poll reports edges only).
+//! The io_uring monitor: one-shot polls in the context's ring, armed again after each event, which
+//! keeps them level-triggered (a multishot poll reports edges only).
 
 use std::io;
 
@@ -28,7 +28,8 @@ impl UringMonitor {
             return Ok(());
         }
         if armed != 0 {
-            // Its own completion (ECANCELED, or an event that was faster) arms what is wanted by then.
+            // Its own completion (ECANCELED, or an event that was faster) arms what is wanted by
+            // then.
             if armed & WITHDRAWN == 0 {
                 ring.poll_remove(entry.token)?;
                 entry.armed.set(armed | WITHDRAWN);
@@ -65,7 +66,8 @@ impl UringMonitor {
         failed
     }
 
-    /// Has the removals that are queued done. Each cancels its poll, which holds a share of the descriptor until then.
+    /// Has the removals that are queued done. Each cancels its poll, which holds a share of the
+    /// descriptor until then.
     pub(super) fn finish(ring: &ContextRing) {
         // A refusal leaves it to the ring's own end.
         let _ = ring.ring().submit_and_wait(Some(0));

@@ -1,7 +1,8 @@
 //! Timers, and the one door to the clock (SPEC T1 to T6).
 //!
-//! A turn runs what was due at its start, in deadline order and then in the order armed; what callbacks arm, even in the
-//! past, waits for the next turn. Arm and cancel are O(log n) in a 4-ary heap.
+//! A turn runs what was due at its start, in deadline order and then in the order armed; what
+//! callbacks arm, even in the past, waits for the next turn. Arm and cancel are O(log n) in a 4-ary
+//! heap.
 
 mod heap;
 
@@ -112,7 +113,8 @@ impl Timers {
 
 /// A timer: a callback that runs in its context's home thread once its deadline has passed.
 ///
-/// Any thread may arm and cancel it; the callback may re-arm it or drop it. Dropping the handle cancels it.
+/// Any thread may arm and cancel it; the callback may re-arm it or drop it. Dropping the handle
+/// cancels it.
 ///
 /// ```
 /// use corio::{IoThread, time};
