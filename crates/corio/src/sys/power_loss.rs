@@ -1,8 +1,9 @@
-//! A power cut, for tests: files opened for writing are served from a volatile copy, and only what was synced reaches the
-//! real file. Compiled in with the feature `power-loss-shim` only.
+//! A power cut, for tests: files opened for writing are served from a volatile copy, and only what
+//! was synced reaches the real file. Compiled in with the feature `power-loss-shim` only.
 //!
-//! `CORIO_POWER_LOSS_DIR` names the directory for the copies; unset, the shim does nothing. `CORIO_POWER_LOSS_NO_SYNC=1`
-//! makes it lose syncs too, as a server would that never syncs: a test of durability must then fail.
+//! `CORIO_POWER_LOSS_DIR` names the directory for the copies; unset, the shim does nothing.
+//! `CORIO_POWER_LOSS_NO_SYNC=1` makes it lose syncs too, as a server would that never syncs: a test
+//! of durability must then fail.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -43,8 +44,8 @@ fn inode(file: &File) -> io::Result<Inode> {
     file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// The descriptor to serve instead of `fd`, which has just been opened: one of the copy, if the file is, or has been,
-/// opened for writing. All opens of one file share its copy.
+/// The descriptor to serve instead of `fd`, which has just been opened: one of the copy, if the
+/// file is, or has been, opened for writing. All opens of one file share its copy.
 pub(crate) fn substitute(fd: OwnedFd, writable: bool) -> io::Result<OwnedFd> {
     let Some(directory) = directory() else {
         return Ok(fd);
@@ -105,12 +106,18 @@ pub(crate) fn before_sync(fd: BorrowedFd<'_>) {
 }
 
 /// This write becomes durable, and no other.
+///
+/// It goes to the copy first, where its caller is about to put it again: a sync of another
+/// connection that comes in between copies all of the volatile file, and would take what is durable
+/// back to what it was.
 pub(crate) fn before_durable_write(fd: BorrowedFd<'_>, bufs: &[IoSlice<'_>], offset: u64) {
     with_pair(fd, |pair| {
-        let mut at = offset;
-        for buf in bufs {
-            pair.real.write_all_at(buf, at)?;
-            at += buf.len() as u64;
+        for file in [&pair.volatile, &pair.real] {
+            let mut at = offset;
+            for buf in bufs {
+                file.write_all_at(buf, at)?;
+                at += buf.len() as u64;
+            }
         }
         Ok(())
     });
@@ -132,17 +139,28 @@ fn with_pair(fd: BorrowedFd<'_>, f: impl FnOnce(&Pair) -> io::Result<()>) {
     }
 }
 
+/// Copies a file that others are writing to. A disk does not tear a sector, but a read of the page
+/// cache can: a chunk is read until two readings agree.
 fn copy(from: &File, to: &File) -> io::Result<()> {
+    const CHUNK: usize = 64 << 10;
     let len = from.metadata()?.len();
     to.set_len(len)?;
-    let mut buffer = vec![0u8; 1 << 20];
+    let (mut once, mut again) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
     let mut at = 0;
     while at < len {
-        let n = from.read_at(&mut buffer, at)?;
+        let mut n = from.read_at(&mut once, at)?;
+        loop {
+            let m = from.read_at(&mut again, at)?;
+            if once[..n] == again[..m] {
+                break;
+            }
+            core::mem::swap(&mut once, &mut again);
+            n = m;
+        }
         if n == 0 {
             break;
         }
-        to.write_all_at(&buffer[..n], at)?;
+        to.write_all_at(&once[..n], at)?;
         at += n as u64;
     }
     Ok(())
