@@ -16,6 +16,9 @@ use crate::tools::{self, Tool};
 use crate::workspace::{Workspace, entries};
 use crate::{docs, fuzz, layers, planted};
 
+/// How long a job may take where nothing else is said, on a slow machine, builds included. It is
+/// there to end what hangs.
+const LIMIT: Duration = Duration::from_secs(900);
 /// How long the fuzz job feeds each target.
 const FUZZ_SECONDS: u32 = 10;
 
@@ -69,7 +72,7 @@ const fn job(
         name,
         about,
         floor: 1,
-        limit: Duration::from_secs(600),
+        limit: LIMIT,
         tools: &[],
         needs_tools: false,
         unit: Unit::Tests,
@@ -133,7 +136,7 @@ pub(crate) const JOBS: &[Job] = &[
     },
     Job {
         tools: &[tools::PEERS, tools::OBSERVERS],
-        limit: Duration::from_secs(900),
+        limit: LIMIT.saturating_mul(2),
         ..job("clients", "the program against real NBD clients", clients)
     },
     job("power", "what was flushed survives a loss of power", power),
