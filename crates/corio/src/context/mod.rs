@@ -8,7 +8,7 @@
 //!   notify                  --flag--> bottom halves, disk completions, ready handlers, timers
 //! ```
 //!
-//! `AioContext` is what any thread may hold; [`local::Local`] is what only the home thread has.
+//! `AioContext` is what any thread may hold; `local::Local` is what only the home thread has.
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
 //! `monitor` how it waits, `ring` the io_uring it shares with the disk engine.
 
