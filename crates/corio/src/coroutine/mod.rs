@@ -27,7 +27,7 @@ use control::ControlBlock;
 
 use crate::error::Error;
 use crate::stack::{self, Park, Slot};
-use crate::{tls, track};
+use crate::tls;
 
 /// A living coroutine of this thread, as the runtime refers to it. Valid while the coroutine lives;
 /// the holder knows that it does because it is running in it, has it in its home's list, or has won
@@ -151,9 +151,6 @@ pub fn suspend() {
 
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
-    if track::is_enabled() {
-        switch::trace_yielded(block);
-    }
     switch::switch_out(block);
     if block.cancel.get() == Cancel::Requested && block.cancel_masks.get() == 0 {
         switch::raise_cancel(block);

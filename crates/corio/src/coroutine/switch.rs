@@ -143,14 +143,19 @@ fn keep_panic(co: CoRef, payload: Panic) {
 /// if it ended, and [`after_run`] must follow if it did or has woken others.
 #[inline(always)]
 fn switch_into(block: &ControlBlock) -> bool {
+    if track::is_enabled() {
+        return traced_switch(block);
+    }
+    switch(block)
+}
+
+#[inline(always)]
+fn switch(block: &ControlBlock) -> bool {
     let state = block.thread;
     let caller = state.current.get();
     block.caller.set(caller.cast());
     block.phase.set(Phase::Entered);
     state.current.set(ptr::from_ref(block).cast());
-    if track::is_enabled() {
-        trace_entered(caller.cast(), block);
-    }
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
     let machine = unsafe { &mut *block.machine.get() };
@@ -161,19 +166,19 @@ fn switch_into(block: &ControlBlock) -> bool {
     ended
 }
 
+/// All that is told of a run is told here, on the side of whoever enters, so that a suspension
+/// need not ask whether to tell. The end is told by `finish`.
 #[cold]
-fn trace_entered(caller: *const ControlBlock, block: &ControlBlock) {
-    // SAFETY: `caller` is null or the coroutine that enters, which is on this thread's stack of
-    // callers (control I4).
-    let from = unsafe { caller.as_ref() }.map_or(0, |caller| reference(caller).id());
-    track::emit(Kind::Entered, from, reference(block).id(), 0);
-}
-
-#[cold]
-pub(super) fn trace_yielded(block: &ControlBlock) {
-    // SAFETY: as in `trace_entered`.
-    let to = unsafe { block.caller.get().as_ref() }.map_or(0, |caller| reference(caller).id());
-    track::emit(Kind::Yielded, reference(block).id(), to, 0);
+#[inline(never)]
+fn traced_switch(block: &ControlBlock) -> bool {
+    let co = reference(block);
+    let caller = running().map_or(0, |caller| reference(caller).id());
+    track::emit(Kind::Entered, caller, co.id(), 0);
+    let ended = switch(block);
+    if !ended {
+        track::emit(Kind::Yielded, co.id(), caller, 0);
+    }
+    ended
 }
 
 /// Runs a coroutine that is Created or Suspended, then what it woke, and so on (SPEC C4).
@@ -222,7 +227,11 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
 fn finish(co: CoRef) -> Option<Panic> {
     let block = co.block();
     block.phase.set(Phase::Ended);
-    track::emit(Kind::Ended, co.id(), 0, 0);
+    if track::is_enabled() {
+        // Who has entered it goes on now.
+        let to = running().map_or(0, |caller| reference(caller).id());
+        track::emit(Kind::Ended, co.id(), to, 0);
+    }
     let mut panic = block.panic.take();
     if block.locks_held.get() != 0 && panic.is_none() {
         panic = Some(ended_with_locks(block));
@@ -298,26 +307,25 @@ pub(super) fn switch_out(block: &ControlBlock) {
 /// The running coroutine's block.
 #[inline(always)]
 pub(super) fn running<'a>() -> Option<&'a ControlBlock> {
-    let current = tls::thread().current.get().cast::<ControlBlock>();
     // SAFETY: `current` is null or the running coroutine's block, which lives at least as long as
     // the coroutine runs; callers run inside it.
-    unsafe { current.as_ref() }
+    unsafe { tls::current().cast::<ControlBlock>().as_ref() }
 }
 
 /// Notes where the coroutine stops, so that a suspended stack can be walked.
 #[inline(always)]
 fn record_position(block: &ControlBlock) {
-    let saved = block.saved.as_ptr().cast::<usize>();
     #[cfg(target_arch = "x86_64")]
     // SAFETY: writes the three words of `saved`, whose block is this thread's alone (control I2).
     unsafe {
         core::arch::asm!(
             "lea {ip}, [rip]",
-            "mov [{saved}], {ip}",
-            "mov [{saved} + 8], rsp",
-            "mov [{saved} + 16], rbp",
+            "mov [{block} + {saved}], {ip}",
+            "mov [{block} + {saved} + 8], rsp",
+            "mov [{block} + {saved} + 16], rbp",
             ip = out(reg) _,
-            saved = in(reg) saved,
+            block = in(reg) block,
+            saved = const core::mem::offset_of!(ControlBlock, saved),
             options(nostack, preserves_flags),
         );
     }
@@ -326,12 +334,13 @@ fn record_position(block: &ControlBlock) {
     unsafe {
         core::arch::asm!(
             "adr {tmp}, .",
-            "str {tmp}, [{saved}]",
+            "str {tmp}, [{block}, #{saved}]",
             "mov {tmp}, sp",
-            "str {tmp}, [{saved}, #8]",
-            "str x29, [{saved}, #16]",
+            "str {tmp}, [{block}, #{saved} + 8]",
+            "str x29, [{block}, #{saved} + 16]",
             tmp = out(reg) _,
-            saved = in(reg) saved,
+            block = in(reg) block,
+            saved = const core::mem::offset_of!(ControlBlock, saved),
             options(nostack, preserves_flags),
         );
     }
