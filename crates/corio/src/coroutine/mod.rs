@@ -90,6 +90,15 @@ impl CoRef {
         self.block().cancel.get() == Cancel::Raised
     }
 
+    /// True while it is asked to end, and cannot be made to because something on this thread
+    /// unwinds, perhaps itself: then it must not wait for what may never come.
+    pub(crate) fn must_not_wait(self) -> bool {
+        self.is_unwinding()
+            || self.block().cancel.get() == Cancel::Requested
+                && self.block().cancel_masks.get() == 0
+                && std::thread::panicking()
+    }
+
     /// Counts a coroutine lock taken (+1) or released (-1).
     pub(crate) fn count_lock(self, taken: bool) {
         let held = &self.block().locks_held;
@@ -153,7 +162,7 @@ pub fn suspend() {
 fn suspend_block(block: &ControlBlock) {
     switch::switch_out(block);
     if block.cancel.get() == Cancel::Requested && block.cancel_masks.get() == 0 {
-        switch::raise_cancel(block);
+        switch::raise_cancel(block, true);
     }
 }
 
@@ -167,14 +176,17 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     let block = co.block();
     let interruptible = !uninterruptible && block.cancel_masks.get() == 0;
     if interruptible && block.cancel.get() == Cancel::Requested {
-        switch::raise_cancel(block);
+        switch::raise_cancel(block, true);
     }
     if block.slot.word.park(block.generation) == Park::Notified {
         return;
     }
+    // One that unwinds now does so still when it is woken; while it does not, others of the thread
+    // may, and wait for this one to end.
+    let may_unwind = std::thread::panicking();
     switch::switch_out(block);
     if interruptible && block.cancel.get() == Cancel::Requested {
-        switch::raise_cancel(block);
+        switch::raise_cancel(block, may_unwind);
     }
 }
 

@@ -25,8 +25,8 @@ use crate::track::{self, Kind};
 
 type Panic = Box<dyn Any + Send>;
 
-/// A closure that is larger, in bytes, is boxed: corosensei copies at most 1024, bookkeeping and
-/// padding included.
+/// A closure that is larger, or aligned to more, in bytes, is boxed: corosensei copies at most
+/// 1024, bookkeeping and padding included.
 const INLINE_MAX: usize = 512;
 
 /// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
@@ -40,7 +40,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
     created_at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
-    if const { size_of::<F>() > INLINE_MAX } {
+    if const { size_of::<F>() > INLINE_MAX || align_of::<F>() > INLINE_MAX } {
         let body: Box<dyn FnOnce()> = Box::new(body);
         return create(thread, home, slot, name, created_at, body);
     }
@@ -263,7 +263,11 @@ pub(crate) fn discard(co: CoRef) {
     unsafe { ManuallyDrop::drop(&mut *co.block().machine.get()) };
     let cancelled = co.block().panic.take();
     give_up(co);
-    if let Some(payload) = cancelled {
+    // One that was kept from elsewhere and thrown again where no coroutine runs cancels nobody: it
+    // would end the home that is dropping its coroutines (home I1).
+    if let Some(payload) = cancelled
+        && running().is_some()
+    {
         resume_unwind(payload);
     }
 }
@@ -349,12 +353,11 @@ fn record_position(block: &ControlBlock) {
 /// Unwinds the running coroutine (SPEC C12), which has been asked to end. The panic hook is not
 /// run.
 ///
-/// Returns, and leaves it asked, while anything on this thread unwinds: if that is this very
-/// coroutine, whose destructor waits here, a second panic would abort the process. Nobody can tell
-/// whose panic it is, so others wait, too.
+/// Returns, and leaves it asked, while the thread unwinds, unless the coroutine is known not to be
+/// the one that does: if its own destructor waits here, a second panic would abort the process.
 #[cold]
-pub(super) fn raise_cancel(block: &ControlBlock) {
-    if std::thread::panicking() {
+pub(super) fn raise_cancel(block: &ControlBlock, may_unwind: bool) {
+    if may_unwind && std::thread::panicking() {
         return;
     }
     block.cancel.set(Cancel::Raised);

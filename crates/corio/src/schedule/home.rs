@@ -36,6 +36,12 @@ impl AioContext {
                     self.reap(home);
                     inbox.close();
                 });
+                // A waker holds it for some instructions (`push_remote`). It must not be the last
+                // to: what is queued in the context would be dropped in it, with its caller's locks
+                // held (SPEC S6).
+                while !end.has_leaked && Arc::strong_count(&inbox) > 1 {
+                    std::thread::yield_now();
+                }
                 if end.has_leaked {
                     // A waker may have won one of them and be on its way here (inbox I3).
                     core::mem::forget(Arc::clone(&inbox));

@@ -108,11 +108,12 @@ impl Inbox {
 
     /// Runs what is queued, oldest first.
     fn run(&self) {
+        if self.closed.load(Ordering::Relaxed) {
+            return; // The links are not ours any more: slots that were dropped are used elsewhere.
+        }
         let queue = WakeQueue::new();
         self.pushed.take(|slot| queue.push_front(slot));
-        if !self.closed.load(Ordering::Relaxed) {
-            coroutine::run_queue(&queue, None);
-        }
+        coroutine::run_queue(&queue, None);
     }
 
     /// The home is about to end with whatever is still in it (I4).

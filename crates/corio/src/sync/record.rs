@@ -159,6 +159,9 @@ impl<W: Wake> List<W> {
     /// # Safety
     /// As `push_newest`, for each of them.
     pub(super) unsafe fn append_chain(&self, newest: *mut Record<W>) {
+        if newest.is_null() {
+            return; // Else an empty chain would cut off what is queued.
+        }
         let before = self.newest.load(Ordering::Relaxed);
         let mut newer = ptr::null_mut();
         let mut at = newest;
