@@ -124,6 +124,9 @@ impl OpenOptions {
     /// # Errors
     /// open(2)'s; EINVAL where the file system knows no O_DIRECT.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        if !self.write && (self.truncate || self.create || self.create_new) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL)); // As std's.
+        }
         let mut flags =
             OFlags::CLOEXEC | OFlags::from_bits_retain(self.custom_flags.cast_unsigned());
         flags |= match (self.read, self.write) {
@@ -144,7 +147,7 @@ impl OpenOptions {
         let fd = off_loop(|| rustix::fs::open(path, flags, mode).map_err(io::Error::from))??;
         #[cfg(feature = "power-loss-shim")]
         let fd = sys::power_loss::substitute(fd, self.write)?;
-        Ok(File::new(fd, self.direct))
+        Ok(File::new(fd, flags.contains(OFlags::DIRECT)))
     }
 }
 

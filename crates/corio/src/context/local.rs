@@ -250,9 +250,7 @@ impl Local {
         {
             return false;
         }
-        if skipped % 8 == 7
-            && timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX
-        {
+        if timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
             return false;
         }
         self.skipped_turns.set(skipped + 1);
@@ -300,13 +298,17 @@ pub(crate) struct LocalHandler {
 impl LocalHandler {
     /// Changes what it waits for.
     pub(crate) fn set_interest(&self, interest: Interest) -> io::Result<()> {
-        if self.entry.interest.replace(interest) == interest {
+        let before = self.entry.interest.replace(interest);
+        if before == interest {
             return Ok(());
         }
-        match self.home() {
-            Some(local) => local.monitor.update(local, &self.entry),
-            None => Ok(()),
-        }
+        let Some(local) = self.home() else {
+            return Ok(());
+        };
+        local
+            .monitor
+            .update(local, &self.entry)
+            .inspect_err(|_| self.entry.interest.set(before))
     }
 
     pub(crate) fn interest(&self) -> Interest {
@@ -328,6 +330,7 @@ impl Drop for LocalHandler {
         if local.handlers.remove(self.entry.token).is_some() {
             // A refusal leaves a registration whose token names nothing any more.
             let _ = local.monitor.update(local, &self.entry);
+            local.monitor.forget(local);
         }
     }
 }

@@ -47,7 +47,7 @@ impl NotifyState {
     /// signal handlers.
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
-        self.notified.store(true, Ordering::Relaxed);
+        self.notified.store(true, Ordering::Release); // Pairs with (c): I2.
         // Planted: without the fence the two sides can miss each other.
         if !cfg!(corio_planted_bug = "notify_fence") {
             fence(Ordering::SeqCst); // (2): pairs with `begin_wait` and `accept`.

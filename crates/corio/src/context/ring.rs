@@ -45,6 +45,8 @@ impl Completion {
 pub(crate) struct ContextRing {
     ring: uring::Ring,
     in_flight: Cell<usize>,
+    /// Polls and removals for which the kernel had no room, oldest first. They point to nothing.
+    backlog: RefCell<VecDeque<squeue::Entry>>,
     arrived: RefCell<VecDeque<(*const Completion, i32)>>,
 }
 
@@ -54,6 +56,7 @@ impl ContextRing {
         Ok(Self {
             ring,
             in_flight: Cell::new(0),
+            backlog: RefCell::default(),
             arrived: RefCell::new(VecDeque::new()),
         })
     }
@@ -86,8 +89,35 @@ impl ContextRing {
         let entry = opcode::PollAdd::new(uring::types::Fd(fd), events)
             .build()
             .user_data(token << 1 | TOKEN_BIT);
-        // SAFETY: the request points to nothing.
-        unsafe { self.ring.push(&entry) }
+        self.push_poll(entry)
+    }
+
+    /// A full queue of a busy kernel is no failure of a poll: it waits for the next turn.
+    fn push_poll(&self, entry: squeue::Entry) -> io::Result<()> {
+        let mut backlog = self.backlog.borrow_mut();
+        if backlog.is_empty() {
+            // SAFETY: the request points to nothing.
+            match unsafe { self.ring.push(&entry) } {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                result => return result,
+            }
+        }
+        backlog.push_back(entry);
+        Ok(())
+    }
+
+    /// Queues what has waited. False: some of it still does.
+    pub(super) fn push_backlog(&self) -> io::Result<bool> {
+        let mut backlog = self.backlog.borrow_mut();
+        while let Some(entry) = backlog.front() {
+            // SAFETY: the request points to nothing.
+            match unsafe { self.ring.push(entry) } {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => return Ok(false),
+                result => result?,
+            }
+            backlog.pop_front();
+        }
+        Ok(true)
     }
 
     /// Queues the removal of a poll.
@@ -95,8 +125,7 @@ impl ContextRing {
         let entry = opcode::PollRemove::new(token << 1 | TOKEN_BIT)
             .build()
             .user_data(IGNORED);
-        // SAFETY: the request points to nothing.
-        unsafe { self.ring.push(&entry) }
+        self.push_poll(entry)
     }
 
     /// Disk requests that have not completed.

@@ -14,8 +14,9 @@
 //! whose reader is busy elsewhere costs one event.
 //!
 //! A `LocalHandler` cannot leave its thread, a socket can. So the handler stays in the home's
-//! [`Registry`], and the socket has a [`Registration`] that names it. When the socket turns up in
-//! another home, or ends there, the registration asks the old home to forget the watch.
+//! [`Registry`], and the socket has a [`Registration`] that names it, without keeping it. When the
+//! socket turns up in another home, or ends there, the registration asks the old home to forget the
+//! watch.
 //!
 //! Invariants
 //! - I1 A watch owns a share of the descriptor until its handler is gone. The number is therefore
@@ -32,8 +33,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
@@ -216,8 +216,6 @@ impl Watch {
 /// Names a home; its context may have another one later.
 struct HomeId {
     context: AioContext,
-    /// False once the home has ended and forgotten all its watches.
-    open: AtomicBool,
 }
 
 /// A home's watches.
@@ -233,9 +231,8 @@ impl Registry {
     fn here() -> Option<Rc<Self>> {
         let make = |local: &Local| {
             let context = local.context().clone();
-            let open = AtomicBool::new(true);
             Ok(Self {
-                home: Arc::new(HomeId { context, open }),
+                home: Arc::new(HomeId { context }),
                 watches: RefCell::default(),
                 next_serial: Cell::new(0),
             })
@@ -304,8 +301,6 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // Relaxed on both sides: it only saves a request that would find nothing.
-        self.home.open.store(false, Ordering::Relaxed);
         for watch in self.watches.take().into_iter().flatten() {
             watch.close(); // A leaked coroutine may hold the watch, not the descriptor.
         }
@@ -314,7 +309,8 @@ impl Drop for Registry {
 
 /// A socket's claim on a watch, which may be another thread's.
 pub(super) struct Registration {
-    home: Arc<HomeId>,
+    /// Not kept: what is queued in a context may own sockets, and must not keep it by them.
+    home: Weak<HomeId>,
     fd: RawFd,
     serial: u64,
 }
@@ -325,7 +321,7 @@ impl Registration {
         let registry = Registry::here().ok_or(Errno::OPNOTSUPP)?;
         let watch = registry.add(fd)?;
         let registration = Self {
-            home: Arc::clone(&registry.home),
+            home: Arc::downgrade(&registry.home),
             fd: fd.as_raw_fd(),
             serial: watch.serial,
         };
@@ -344,20 +340,18 @@ impl Drop for Registration {
         if let Some(registry) = here_as(&self.home) {
             return registry.remove(fd, serial);
         }
-        if self.home.open.load(Ordering::Relaxed) {
-            let home = Arc::clone(&self.home);
-            self.home
-                .context
-                .schedule_oneshot("forget a socket", move || {
-                    if let Some(registry) = here_as(&home) {
-                        registry.remove(fd, serial);
-                    }
-                });
+        if let Some(there) = self.home.upgrade() {
+            let home = Weak::clone(&self.home);
+            there.context.schedule_oneshot("forget a socket", move || {
+                if let Some(registry) = here_as(&home) {
+                    registry.remove(fd, serial);
+                }
+            });
         }
     }
 }
 
 /// This thread's registry, if it is that home's.
-fn here_as(home: &Arc<HomeId>) -> Option<Rc<Registry>> {
-    Registry::here().filter(|registry| Arc::ptr_eq(&registry.home, home))
+fn here_as(home: &Weak<HomeId>) -> Option<Rc<Registry>> {
+    Registry::here().filter(|registry| Arc::as_ptr(&registry.home) == home.as_ptr())
 }

@@ -330,7 +330,7 @@ pub(super) fn refuse_on_loop() {
 /// answer (SPEC C12).
 pub(super) fn refuse_unwinding() -> io::Result<()> {
     match coroutine::current() {
-        Some(co) if co.is_unwinding() => Err(Errno::CANCELED.into()),
+        Some(co) if co.must_not_wait() => Err(Errno::CANCELED.into()),
         _ => Ok(()),
     }
 }
@@ -389,6 +389,7 @@ impl<'a> Place<'a> {
                 alarm.ring_by(now_ns, deadline_ns);
             }
             schedule::park();
+            refuse_unwinding()?;
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ const ENTRIES: u32 = 256;
 /// How many completions fit before the kernel keeps the rest in a list of its own
 /// (IORING_FEAT_NODROP).
 const COMPLETIONS: u32 = 4096;
+/// How often a new ring is entered for its first completion before it is given up.
+const TRIES_MAX: usize = 100;
 
 /// IORING_ENTER_GETEVENTS.
 const GETEVENTS: u32 = 1;
@@ -46,12 +48,9 @@ impl Ring {
     pub(crate) fn new(kind: Kind) -> Result<Self, Error> {
         let build = |tuned: bool| {
             let mut builder = io_uring::IoUring::builder();
-            builder
-                .dontfork()
-                .setup_cqsize(COMPLETIONS)
-                .setup_clamp()
-                .setup_submit_all();
+            builder.dontfork().setup_cqsize(COMPLETIONS).setup_clamp();
             if tuned {
+                builder.setup_submit_all();
                 match kind {
                     Kind::Deferred => builder.setup_single_issuer().setup_defer_taskrun(),
                     Kind::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag(),
@@ -73,10 +72,28 @@ impl Ring {
                 source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
             });
         }
-        Ok(Self {
+        let ring = Self {
             inner: UnsafeCell::new(inner),
             kind,
-        })
+        };
+        ring.try_out().map_err(|source| Error::Os {
+            op: "io_uring_enter",
+            source,
+        })?;
+        Ok(ring)
+    }
+
+    /// One request that does nothing: a filter may let a ring be made and then not be entered.
+    fn try_out(&self) -> io::Result<()> {
+        // SAFETY: the request points to nothing, and its completion is taken here.
+        unsafe { self.push(&opcode::Nop::new().build()) }?;
+        for _ in 0..TRIES_MAX {
+            self.submit_and_wait(None)?;
+            if self.pop().is_some() {
+                return Ok(());
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
     #[expect(

@@ -15,6 +15,9 @@ use crate::sys::epoll::Epoll;
 /// What the ring's descriptor is registered as; no handler's token has its top bit set.
 const RING: u64 = u64::MAX;
 
+/// How long the loop waits before it submits again what a busy kernel has not taken.
+const BUSY_RETRY_NS: u64 = 1_000_000;
+
 pub(in super::super) struct EpollMonitor {
     epoll: Epoll,
     ring_added: Cell<bool>,
@@ -67,6 +70,10 @@ impl EpollMonitor {
             ring.submit()?;
             if ring.has_arrived() {
                 timeout_ns = Some(0);
+            } else if ring.pending() > 0 {
+                // The kernel was too busy for all of them: nothing but the time tells when it is
+                // not.
+                timeout_ns = Some(timeout_ns.unwrap_or(BUSY_RETRY_NS).min(BUSY_RETRY_NS));
             }
         }
         let result = self.epoll.wait(timeout_ns, |event| {

@@ -101,6 +101,19 @@ impl Monitor {
         local.ring_if_made().is_some_and(|ring| ring.has_arrived())
     }
 
+    /// After a handler has gone: its descriptor, which the caller may be about to close, is let go
+    /// of now and not in the next turn.
+    pub(super) fn forget(&self, local: &Local) {
+        if let (Self::Uring(_), Some(ring)) = (self, local.ring_if_made())
+            && ring.pending() > 0
+        {
+            // A refusal leaves it to the next turn.
+            let _ = ring
+                .push_backlog()
+                .and_then(|_| ring.ring().submit_and_wait(Some(0)));
+        }
+    }
+
     /// At the end of a home, once its handlers are removed: lets go of their descriptors. Closing
     /// an epoll set does that by itself; closing a ring does, too, but some time later.
     pub(super) fn finish(&self, local: &Local) {

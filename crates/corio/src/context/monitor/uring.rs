@@ -43,7 +43,8 @@ impl UringMonitor {
 
     pub(super) fn wait(local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let ring = local.ring()?;
-        let timeout_ns = if ring.has_arrived() {
+        let has_room = ring.push_backlog()?;
+        let timeout_ns = if ring.has_arrived() || !has_room {
             Some(0)
         } else {
             timeout_ns
@@ -70,7 +71,9 @@ impl UringMonitor {
     /// descriptor until then.
     pub(super) fn finish(ring: &ContextRing) {
         // A refusal leaves it to the ring's own end.
-        let _ = ring.ring().submit_and_wait(Some(0));
+        let _ = ring
+            .push_backlog()
+            .and_then(|_| ring.ring().submit_and_wait(Some(0)));
         ring.reap(|_, _| ());
     }
 }
