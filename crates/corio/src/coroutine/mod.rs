@@ -122,6 +122,11 @@ pub(crate) fn current() -> Option<CoRef> {
     switch::running().map(switch::reference)
 }
 
+/// The running coroutine's number, 0 outside any: who did something, for tracking.
+pub(crate) fn running_id() -> u64 {
+    current().map_or(0, CoRef::id)
+}
+
 /// True inside a coroutine. Any thread.
 #[doc(alias = "qemu_in_coroutine")]
 #[must_use]

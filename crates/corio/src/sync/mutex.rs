@@ -21,7 +21,7 @@ use core::ops::{Deref, DerefMut};
 
 use self::state::State;
 use super::record::Record;
-use super::waiter::{Waiter, running_id};
+use super::waiter::Waiter;
 use crate::atomic::{AtomicU64, Ordering};
 use crate::context::Local;
 use crate::coroutine;
@@ -132,7 +132,7 @@ impl<T: ?Sized> Mutex<T> {
     #[cold]
     #[track_caller]
     fn lock_held(&self) {
-        let own = running_id();
+        let own = coroutine::running_id();
         let holder = self.holder.load(Ordering::Relaxed);
         assert!(
             own == 0 || holder != own,

@@ -8,7 +8,8 @@ mod state;
 use self::state::State;
 use super::mutex::MutexGuard;
 use super::record::Record;
-use super::waiter::{Waiter, running_id};
+use super::waiter::Waiter;
+use crate::coroutine;
 use crate::track::{self, Kind};
 
 pub use self::state::Place;
@@ -129,7 +130,7 @@ impl Queue {
         };
         release();
         let number = core::ptr::from_ref(self).addr() as u64;
-        track::emit(Kind::LockWait, number, running_id(), 0);
+        track::emit(Kind::LockWait, number, coroutine::running_id(), 0);
         record.waker().wait_until(|| record.is_granted());
         core::mem::forget(waiting);
     }

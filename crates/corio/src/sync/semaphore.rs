@@ -9,7 +9,7 @@ mod state;
 
 use self::state::{PERMITS_MAX, State};
 use super::record::Record;
-use super::waiter::{Waiter, running_id};
+use super::waiter::Waiter;
 use crate::context::Local;
 use crate::coroutine;
 use crate::schedule;
@@ -112,7 +112,7 @@ impl Semaphore {
             return;
         }
         let number = core::ptr::from_ref(self).addr() as u64;
-        track::emit(Kind::LockWait, number, running_id(), 0);
+        track::emit(Kind::LockWait, number, coroutine::running_id(), 0);
         let waiting = Waiting {
             state: &self.state,
             record: &record,

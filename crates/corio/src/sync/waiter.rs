@@ -4,7 +4,7 @@ use std::thread::{self, Thread};
 
 use super::record::Wake;
 use crate::context::Local;
-use crate::coroutine::{self, CoRef};
+use crate::coroutine;
 use crate::schedule::{self, CoWaker};
 
 /// Gets a waiter going again.
@@ -28,7 +28,7 @@ impl Waiter {
         match CoWaker::current() {
             Some(token) => Waiter::Coroutine {
                 token,
-                id: running_id(),
+                id: coroutine::running_id(),
             },
             None if coroutine::in_coroutine() || Local::current().is_some() => {
                 let co = schedule::parkable(what);
@@ -66,11 +66,6 @@ impl Wake for Waiter {
     }
 
     fn running_id() -> u64 {
-        running_id()
+        coroutine::running_id()
     }
-}
-
-/// The running coroutine's number, 0 outside any.
-pub(super) fn running_id() -> u64 {
-    coroutine::current().map_or(0, CoRef::id)
 }
