@@ -22,6 +22,8 @@ pub(crate) struct ThreadState {
     pub(crate) home: Cell<*const ()>,
     /// The context that this thread is the home of, null if none. Owner: `context`.
     pub(crate) context: Cell<*const ()>,
+    /// That context's number, 0 if none, for layers that know no context. Owner: `context`.
+    pub(crate) context_id: Cell<u64>,
     /// The thread's pool of free stacks. Owner: `stack::pool`.
     pub(crate) pool: Cell<*mut ()>,
 }
@@ -63,7 +65,7 @@ mod imp {
         concat!(".size ", symbol!(), ", {size}"),
         ".balign {align}",
         concat!(symbol!(), ":"),
-        ".zero {size}", // Null pointers.
+        ".zero {size}", // Null pointers, and the number of no context.
         ".popsection",
         size = const size_of::<ThreadState>(),
         align = const align_of::<ThreadState>(),
@@ -117,6 +119,7 @@ mod imp {
                 current: Cell::new(core::ptr::null()),
                 home: Cell::new(core::ptr::null()),
                 context: Cell::new(core::ptr::null()),
+                context_id: Cell::new(0),
                 pool: Cell::new(core::ptr::null_mut()),
             }
         };

@@ -298,6 +298,7 @@ impl AioContext {
         *self.0.monitor.lock() = Some(info);
         let mut local = Local::new(self.clone(), monitor);
         state.context.set(ptr::from_ref(&local).cast());
+        state.context_id.set(self.id());
         let notifier = self.watch_notifier(&local);
         let result = notifier
             .is_ok()
@@ -305,7 +306,9 @@ impl AioContext {
         let clean = leave(&local);
         let watched = notifier.map(drop);
         local.clear();
-        tls::thread().context.set(ptr::null());
+        let state = tls::thread();
+        state.context.set(ptr::null());
+        state.context_id.set(0);
         if !clean {
             local.leak_ring();
         }

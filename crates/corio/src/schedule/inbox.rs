@@ -140,6 +140,15 @@ impl Inbox {
         };
         inbox.push(slot);
     }
+
+    /// The number of its context, for tracking. As for `push_remote`, the caller has won the wake
+    /// of one of its slots and not pushed it yet.
+    pub(super) fn context_id(inbox: *const ()) -> u64 {
+        // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox, which is alive until the
+        // caller pushes what it has won (I3).
+        let inbox = unsafe { &*inbox.cast::<Inbox>() };
+        inbox.drain.context_id()
+    }
 }
 
 #[cfg(all(test, loom))]

@@ -69,15 +69,16 @@ impl CoWaker {
     /// The wake has been won: into the right queue.
     fn deliver(self, slot: &'static Slot) {
         let running = coroutine::current();
-        if track::is_enabled() {
-            let id = u64::from(self.generation) << 32 | u64::from(self.index);
-            track::emit(Kind::Woken, id, running.map_or(0, CoRef::id), 0);
-        }
         // Relaxed: ordered by the acquire of the wake's compare-exchange.
         let inbox = slot
             .inbox
             .load(crate::atomic::Ordering::Relaxed)
             .cast_const();
+        if track::is_enabled() {
+            let id = u64::from(self.generation) << 32 | u64::from(self.index);
+            let by = running.map_or(0, CoRef::id);
+            track::emit(Kind::Woken, id, by, Inbox::context_id(inbox));
+        }
         match running {
             Some(waker) if ptr::eq(waker.inbox(), inbox) => waker.queue_wake(slot),
             _ => Inbox::push_remote(inbox, slot),
@@ -96,7 +97,7 @@ impl CoWaker {
         }
         let co = coroutine::of_slot(slot);
         if track::is_enabled() {
-            track::emit(Kind::Woken, co.id(), 0, 0);
+            track::emit(Kind::Woken, co.id(), 0, Inbox::context_id(co.inbox()));
         }
         coroutine::enter(co);
     }

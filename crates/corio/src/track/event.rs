@@ -28,13 +28,13 @@ const KIND_BITS: u32 = 8;
 
 /// What happened, for [`super::emit`]: the comment gives the three arguments, unused ones are 0. A
 /// coroutine, context, lock, handler, bottom half or request is named by a number of its maker's
-/// choice which is not 0; 0 says "none" (a thread outside any coroutine).
+/// choice which is not 0; 0 says "none" (a thread outside any coroutine, or of no context).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
     /// coroutine, by whom, bytes of stack
     Created = 1,
-    /// from, to, context
+    /// from, to; the thread's context is added
     Entered,
     /// coroutine, to whom
     Yielded,
@@ -42,7 +42,7 @@ pub(crate) enum Kind {
     Ended,
     /// coroutine, by whom, context
     Woken,
-    /// bottom half, context
+    /// bottom half; the thread's context is added
     BottomHalfRun,
     /// context, limit in ns
     PollBegin,
@@ -91,7 +91,8 @@ impl Kind {
 /// Something that the runtime did (SPEC K1).
 ///
 /// Coroutines, contexts, locks and the like are named by numbers that are unique while the thing
-/// lives; 0 is "none": a thread outside any coroutine.
+/// lives; 0 is "none": a thread outside any coroutine, or one that is no context's home. Those of
+/// coroutines, contexts and bottom halves are not used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -110,7 +111,7 @@ pub enum Event {
         from: u64,
         /// The coroutine that runs from now on.
         to: u64,
-        /// The context whose thread this is.
+        /// The context whose home this thread is.
         context: u64,
     },
     /// A coroutine suspended itself.

@@ -29,6 +29,7 @@ use std::sync::{Arc, OnceLock};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::clock::monotonic_ns;
+use crate::tls;
 use parking_lot::Mutex;
 use ring::Ring;
 
@@ -167,6 +168,14 @@ pub(crate) fn emit_scheduled(coroutine: u64, by: u64, at: Option<&'static Locati
 #[cold]
 #[inline(never)]
 fn record(kind: Kind, a: u64, b: u64, c: u64) {
+    // What happens on a context's thread is told without its context: whoever tells it may lie in a
+    // layer that knows none, and looking it up costs nothing here, where tracking is on.
+    let here = tls::thread().context_id.get();
+    let (b, c) = match kind {
+        Kind::Entered => (b, here),
+        Kind::BottomHalfRun => (here, c),
+        _ => (b, c),
+    };
     push(|since_origin_ns| event::words(kind, since_origin_ns, a, b, c));
 }
 
@@ -250,7 +259,9 @@ mod tests {
         let here = Location::caller();
         let before_ns = monotonic_ns();
         let body = move || {
-            emit(Kind::Entered, 0, 7, 1);
+            emit(Kind::Entered, 0, 7, 0);
+            tls::thread().context_id.set(5);
+            emit(Kind::Entered, 7, 9, 0);
             emit_scheduled(8, 7, Some(here));
             emit(Kind::Yielded, 7, 0, 0);
             mine().unwrap()
@@ -266,7 +277,12 @@ mod tests {
             Event::Entered {
                 from: 0,
                 to: 7,
-                context: 1,
+                context: 0,
+            },
+            Event::Entered {
+                from: 7,
+                to: 9,
+                context: 5,
             },
             Event::Scheduled {
                 coroutine: 8,
@@ -280,7 +296,7 @@ mod tests {
         ];
         assert_eq!(events, expected);
         let times: Vec<u64> = got.records.iter().map(|record| record.time_ns).collect();
-        assert!(times.is_sorted() && before_ns <= times[0] && times[2] <= monotonic_ns());
+        assert!(times.is_sorted() && before_ns <= times[0] && times[3] <= monotonic_ns());
     }
 
     #[test]

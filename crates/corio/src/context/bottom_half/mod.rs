@@ -204,6 +204,11 @@ impl BottomHalf {
         self.node.link.clear(SCHEDULED | IDLE);
     }
 
+    /// The number of its context, for tracking.
+    pub(crate) fn context_id(&self) -> u64 {
+        self.context.id()
+    }
+
     /// The name it was given.
     #[must_use]
     pub fn name(&self) -> &'static str {
