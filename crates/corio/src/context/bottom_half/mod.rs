@@ -10,6 +10,8 @@
 mod list;
 
 use core::cell::RefCell;
+// A counter and no protocol, so not through `crate::atomic`.
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -31,6 +33,34 @@ pub(super) struct Node {
     link: Link<Node>,
     callback: Callback,
     name: &'static str,
+    /// See `number`; 0 if none was given yet.
+    number: AtomicU64,
+}
+
+impl Node {
+    fn new(name: &'static str, callback: Callback) -> Arc<Self> {
+        Arc::new(Self {
+            link: Link::new(),
+            callback,
+            name,
+            number: AtomicU64::new(0),
+        })
+    }
+
+    /// A number that no other bottom half has or had, for tracking. It is given when it is first
+    /// asked for, so that those that nobody tracks do not meet at the counter. Home thread, so that
+    /// nobody else gives one meanwhile.
+    fn number(&self) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        match self.number.load(Ordering::Relaxed) {
+            0 => {
+                let number = NEXT.fetch_add(1, Ordering::Relaxed);
+                self.number.store(number, Ordering::Relaxed);
+                number
+            }
+            number => number,
+        }
+    }
 }
 
 impl Linked for Node {
@@ -124,7 +154,9 @@ impl BottomHalves {
                 continue;
             }
             progress |= asked & IDLE == 0;
-            track::emit(Kind::BottomHalfRun, node.name.as_ptr().addr() as u64, 0, 0);
+            if track::is_enabled() {
+                track::emit(Kind::BottomHalfRun, node.number(), 0, 0);
+            }
             match &node.callback {
                 Callback::Shared(callback) => callback(),
                 Callback::Once(callback) => {
@@ -167,11 +199,7 @@ impl BottomHalf {
         name: &'static str,
         callback: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let node = Arc::new(Node {
-            link: Link::new(),
-            callback: Callback::Shared(callback),
-            name,
-        });
+        let node = Node::new(name, Callback::Shared(callback));
         Self { node, context }
     }
 
@@ -236,12 +264,7 @@ pub(super) fn oneshot(
     name: &'static str,
     callback: Box<dyn FnOnce() + Send>,
 ) {
-    let callback = Callback::Once(Mutex::new(Some(callback)));
-    let node = Arc::new(Node {
-        link: Link::new(),
-        callback,
-        name,
-    });
+    let node = Node::new(name, Callback::Once(Mutex::new(Some(callback))));
     if node.link.mark(SCHEDULED, 0) {
         context.inner().bottom_halves.push(&node);
     }
