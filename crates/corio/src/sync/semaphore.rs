@@ -111,8 +111,8 @@ impl Semaphore {
         if unsafe { self.state.acquire_or_queue(&record) } {
             return;
         }
-        let number = core::ptr::from_ref(self).addr() as u64;
-        track::emit(Kind::LockWait, number, coroutine::running_id(), 0);
+        let (lock, own) = (self.state.number(), coroutine::running_id());
+        track::emit(Kind::LockWait, lock, own, 0);
         let waiting = Waiting {
             state: &self.state,
             record: &record,

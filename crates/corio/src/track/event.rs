@@ -210,20 +210,21 @@ pub enum Event {
         /// What it gave: a count, or an errno negated.
         result: i64,
     },
-    /// A coroutine began to wait for a lock.
+    /// A coroutine began to wait for a mutex, for a semaphore's permits, or in a queue. A queue
+    /// hands nothing on when it ends the wait: what tells of that is `Woken`.
     LockWait {
-        /// The lock.
+        /// The mutex, semaphore or queue.
         lock: u64,
         /// The waiter.
         coroutine: u64,
     },
-    /// A lock passed from its holder to its oldest waiter.
+    /// A mutex, or as many of a semaphore's permits as were wanted, passed to the oldest waiter.
     LockHandOff {
-        /// The lock.
+        /// The mutex or semaphore.
         lock: u64,
-        /// The holder that was.
+        /// Who gave it up, or gave up waiting before the one that has it now.
         from: u64,
-        /// The holder that is.
+        /// Who has it now.
         to: u64,
     },
 }

@@ -17,6 +17,7 @@
 
 use crate::atomic::{AtomicUsize, Ordering};
 use crate::sync::record::{List, Record, Short, Wake, grant};
+use crate::track::{self, Kind};
 
 const AWAITED: usize = 1;
 const SHIFT: u32 = 1;
@@ -38,6 +39,11 @@ impl<W: Wake> State<W> {
             word: AtomicUsize::new(permits << SHIFT),
             waiting: Short::new(List::new()),
         }
+    }
+
+    /// Its number, for tracking.
+    pub(super) fn number(&self) -> u64 {
+        core::ptr::from_ref(self).addr() as u64
     }
 
     /// How many are free. Only a hint.
@@ -170,7 +176,12 @@ impl<W: Wake> State<W> {
             // SAFETY: just taken out, so alive until it is granted.
             free -= unsafe { (*oldest).amount() };
             // SAFETY: as above.
-            unsafe { grant(oldest) }.wake();
+            let waker = unsafe { grant(oldest) };
+            if track::is_enabled() {
+                let (from, to) = (W::running_id(), waker.id());
+                track::emit(Kind::LockHandOff, self.number(), from, to);
+            }
+            waker.wake();
         }
         let awaited = if waiting.is_empty() { 0 } else { AWAITED };
         self.word.store(free << SHIFT | awaited, Ordering::Release);
