@@ -1,12 +1,13 @@
 //! One disk request, whichever engine carries it.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::FallocateFlags;
 
 use super::{EngineKind, of_home, threads, uring};
 use crate::context::Local;
+use crate::track::{self, Kind};
 use crate::{coroutine, schedule, sys};
 
 /// What is to be done to a file. Short results are the caller's to continue.
@@ -45,7 +46,7 @@ impl Request<'_, '_> {
         }
         match of_home(local) {
             EngineKind::IoUring => uring::run(local, fd, self),
-            EngineKind::Threads => threads::run(local, || self.block(fd))?,
+            EngineKind::Threads => threads::run(local, fd, || self.block(fd)),
         }
     }
 
@@ -64,4 +65,20 @@ impl Request<'_, '_> {
             }
         }
     }
+}
+
+/// Tells that the running coroutine hands a request on; tracking is on.
+#[cold]
+pub(super) fn trace_submitted(request: u64, fd: BorrowedFd<'_>) {
+    let co = coroutine::running_id();
+    let descriptor = u64::from(fd.as_raw_fd().unsigned_abs());
+    track::emit(Kind::RequestSubmitted, request, co, descriptor);
+}
+
+/// Tells that the running coroutine has got its request's result, a count or an errno negated;
+/// tracking is on.
+#[cold]
+pub(super) fn trace_completed(request: u64, result: i64) {
+    let co = coroutine::running_id();
+    track::emit(Kind::RequestCompleted, request, co, result.cast_unsigned());
 }

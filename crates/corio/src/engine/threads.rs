@@ -12,13 +12,16 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::pool::{self, Pool, RawJob};
+use super::request::{trace_completed, trace_submitted};
 use crate::context::{AioContext, Local};
 use crate::error::Error;
 use crate::schedule::{self, CoWaker};
+use crate::track;
 
 /// Threads of a context's pool at most, when nothing else is asked for (SPEC E3).
 const WORKERS_MAX: usize = 64;
@@ -47,19 +50,45 @@ unsafe fn work<F: FnOnce() -> T, T>(data: NonNull<()>) {
     waker.wake();
 }
 
-/// Runs `job` on a worker and parks until it is done. Err: no worker can be had, or the job
-/// panicked.
-pub(super) fn run<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> io::Result<T> {
-    submit(local, job)?.map_err(|payload| {
+/// What came of a job: an error of its submission, its panic, or what it returned.
+type Outcome<T> = Result<std::thread::Result<T>, Error>;
+
+/// Runs a request for `fd` on a worker and parks until it is done. Err also if no worker can be
+/// had, or the job panicked.
+pub(super) fn run(
+    local: &Local,
+    fd: BorrowedFd<'_>,
+    job: impl FnOnce() -> io::Result<usize> + Send,
+) -> io::Result<usize> {
+    // Told before a worker can be done with it, and of one that is refused, too: each submission
+    // has its completion. It is named by this frame, which stays until then.
+    let id = core::ptr::from_ref(&fd).addr() as u64;
+    if track::is_enabled() {
+        trace_submitted(id, fd);
+    }
+    let outcome = submit(local, job);
+    if track::is_enabled() {
+        trace_completed(id, result_of(&outcome));
+    }
+    outcome?.unwrap_or_else(|payload| {
         core::mem::forget(payload); // Reported by the panic hook; its destructor could panic again.
-        io::Error::other("a worker thread's job panicked")
+        Err(io::Error::other("a worker thread's job panicked"))
     })
 }
 
-fn submit<T: Send, F: FnOnce() -> T + Send>(
-    local: &Local,
-    job: F,
-) -> Result<std::thread::Result<T>, Error> {
+/// A request's result as the kernel puts it: a count, or an errno negated; EIO where there is none.
+#[cold]
+fn result_of(outcome: &Outcome<io::Result<usize>>) -> i64 {
+    let errno = match outcome {
+        Ok(Ok(Ok(count))) => return i64::try_from(*count).unwrap_or(i64::MAX),
+        Ok(Ok(Err(error))) => error.raw_os_error(),
+        Ok(Err(_)) => None,
+        Err(error) => error.raw_os_error(),
+    };
+    -i64::from(errno.unwrap_or(libc::EIO))
+}
+
+fn submit<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> Outcome<T> {
     let Some(waker) = CoWaker::current() else {
         return Err(Error::Os {
             op: "submitting a job outside a coroutine",

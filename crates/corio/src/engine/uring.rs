@@ -12,10 +12,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Request;
+use super::request::{trace_completed, trace_submitted};
 use crate::context::{Completion, Local};
 use crate::schedule::{self, CoWaker};
 use crate::sys::uring::{self, opcode, squeue, types};
-use crate::track::{self, Kind};
+use crate::track;
 
 /// How many requests gather before they are submitted; the rest goes when the loop turns. More than
 /// two leaves a fast device idle for too long.
@@ -83,13 +84,7 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
     }
     let id = completion.addr() as u64;
     if track::is_enabled() {
-        let co = crate::coroutine::current().map_or(0, crate::coroutine::CoRef::id);
-        track::emit(
-            Kind::RequestSubmitted,
-            id,
-            co,
-            u64::from(fd.as_raw_fd().unsigned_abs()),
-        );
+        trace_submitted(id, fd);
     }
     if ring.pending() >= SUBMIT_BATCH {
         // A failure is met again, and reported, by the loop's own submission; the request stays
@@ -99,13 +94,7 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
     loop {
         if let Some(result) = record.result.get() {
             if track::is_enabled() {
-                let co = crate::coroutine::current().map_or(0, crate::coroutine::CoRef::id);
-                track::emit(
-                    Kind::RequestCompleted,
-                    id,
-                    co,
-                    i64::from(result).cast_unsigned(),
-                );
+                trace_completed(id, i64::from(result));
             }
             return Ok(result);
         }

@@ -192,7 +192,7 @@ pub enum Event {
         /// Its context.
         context: u64,
     },
-    /// A request was handed to the kernel or to a worker thread.
+    /// A file's request was handed to the kernel or to a worker thread.
     RequestSubmitted {
         /// The request.
         request: u64,
