@@ -262,11 +262,13 @@ impl<T> core::fmt::Debug for LocalJoinHandle<T> {
 }
 
 /// Makes a coroutine in this thread's context home and queues it. In a home that ends, it is
-/// cancelled before it begins; its own failure to get a stack is the outcome.
+/// cancelled before it begins; its own failure to get a stack is the outcome. `by` is, for
+/// tracking, who asked for it on another thread; 0: whoever runs on this one.
 fn start<T: 'static>(
     finisher: Finisher<T>,
     f: impl FnOnce() -> T + 'static,
     at: &'static Location<'static>,
+    by: u64,
 ) {
     let Some(home) = coroutine::context_home().filter(|home| !home.is_closing()) else {
         return;
@@ -279,7 +281,7 @@ fn start<T: 'static>(
     co.set_scheduled_at(at);
     if co.slot().word.schedule(co.generation()).is_ok() {
         if track::is_enabled() {
-            let by = coroutine::current().map_or(0, coroutine::CoRef::id);
+            let by = if by == 0 { coroutine::running_id() } else { by };
             track::emit_scheduled(co.id(), by, Some(at));
         }
         Inbox::push_remote(co.inbox(), co.slot());
@@ -308,7 +310,7 @@ where
         packet: Arc::clone(&packet),
     };
     assert_home("spawn");
-    start(Finisher(packet), f, Location::caller());
+    start(Finisher(packet), f, Location::caller(), 0);
     handle
 }
 
@@ -329,7 +331,7 @@ where
         not_send: PhantomData,
     };
     assert_home("spawn_local");
-    start(Finisher(packet), f, Location::caller());
+    start(Finisher(packet), f, Location::caller(), 0);
     handle
 }
 
@@ -363,9 +365,12 @@ impl AioContext {
         // the handle.
         let finisher = Finisher(packet);
         if self.is_home() {
-            start(finisher, f, at);
+            start(finisher, f, at, 0);
+        } else if track::is_enabled() {
+            let by = coroutine::running_id();
+            self.schedule_oneshot("spawn", move || start(finisher, f, at, by));
         } else {
-            self.schedule_oneshot("spawn", move || start(finisher, f, at));
+            self.schedule_oneshot("spawn", move || start(finisher, f, at, 0));
         }
         handle
     }
