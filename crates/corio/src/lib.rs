@@ -29,7 +29,9 @@ mod tls;
 pub mod track;
 
 pub use context::AioContext;
-pub use coroutine::{Builder, Coroutine, home, in_coroutine, suspend};
+pub use coroutine::{
+    Builder, Coroutine, CoroutineId, current_id as current, home, in_coroutine, suspend,
+};
 pub use error::Error;
 pub use schedule::{
     CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, park, spawn,

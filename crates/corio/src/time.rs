@@ -1,10 +1,18 @@
-//! Time for coroutines: sleeping.
+//! Time for coroutines: sleeping, and the loop's clock.
 
 use core::time::Duration;
 
 use crate::context::{Local, now_ns};
 use crate::coroutine;
 use crate::schedule::{self, CoWaker};
+
+/// Nanoseconds of the clock that [`Timer::arm_at_ns`](crate::context::Timer::arm_at_ns) counts by
+/// (CLOCK_MONOTONIC). Any thread, and signal handlers.
+#[doc(alias = "qemu_clock_get_ns")]
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    now_ns()
+}
 
 /// Parks the running coroutine for `duration`; on a thread that is no loop's and outside a
 /// coroutine it blocks the thread.

@@ -37,6 +37,17 @@ pub struct Interest {
 }
 
 impl Interest {
+    /// Readable, hung up or failed.
+    pub const READ: Self = Self {
+        read: true,
+        write: false,
+    };
+    /// Writable or failed.
+    pub const WRITE: Self = Self {
+        read: false,
+        write: true,
+    };
+
     pub(super) fn events(self) -> u32 {
         (u32::from(self.read) * POLLIN) | (u32::from(self.write) * POLLOUT)
     }

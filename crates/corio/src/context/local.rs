@@ -68,25 +68,30 @@ impl Local {
         &self.context
     }
 
-    /// What `T` keeps in this home; made on first use, dropped with the home.
-    pub(crate) fn attachment<T: Any>(
-        &self,
-        make: impl FnOnce(&Local) -> Result<T, Error>,
-    ) -> Result<Rc<T>, Error> {
+    /// What `T` keeps in this home; made on first use, dropped with the home. `make` may use other
+    /// slots; should it use this one, the inner one stands.
+    pub(crate) fn attachment<T: Any>(&self, make: impl FnOnce(&Local) -> T) -> Rc<T> {
+        if let Some(value) = self.attached() {
+            return value;
+        }
+        let made = Rc::new(make(self));
+        if let Some(value) = self.attached() {
+            return value;
+        }
+        self.attachments
+            .borrow_mut()
+            .push((TypeId::of::<T>(), Rc::clone(&made) as Rc<dyn Any>));
+        made
+    }
+
+    fn attached<T: Any>(&self) -> Option<Rc<T>> {
         let found = self
             .attachments
             .borrow()
             .iter()
             .find(|(id, _)| *id == TypeId::of::<T>())
             .map(|(_, value)| Rc::clone(value));
-        if let Some(Ok(value)) = found.map(Rc::downcast::<T>) {
-            return Ok(value);
-        }
-        let value = Rc::new(make(self)?);
-        self.attachments
-            .borrow_mut()
-            .push((TypeId::of::<T>(), Rc::clone(&value) as Rc<dyn Any>));
-        Ok(value)
+        found.and_then(|value| value.downcast().ok())
     }
 
     /// The context's ring, made on first use.
@@ -289,7 +294,8 @@ impl Drop for RearmOnPanic<'_> {
     }
 }
 
-/// A handler of the home thread. Dropping it removes it.
+/// A handler of the home thread. Dropping it removes it. Its descriptor is the owner's to keep open
+/// for as long.
 pub(crate) struct LocalHandler {
     entry: Rc<Entry>,
     context_id: u64,
@@ -319,8 +325,10 @@ impl LocalHandler {
         self.entry.token
     }
 
+    /// The home that it is of, if that has not ended: the context's next one has tokens of its own.
     fn home<'a>(&self) -> Option<&'a Local> {
-        Local::current().filter(|local| local.context.id() == self.context_id)
+        Local::current()
+            .filter(|local| local.context.id() == self.context_id && !self.entry.removed.get())
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod bottom_half;
 mod handler;
+mod here;
 mod local;
 mod monitor;
 mod notify;
@@ -24,12 +25,13 @@ use core::any::{Any, TypeId};
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 pub use bottom_half::BottomHalf;
 pub use handler::{Interest, Readiness};
+pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
 pub use timer::Timer;
 
@@ -250,21 +252,39 @@ impl AioContext {
     }
 
     /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped
-    /// with the context.
-    pub(crate) fn attachment<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut attachments = self.0.attachments.lock();
-        let found = attachments
-            .iter()
-            .find(|(id, _)| *id == TypeId::of::<T>())
-            .and_then(|(_, value)| Arc::clone(value).downcast::<T>().ok());
-        found.unwrap_or_else(|| {
-            let value = Arc::new(make());
-            attachments.push((
-                TypeId::of::<T>(),
-                Arc::clone(&value) as Arc<dyn Any + Send + Sync>,
-            ));
-            value
-        })
+    /// with the context. It is how a layer above, which this one cannot name, has state of its own
+    /// on each context.
+    ///
+    /// Any thread. `make` runs once, without a lock held; others who want a `T` wait for it. It may
+    /// use the slots of other types, not its own.
+    ///
+    /// ```
+    /// # use std::sync::atomic::{AtomicUsize, Ordering};
+    /// #[derive(Default)]
+    /// struct Readers(AtomicUsize);
+    /// let context = corio::AioContext::new()?;
+    /// context.attachment(Readers::default).0.fetch_add(1, Ordering::Relaxed);
+    /// assert_eq!(context.attachment(Readers::default).0.load(Ordering::Relaxed), 1);
+    /// # Ok::<(), corio::Error>(())
+    /// ```
+    pub fn attachment<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        type Cell<T> = OnceLock<Arc<T>>;
+        let found = {
+            let mut attachments = self.0.attachments.lock();
+            let found = attachments
+                .iter()
+                .find(|(id, _)| *id == TypeId::of::<T>())
+                .map(|(_, cell)| Arc::clone(cell));
+            found.unwrap_or_else(|| {
+                let cell: Arc<dyn Any + Send + Sync> = Arc::new(Cell::<T>::new());
+                attachments.push((TypeId::of::<T>(), Arc::clone(&cell)));
+                cell
+            })
+        };
+        match found.downcast::<Cell<T>>() {
+            Ok(cell) => Arc::clone(cell.get_or_init(|| Arc::new(make()))),
+            Err(_) => unreachable!("the cell of a type was found under its TypeId"),
+        }
     }
 
     /// Makes this thread the context's home for as long as `f` runs, with `leave` before everything

@@ -58,7 +58,7 @@ impl CoRef {
 
     /// A number that no other coroutine has or had, for tracking; not 0.
     pub(crate) fn id(self) -> u64 {
-        u64::from(self.generation()) << 32 | u64::from(self.slot().index())
+        id(self.slot(), self.generation())
     }
 
     /// Where its wakes go; null in a home without a context.
@@ -110,6 +110,10 @@ impl CoRef {
     }
 }
 
+fn id(slot: &Slot, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(slot.index())
+}
+
 /// The living coroutine of a slot whose wake the caller has won, or that it has found by other
 /// means to live.
 pub(crate) fn of_slot(slot: &'static Slot) -> CoRef {
@@ -125,6 +129,43 @@ pub(crate) fn current() -> Option<CoRef> {
 /// The running coroutine's number, 0 outside any: who did something, for tracking.
 pub(crate) fn running_id() -> u64 {
     current().map_or(0, CoRef::id)
+}
+
+/// Names a coroutine: no other of this process has, or had, the same.
+///
+/// ```
+/// corio::home(|| {
+///     assert_eq!(corio::current(), None);
+///     let (tx, rx) = std::sync::mpsc::channel();
+///     let co = corio::Coroutine::new(move || tx.send(corio::current()).unwrap());
+///     co.enter();
+///     assert_eq!(rx.recv().unwrap(), Some(co.id()));
+/// });
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoroutineId(u64);
+
+impl CoroutineId {
+    /// The number by which [`track`](crate::track) knows the coroutine; not 0.
+    #[must_use]
+    pub fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl core::fmt::Debug for CoroutineId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "CoroutineId({:#x})", self.0)
+    }
+}
+
+/// The running coroutine; None outside any. Any thread. To be woken, hand out
+/// [`CoWaker::current`](crate::CoWaker::current).
+#[doc(alias = "qemu_coroutine_self")]
+#[must_use]
+#[inline]
+pub fn current_id() -> Option<CoroutineId> {
+    current().map(|co| CoroutineId(co.id()))
 }
 
 /// True inside a coroutine. Any thread.
@@ -409,6 +450,12 @@ impl Coroutine {
             Phase::Suspended if self.slot.word.claim_parked(self.generation) => enter(co),
             _ => enter_refused(co),
         }
+    }
+
+    /// Its name for good: it stays the same when the coroutine has ended.
+    #[must_use]
+    pub fn id(&self) -> CoroutineId {
+        CoroutineId(id(self.slot, self.generation))
     }
 
     /// True once its body has returned, panicked or been unwound.

@@ -13,7 +13,6 @@ mod request;
 mod threads;
 mod uring;
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -94,8 +93,7 @@ impl AioContext {
 
 /// The engine of this home, chosen at its first request.
 fn of_home(local: &Local) -> EngineKind {
-    let made: Result<Rc<HomeEngine>, _> = local.attachment(|local| Ok(choose(local)));
-    made.map_or(EngineKind::Threads, |engine| engine.kind)
+    local.attachment(choose).kind
 }
 
 fn choose(local: &Local) -> HomeEngine {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use super::{CoWaker, inbox::Inbox, park};
-use crate::context::{AioContext, Local};
+use crate::context::{AioContext, Local, LocalContext};
 use crate::coroutine::{self, Cancelled};
 use crate::error::Error;
 use crate::track;
@@ -341,6 +341,26 @@ fn assert_home(what: &str) {
         Local::current().is_some(),
         "{what} was called on a thread that is no context's home: use `AioContext::spawn`, or call it inside `enter_home`"
     );
+}
+
+impl LocalContext<'_> {
+    /// Starts a coroutine in this home, like [`spawn_local`].
+    ///
+    /// # Panics
+    /// After the home has ended.
+    #[track_caller]
+    pub fn spawn<F, T>(&self, f: F) -> LocalJoinHandle<T>
+    where
+        F: FnOnce() -> T + 'static,
+        T: 'static,
+    {
+        assert!(
+            self.context().is_home(),
+            "a LocalContext of `{}` was used after its home had ended: ask `AioContext::local` again",
+            self.context().name()
+        );
+        spawn_local(f)
+    }
 }
 
 impl AioContext {

@@ -1,0 +1,182 @@
+//! A context as its home thread sees it: the door to what need not be `Send`.
+//!
+//! A [`LocalContext`] holds no reference into the home, whose end no lifetime could be tied to: each
+//! call finds the home anew, and says so if it is gone.
+
+use core::any::Any;
+use core::marker::PhantomData;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use super::AioContext;
+use super::handler::{Interest, Readiness};
+use super::local::{Local, LocalHandler};
+
+/// A context in its home thread, from [`AioContext::local`]. Not `Send`, and of no use once the home
+/// has ended.
+///
+/// ```
+/// use std::{cell::Cell, rc::Rc};
+/// let context = corio::AioContext::new()?;
+/// context.enter_home(|| {
+///     let local = context.local().expect("this thread is its home");
+///     let count = Rc::new(Cell::new(0)); // Need not be `Send`.
+///     let child = local.spawn({
+///         let count = Rc::clone(&count);
+///         move || count.set(count.get() + 1)
+///     });
+///     while !child.is_finished() {
+///         context.poll(true)?;
+///     }
+///     assert_eq!(count.get(), 1);
+///     Ok::<_, std::io::Error>(())
+/// })??;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// ```compile_fail
+/// fn send<T: Send>() {}
+/// send::<corio::context::LocalContext<'static>>();
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct LocalContext<'a> {
+    context: &'a AioContext,
+    not_send: PhantomData<*const ()>,
+}
+
+impl AioContext {
+    /// This context as its home thread sees it; None on any other thread.
+    #[must_use]
+    pub fn local(&self) -> Option<LocalContext<'_>> {
+        self.is_home().then_some(LocalContext {
+            context: self,
+            not_send: PhantomData,
+        })
+    }
+}
+
+impl<'a> LocalContext<'a> {
+    /// The context itself.
+    #[must_use]
+    pub fn context(&self) -> &'a AioContext {
+        self.context
+    }
+
+    /// What the home keeps, found anew: the last one may have ended since this was made.
+    #[track_caller]
+    fn home(&self) -> &Local {
+        let home = Local::current().filter(|local| local.context().id() == self.context.id());
+        let Some(home) = home else {
+            panic!(
+                "a LocalContext of `{}` was used after its home had ended: ask `AioContext::local` again",
+                self.context.name()
+            )
+        };
+        home
+    }
+
+    /// Has `callback` run in each turn that finds `fd` as `interest` asks, until the handler is
+    /// dropped. Level-triggered: what is not drained fires again.
+    ///
+    /// The handler owns what it watches, so that the descriptor's number cannot be another file's;
+    /// an `Rc` or `Arc` of a socket will do. The callback runs on the thread's own stack and outside
+    /// any coroutine: it may register and remove handlers, its own included, wake coroutines and
+    /// poll the context, but not park. It may be entered again by a nested poll.
+    ///
+    /// # Errors
+    /// The monitor refuses the descriptor: EPERM for a regular file, which is always ready; no
+    /// memory.
+    ///
+    /// # Panics
+    /// After the home has ended.
+    ///
+    /// ```
+    /// use corio::context::Interest;
+    /// use std::{cell::Cell, io::Write, os::unix::net::UnixStream, rc::Rc};
+    /// let context = corio::AioContext::new()?;
+    /// context.enter_home(|| {
+    ///     let local = context.local().expect("this thread is its home");
+    ///     let (ours, mut theirs) = UnixStream::pair()?;
+    ///     let ready = Rc::new(Cell::new(false));
+    ///     let seen = Rc::clone(&ready);
+    ///     let handler = local.add_handler(ours, Interest::READ, move |why| seen.set(why.read))?;
+    ///     theirs.write_all(b"x")?;
+    ///     while !ready.get() {
+    ///         context.poll(true)?;
+    ///     }
+    ///     drop(handler); // Never called again, and the descriptor is closed.
+    ///     Ok::<_, std::io::Error>(())
+    /// })??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "aio_set_fd_handler")]
+    #[doc(alias = "aio_set_event_notifier")]
+    #[track_caller]
+    pub fn add_handler<F: AsFd + 'static>(
+        &self,
+        fd: F,
+        interest: Interest,
+        callback: impl Fn(Readiness) + 'static,
+    ) -> io::Result<Handler<F>> {
+        let handler = self.home().add_handler(&fd, callback)?;
+        handler.set_interest(interest)?;
+        Ok(Handler { handler, fd })
+    }
+
+    /// What `T` keeps in this home: made by `make` on first use, dropped with the home. The typed
+    /// slot of what belongs to a home thread; [`AioContext::attachment`] is that of all threads.
+    ///
+    /// # Panics
+    /// After the home has ended.
+    #[track_caller]
+    pub fn attachment<T: Any>(&self, make: impl FnOnce() -> T) -> Rc<T> {
+        self.home().attachment(|_| make())
+    }
+}
+
+/// A descriptor that its home watches, and what is watched. Dropping it removes it: its callback is
+/// not called again, and the descriptor may be closed. After the home's end it watches nothing.
+#[must_use = "a handler is removed when it is dropped"]
+pub struct Handler<F> {
+    // First: the descriptor is let go of before it is closed.
+    handler: LocalHandler,
+    fd: F,
+}
+
+impl<F: AsFd> Handler<F> {
+    /// Changes what it waits for. Nothing: it stays, and is not called.
+    ///
+    /// # Errors
+    /// The monitor refuses; it then waits for what it waited for before.
+    pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
+        self.handler.set_interest(interest)
+    }
+
+    /// What it waits for.
+    #[must_use]
+    pub fn interest(&self) -> Interest {
+        self.handler.interest()
+    }
+
+    /// What it watches.
+    pub fn get_ref(&self) -> &F {
+        &self.fd
+    }
+
+    /// Removes it and gives back what it watched.
+    pub fn into_inner(self) -> F {
+        let Self { handler, fd } = self;
+        drop(handler);
+        fd
+    }
+}
+
+impl<F: core::fmt::Debug> core::fmt::Debug for Handler<F> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Handler")
+            .field("fd", &self.fd)
+            .field("interest", &self.handler.interest())
+            .finish()
+    }
+}
