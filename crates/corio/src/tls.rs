@@ -26,6 +26,8 @@ pub(crate) struct ThreadState {
     pub(crate) context_id: Cell<u64>,
     /// The thread's pool of free stacks. Owner: `stack::pool`.
     pub(crate) pool: Cell<*mut ()>,
+    /// Whether this thread's runs are traced, as far as it has noticed. Owner: `track`.
+    pub(crate) traced: Cell<bool>,
 }
 
 /// This thread's state. Call it again after anything that may have switched stacks.
@@ -121,6 +123,7 @@ mod imp {
                 context: Cell::new(core::ptr::null()),
                 context_id: Cell::new(0),
                 pool: Cell::new(core::ptr::null_mut()),
+                traced: Cell::new(false),
             }
         };
     }

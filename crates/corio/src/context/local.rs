@@ -18,7 +18,7 @@ use super::monitor::Monitor;
 use super::ring::ContextRing;
 use super::{AioContext, timer};
 use crate::error::Error;
-use crate::tls;
+use crate::{tls, track};
 
 /// Turns that may go by without looking at the descriptors while there is other work.
 const SKIPPED_TURNS_MAX: u32 = 61;
@@ -207,6 +207,7 @@ impl Local {
             self.skipped_turns.set(0);
             self.last_look_ns.set(timer::now_ns());
         }
+        track::notice(tls::thread());
         inner.notify.accept();
         progress |= inner.bottom_halves.run(&self.run_queue);
         if let Some(ring) = self.ring.get() {

@@ -21,7 +21,7 @@ use std::thread;
 use super::control::{ControlBlock, Phase};
 use super::{CoRef, enter, of_slot, switch};
 use crate::stack::{self, Slot};
-use crate::tls;
+use crate::{tls, track};
 
 /// How often a coroutine that catches its cancellation is asked again before it is leaked; also,
 /// how many generations of coroutines that others leave behind while they unwind are ended.
@@ -207,6 +207,7 @@ pub(crate) fn with_home<R>(
         closing: Cell::new(false),
     };
     state.home.set(ptr::from_ref(&home).cast());
+    track::notice(state);
     // Caught, as nothing can be cancelled while a panic unwinds (`switch::raise_cancel`).
     let result = catch_unwind(AssertUnwindSafe(f));
     home.close();

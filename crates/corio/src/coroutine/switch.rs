@@ -83,6 +83,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
     slot.inbox
         .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
     home.link(block.block());
+    track::notice(thread);
     if track::is_enabled() {
         let by = running().map_or(0, |block| reference(block).id());
         track::emit(Kind::Created, block.id(), by, slot.size() as u64);
@@ -143,7 +144,7 @@ fn keep_panic(co: CoRef, payload: Panic) {
 /// if it ended, and [`after_run`] must follow if it did or has woken others.
 #[inline(always)]
 fn switch_into(block: &ControlBlock) -> bool {
-    if track::is_enabled() {
+    if block.thread.traced.get() {
         return traced_switch(block);
     }
     switch(block)

@@ -93,6 +93,9 @@ pub struct Record {
 
 /// Begins to record, on all threads. What was recorded earlier stays. From any thread.
 ///
+/// Other threads note that runs of coroutines are to be told when they begin a home or a turn of
+/// their loop, or make a coroutine.
+///
 /// # Examples
 /// ```
 /// corio::track::enable();
@@ -105,11 +108,20 @@ pub struct Record {
 pub fn enable() {
     ORIGIN_NS.get_or_init(monotonic_ns);
     ON.store(true, Ordering::Relaxed);
+    notice(tls::thread());
 }
 
 /// Stops recording. A thread that is just recording an event finishes it. From any thread.
 pub fn disable() {
     ON.store(false, Ordering::Relaxed);
+    notice(tls::thread());
+}
+
+/// Has this thread, whose state it is given, note whether events are recorded. A switch looks at
+/// the note: it has the thread's state at hand anyway, and one more load would be felt there.
+#[inline(always)]
+pub(crate) fn notice(thread: &tls::ThreadState) {
+    thread.traced.set(is_enabled());
 }
 
 /// Whether events are being recorded.
