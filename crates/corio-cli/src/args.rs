@@ -248,6 +248,12 @@ Signals:
   written is flushed, within 5 seconds. What takes longer is named and given up, exit status 1. A
   second signal ends it at once, exit status 128 + signal. SIGHUP is ignored under nohup.
 
+Slow and dead clients:
+  A client that does not take its replies, such as a paused VM, is waited for as long as it takes;
+  nothing more is read from it meanwhile. One that is dead, so that its machine acknowledges
+  nothing, is given up after 5 minutes, after some 10 if it had not been reading. The handshake has
+  to be over within 10 seconds.
+
 systemd:
   Readiness is reported (Type=notify). Sockets from a socket unit (ListenStream=, Accept=no) are
   served besides those of --listen and --unix; the default address is then not used.
@@ -485,7 +491,13 @@ mod tests {
             assert!(long_help.contains(&format!("--{name}")), "{name}");
             assert!(option.get_help().is_some(), "{name} is not described");
         }
-        for section in ["Examples:", "Signals:", "systemd:", "Exit status:"] {
+        for section in [
+            "Examples:",
+            "Signals:",
+            "Slow and dead clients:",
+            "systemd:",
+            "Exit status:",
+        ] {
             assert!(long_help.contains(section), "{section}");
         }
     }

@@ -37,6 +37,7 @@ mod sender;
 mod signal;
 mod transport;
 mod turn;
+mod vigil;
 mod work;
 
 #[cfg(test)]
@@ -60,6 +61,7 @@ use connection::Connection;
 use handshake::Handshake;
 use receive::{RECEIVE_BYTES, Receiver};
 use registry::{Presence, Registry};
+use vigil::Vigil;
 
 /// Serves exports to NBD clients. Cheap to clone; every clone is the same server.
 ///
@@ -107,7 +109,9 @@ impl Server {
         }
     }
 
-    /// Serves a client over TCP until it leaves; see [`serve`](Self::serve).
+    /// Serves a client over TCP until it leaves; see [`serve`](Self::serve). The socket's user
+    /// time-out is set and kept, see [`ServerConfig::silence_max`]; keepalive, which finds dead
+    /// peers that nothing is sent to, is the caller's to set.
     ///
     /// # Errors
     /// As [`serve`](Self::serve).
@@ -115,7 +119,9 @@ impl Server {
         // Replies are gathered here; the kernel must not wait for more. A socket that refuses is
         // slower, not wrong.
         let _ = stream.set_nodelay(true);
-        self.serve(stream, peer)
+        let stream = Rc::new(stream);
+        let _vigil = Vigil::keep(&stream, self.shared.config.silence_max);
+        self.serve_shared(&stream, &peer)
     }
 
     /// Serves a client over a Unix socket until it leaves; see [`serve`](Self::serve).
@@ -135,9 +141,12 @@ impl Server {
     /// # Errors
     /// Why the connection did not end in good order.
     pub fn serve<S: Transport>(&self, stream: S, peer: String) -> Result<(), Error> {
-        let stream = Rc::new(stream);
-        let presence = self.shared.registry.enter(&peer, &stream)?;
-        let result = self.session(&stream, presence, &peer);
+        self.serve_shared(&Rc::new(stream), &peer)
+    }
+
+    fn serve_shared<S: Transport>(&self, stream: &Rc<S>, peer: &str) -> Result<(), Error> {
+        let presence = self.shared.registry.enter(peer, stream)?;
+        let result = self.session(stream, presence, peer);
         if let Err(error) = &result {
             // Replies that are still on their way are of no use to a client that broke the
             // protocol.

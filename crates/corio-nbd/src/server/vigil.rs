@@ -13,9 +13,9 @@
 //! ```
 //!
 //! Put back while probes go unanswered, it ends the connection at the next one, as the kernel has
-//! counted all along. It cannot be lifted only while a writer is parked: what fits into the socket's
-//! buffer leaves nobody parked, and is killed all the same. Hence a timer, which looks several times
-//! within the limit; requests pay nothing.
+//! counted all along. To lift it while a writer is parked would not do: what fits into the socket's
+//! buffer leaves nobody parked, and the connection ends all the same. Hence a timer, which looks
+//! several times within the limit; requests pay nothing.
 //!
 //! A timer's callback can go to another thread and a stream cannot: the callback has a number,
 //! under which the thread that serves the connection finds the stream.

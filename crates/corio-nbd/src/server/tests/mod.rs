@@ -5,6 +5,7 @@ mod commands;
 mod disk;
 mod limits;
 mod options;
+mod silence;
 mod stopping;
 
 use std::io::{Read, Write};
