@@ -15,10 +15,10 @@
 //! and calls [`Server::serve`] there in a coroutine. How many clients there may be is the caller's
 //! to limit.
 //!
-//! Holes: a READ that comes from the cache carries its zeroes. One of 64 KiB or more that the cache
-//! could not serve is asked for holes first, and they are sent as hole chunks, unless the client
-//! set DF or has not agreed on structured replies. Asking costs a system call that may have to
-//! wait, so it is kept off the path of a cached 4 KiB READ.
+//! Holes: what is nothing but zeroes is sent as a hole chunk, unless the client set DF or has not
+//! agreed on structured replies. A READ of 64 KiB or more that the cache could not serve is asked
+//! for holes first, so that they need not be read. Asking costs a system call that may have to
+//! wait, so it is kept off the path of a cached READ: that is read, and is a hole if it is zero.
 //!
 //! A client that misbehaves hurts itself only: it is refused what makes no sense, is not read from
 //! while it does not take its replies, and cannot hold more than its limits. See [`ServerConfig`].
@@ -39,6 +39,7 @@ mod transport;
 mod turn;
 mod vigil;
 mod work;
+mod zeroes;
 
 #[cfg(test)]
 mod tests;
