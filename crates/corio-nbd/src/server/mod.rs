@@ -13,7 +13,7 @@
 //!
 //! The caller accepts clients, makes their sockets streams on the context that is to serve them,
 //! and calls [`Server::serve`] there in a coroutine. How many clients there may be is the caller's
-//! to limit.
+//! to limit, who has [`Server::turn_away`] for those that are too many.
 //!
 //! Holes: what is nothing but zeroes is sent as a hole chunk, unless the client set DF or has not
 //! agreed on structured replies. A READ of 64 KiB or more that the cache could not serve is asked
@@ -63,6 +63,11 @@ use handshake::Handshake;
 use receive::{RECEIVE_BYTES, Receiver};
 use registry::{Presence, Registry};
 use vigil::Vigil;
+
+/// How long a client that is turned away may take to hear it.
+pub const TURN_AWAY_TIME: Duration = Duration::from_secs(1);
+/// Options of such a client that are answered; clients send some five up to GO.
+const TURN_AWAY_OPTIONS_MAX: u32 = 16;
 
 /// Serves exports to NBD clients. Cheap to clone; every clone is the same server.
 ///
@@ -159,6 +164,43 @@ impl Server {
         result
     }
 
+    /// Refuses a client in words: greets it, and answers whatever it asks for with ERR_POLICY and
+    /// `why`, until it leaves or [`TURN_AWAY_TIME`] is over. EXPORT_NAME, which has no answer that
+    /// says no, closes the connection.
+    ///
+    /// The first option is not the last that is answered: clients take an error there to mean that
+    /// the server does not know the option, and only give up when GO is refused.
+    ///
+    /// Called like [`serve`](Self::serve), and like a client that is served this one counts as a
+    /// connection, and ends when the server stops. How many there may be at a time is the caller's
+    /// to limit.
+    ///
+    /// # Errors
+    /// Why the connection did not end in good order.
+    pub fn turn_away<S: Transport>(&self, stream: S, peer: &str, why: &str) -> Result<(), Error> {
+        let shared = &self.shared;
+        let stream = Rc::new(stream);
+        let _presence = shared.registry.enter(peer, &stream)?;
+        let config = ServerConfig {
+            handshake_timeout: TURN_AWAY_TIME,
+            options_max: TURN_AWAY_OPTIONS_MAX,
+            ..shared.config.clone()
+        };
+        let buffer = shared.buffers.get(RECEIVE_BYTES);
+        let mut receiver = Receiver::new(buffer.map_err(Error::io("getting memory"))?);
+        let handshake = Handshake {
+            stream: &*stream,
+            receiver: &mut receiver,
+            config: &config,
+            exports: &shared.exports,
+            registry: &shared.registry,
+            turned_away: Some(why),
+        };
+        let result = handshake.run().map(drop);
+        tracing::debug!(%peer, "turned away: {result:?}");
+        result
+    }
+
     fn session<S: Transport>(
         &self,
         stream: &Rc<S>,
@@ -174,6 +216,7 @@ impl Server {
             config: &shared.config,
             exports: &shared.exports,
             registry: &shared.registry,
+            turned_away: None,
         };
         let Some(chosen) = handshake.run()? else {
             return Ok(());

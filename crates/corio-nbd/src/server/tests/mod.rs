@@ -7,6 +7,7 @@ mod limits;
 mod options;
 mod silence;
 mod stopping;
+mod turned_away;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
