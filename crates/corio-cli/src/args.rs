@@ -165,6 +165,9 @@ pub(crate) struct ServeArgs {
     pub(crate) unix_mode: Option<u32>,
 
     /// Clients served at the same time; one more is refused at once
+    ///
+    /// It is told why when it asks for the export. In a rush of clients some are refused without a
+    /// word.
     #[arg(
         long,
         value_name = "N",
