@@ -190,6 +190,36 @@ fn client_that_does_not_read_is_named_and_given_up(combo: Combo) {
 }
 
 #[test]
+fn trace_shows_every_request() {
+    let said = |level: &str| {
+        let mut server = memory().tcp().args(["--log", level]).start();
+        let mut client = connect(&server.tcp().addr);
+        client.write(8192, &[1; 512]).unwrap();
+        client.read(8192, 4096).unwrap();
+        client.call(cmd::FLUSH, 0, 0, 0, &[]).unwrap();
+        client.disconnect().unwrap();
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait(STOP_LIMIT).code(), Some(0));
+        let text = server.stderr();
+        let requests = text.lines().filter(|line| line.contains("TRACE request "));
+        requests.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let lines = said("trace");
+    for (line, words) in lines.iter().zip([
+        ["command=\"WRITE\"", "offset=8192", "length=512"],
+        ["command=\"READ\"", "offset=8192", "length=4096"],
+        ["command=\"FLUSH\"", "offset=0", "length=0"],
+        ["command=\"DISC\"", "offset=0", "length=0"],
+    ]) {
+        for word in words.iter().chain(&["peer=127.0.0.1:", "flags=0"]) {
+            assert!(line.contains(word), "no {word} in: {line}");
+        }
+    }
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert_eq!(said("debug"), [""; 0]);
+}
+
+#[test]
 fn second_signal_ends_at_once() {
     let socket = socket_dir();
     let path = socket.path().join("s");

@@ -261,6 +261,10 @@ impl<S: Transport> Reader<'_, S> {
 
     #[inline]
     fn take_in(&mut self, request: &Request) -> Result<Flow, Error> {
+        // One load and a branch while nobody listens.
+        if tracing::enabled!(tracing::Level::TRACE) {
+            self.trace(request);
+        }
         let connection = self.connection;
         let tag = Tag {
             cookie: request.cookie,
@@ -291,6 +295,22 @@ impl<S: Transport> Reader<'_, S> {
             Err(refusal) => self.refuse(request, refusal)?,
         }
         Ok(Flow::On)
+    }
+
+    /// Says what was asked for.
+    #[cold]
+    fn trace(&self, request: &Request) {
+        let command = request.command;
+        let unknown = format!("command {}", command.0);
+        tracing::trace!(
+            peer = %self.connection.peer,
+            command = command.name().unwrap_or(&unknown),
+            offset = request.offset,
+            length = request.length,
+            flags = request.flags.bits(),
+            cookie = request.cookie.0,
+            "request"
+        );
     }
 
     #[cold]
