@@ -165,6 +165,9 @@ pub(crate) struct ServeArgs {
     pub(crate) unix_mode: Option<u32>,
 
     /// Clients served at the same time; one more is refused at once
+    ///
+    /// It is told why when it asks for the export. In a rush of clients some are refused without a
+    /// word.
     #[arg(
         long,
         value_name = "N",
@@ -247,6 +250,12 @@ Signals:
   SIGTERM, SIGINT and SIGHUP end the program: no new clients, requests under way finish, what was
   written is flushed, within 5 seconds. What takes longer is named and given up, exit status 1. A
   second signal ends it at once, exit status 128 + signal. SIGHUP is ignored under nohup.
+
+Slow and dead clients:
+  A client that does not take its replies, such as a paused VM, is waited for as long as it takes;
+  nothing more is read from it meanwhile. One that is dead, so that its machine acknowledges
+  nothing, is given up after 5 minutes, after some 10 if it had not been reading. The handshake has
+  to be over within 10 seconds.
 
 systemd:
   Readiness is reported (Type=notify). Sockets from a socket unit (ListenStream=, Accept=no) are
@@ -485,7 +494,13 @@ mod tests {
             assert!(long_help.contains(&format!("--{name}")), "{name}");
             assert!(option.get_help().is_some(), "{name} is not described");
         }
-        for section in ["Examples:", "Signals:", "systemd:", "Exit status:"] {
+        for section in [
+            "Examples:",
+            "Signals:",
+            "Slow and dead clients:",
+            "systemd:",
+            "Exit status:",
+        ] {
             assert!(long_help.contains(section), "{section}");
         }
     }

@@ -4,18 +4,21 @@
 mod common;
 
 use std::io::Write;
+use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::data::{self, KIB, MIB, Random};
 use common::ledger::is_gone;
-use common::nbd::{self, Client, Handshake, Headers, Stream, cmd, opt};
+use common::nbd::{self, Client, Handshake, Headers, Stream, cmd, opt, rep};
 use common::serve::{Addr, Serve, Server, image_dir};
-use common::{Combo, matrix, need, wait_until};
+use common::{Combo, matrix, need, tool, wait_until};
+use rustix::process::Signal;
 
 matrix!(
     five_hundred_at_once_are_served_or_refused,
+    client_that_is_one_too_many_is_told_so,
     hostile_clients_do_not_slow_a_good_one,
     unfinished_handshakes_are_dropped_and_idle_clients_are_not,
 );
@@ -24,7 +27,10 @@ matrix!(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Served,
+    /// Closed without a word.
     Refused,
+    /// Told why.
+    Told,
 }
 
 fn five_hundred_at_once_are_served_or_refused(combo: Combo) {
@@ -57,11 +63,13 @@ fn five_hundred_at_once_are_served_or_refused(combo: Combo) {
                 .collect()
         });
         let served = fates.iter().filter(|&&fate| fate == Fate::Served).count();
+        let told = fates.iter().filter(|&&fate| fate == Fate::Told).count();
         println!(
-            "{combo}: {at}: {served} of {CLIENTS} served, {:?}",
+            "{combo}: {at}: {served} of {CLIENTS} served, {told} told why not, {:?}",
             began.elapsed()
         );
         assert_eq!(served, CAP, "{at}");
+        assert!(told > 0, "{at}");
         // Those that were served are gone: as many again get in.
         let mut again = Vec::new();
         wait_until("the room is free again", Duration::from_secs(20), || {
@@ -70,6 +78,59 @@ fn five_hundred_at_once_are_served_or_refused(combo: Combo) {
         });
         again[CAP - 1].write(0, b"x").unwrap();
     }
+}
+
+/// As many as are told at a time; those beyond are closed without a word.
+const TOLD_AT_ONCE_MAX: usize = 16;
+
+fn client_that_is_one_too_many_is_told_so(combo: Combo) {
+    need!(combo, "nbdinfo", "qemu-img");
+    const TEXT: &str = "the server serves its maximum of 2 connections";
+    let serve = Serve::new(combo).memory("1M").tcp().unix();
+    let mut server = serve.args(["--connections", "2"]).start();
+    let first = Client::connect(&server.tcp().addr, "", Headers::Structured).unwrap();
+    let second = Client::connect(&server.unix().addr, "", Headers::Simple).unwrap();
+    for at in server.listening() {
+        // Every option says why, not only the first, which clients make light of.
+        let mut third = Handshake::start(&at.addr).unwrap();
+        for option in [opt::STRUCTURED_REPLY, opt::LIST, opt::EXTENDED_HEADERS] {
+            let replies = third.option(option, &[]).unwrap();
+            assert_eq!(replies, [(rep::ERR_POLICY, TEXT.as_bytes().to_vec())]);
+        }
+        let error = third.go("").map(drop).unwrap_err();
+        assert!(error.to_string().contains(TEXT), "{error}");
+        let mut old = Handshake::start(&at.addr).unwrap();
+        old.send_option(opt::EXPORT_NAME, b"").unwrap();
+        assert!(nbd::is_closed(&mut old.stream));
+        for client in [["nbdinfo", &at.uri], ["qemu-img info", &at.uri]] {
+            let mut words = client.join(" ");
+            words.push_str(" 2>&1");
+            let output = tool::run(Command::new("sh").args(["-c", &words]));
+            assert!(!output.status.success(), "{words}");
+            println!("{words}: {}", output.stdout.trim());
+            if client[0].starts_with("qemu") {
+                assert!(output.stdout.contains(TEXT), "{}", output.stdout);
+            }
+        }
+    }
+    // More than are told at a time, all of them silent: the rest are closed, and a stop does not
+    // wait for any.
+    let addr = server.tcp().addr.clone();
+    let mut silent: Vec<Stream> = (0..3 * TOLD_AT_ONCE_MAX)
+        .map(|_| Stream::connect(&addr).unwrap())
+        .collect();
+    let greeted = silent.iter_mut().filter_map(|stream| {
+        let mut greeting = [0; 18];
+        std::io::Read::read_exact(stream, &mut greeting).ok()
+    });
+    // Those told earlier may have left places, or hold them still.
+    let greeted = greeted.count();
+    assert!((1..=2 * TOLD_AT_ONCE_MAX).contains(&greeted), "{greeted}");
+    let began = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(Duration::from_secs(5)).code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(2));
+    drop((first, second));
 }
 
 /// Connects together with all others, and stays connected until each of them has its answer.
@@ -84,11 +145,10 @@ fn one_of_many(i: usize, addr: &Addr, start: &Barrier, settled: &Barrier) -> Fat
     settled.wait();
     let mut client = match connected {
         Ok(client) => client,
-        // Closed without a word, or told so in an option's reply. All else, a time-out above
+        // Told so in an option's reply, or closed without a word. All else, a time-out above
         // all, is no clean answer.
-        Err(e) if is_gone(&e) || e.to_string().contains("GO was answered with") => {
-            return Fate::Refused;
-        }
+        Err(e) if e.to_string().contains("maximum of 100 connections") => return Fate::Told,
+        Err(e) if is_gone(&e) => return Fate::Refused,
         Err(e) => panic!("client {i}: {e}"),
     };
     let offset = u64::try_from(i).unwrap() * 4 * KIB;

@@ -21,11 +21,12 @@ use rustix::process::Signal;
 
 matrix!(
     requests_in_flight_finish_when_stopped,
+    slow_clients_get_their_replies_before_a_stop_ends,
     client_that_does_not_read_is_named_and_given_up
 );
 
-/// The time a stop may take, and some for a busy machine.
-const STOP_LIMIT: Duration = Duration::from_secs(7);
+/// The time a stop may take.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 fn memory() -> Serve {
     Serve::bare().memory("16M")
@@ -121,6 +122,71 @@ fn requests_in_flight_finish_when_stopped(combo: Combo) {
     }
 }
 
+/// Many clients, each with more in flight than its socket holds, each in no hurry to read it.
+fn slow_clients_get_their_replies_before_a_stop_ends(combo: Combo) {
+    need!(combo);
+    const LEN: u64 = 2 * MIB;
+    const COUNT: u64 = 6;
+    let dir = image_dir();
+    let image = dir.path().join("disk.raw");
+    data::random_file(&image, LEN, 52);
+    let bytes = std::fs::read(&image).unwrap();
+    let serve = Serve::new(combo).image(&image).tcp().unix();
+    let mut server = serve.args(["--iothreads", "2"]).start();
+    let addrs = [server.tcp().addr.clone(), server.unix().addr.clone()];
+    let mut clients: Vec<_> = (0..8).map(|i| connect(&addrs[i % 2])).collect();
+    for client in &mut clients {
+        for _ in 0..COUNT {
+            client.send(cmd::READ, 0, 0, LEN, &[]).unwrap();
+        }
+        client.send(cmd::WRITE, 0, 0, 512, &bytes[..512]).unwrap();
+        // With the first reply the rest is under way, and most of it does not fit.
+        assert!(client.reply().unwrap().good().is_ok());
+    }
+    server.signal(Signal::TERM);
+    let began = Instant::now();
+    let slow = std::thread::scope(|scope| {
+        let readers: Vec<_> = clients
+            .into_iter()
+            .map(|client| {
+                let bytes = &bytes;
+                scope.spawn(move || read_slowly(client, bytes))
+            })
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| reader.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    let status = server.wait(STOP_LIMIT.saturating_sub(began.elapsed()));
+    let took = began.elapsed();
+    println!("{combo}: replies {slow:?}, ended after {took:.1?}");
+    assert_eq!(status.code(), Some(0), "{}", server.stderr());
+    assert_eq!(server.stderr(), "");
+    assert!(took < STOP_LIMIT, "{took:?}");
+}
+
+/// Reads replies with a pause before each until the server ends the connection; how many were good.
+/// None is half a reply.
+fn read_slowly(mut client: Client, bytes: &[u8]) -> usize {
+    let mut good = 0;
+    loop {
+        // The slowness is what is tested.
+        std::thread::sleep(Duration::from_millis(150));
+        match client.reply() {
+            Ok(reply) if reply.error == 0 => {
+                good += 1;
+                assert!(reply.data.is_empty() || reply.data == bytes);
+            }
+            Ok(reply) => assert_eq!(reply.error, nbd::ESHUTDOWN),
+            Err(error) => {
+                assert!(is_gone(&error), "{error}");
+                return good;
+            }
+        }
+    }
+}
+
 /// A client whose replies fill its socket: requests of its own stay in flight.
 fn deaf_client(server: &Server) -> Client {
     let mut client = connect(&server.unix().addr);
@@ -177,6 +243,7 @@ fn client_that_does_not_read_is_named_and_given_up(combo: Combo) {
     let took = began.elapsed();
     let text = server.stderr();
     println!("{combo}: given up after {took:.1?}: {}", text.trim_end());
+    assert!(took <= STOP_LIMIT, "{took:?}");
     assert_eq!(status.code(), Some(1), "{text}");
     assert!(
         text.lines().any(|line| line.contains("busy")),
@@ -187,6 +254,36 @@ fn client_that_does_not_read_is_named_and_given_up(combo: Combo) {
     let bytes = std::fs::read(&image).unwrap();
     assert_eq!(bytes[..512], [0x51; 512]);
     assert_ne!(bytes[512..1024], [0x52; 512]);
+}
+
+#[test]
+fn trace_shows_every_request() {
+    let said = |level: &str| {
+        let mut server = memory().tcp().args(["--log", level]).start();
+        let mut client = connect(&server.tcp().addr);
+        client.write(8192, &[1; 512]).unwrap();
+        client.read(8192, 4096).unwrap();
+        client.call(cmd::FLUSH, 0, 0, 0, &[]).unwrap();
+        client.disconnect().unwrap();
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait(STOP_LIMIT).code(), Some(0));
+        let text = server.stderr();
+        let requests = text.lines().filter(|line| line.contains("TRACE request "));
+        requests.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let lines = said("trace");
+    for (line, words) in lines.iter().zip([
+        ["command=\"WRITE\"", "offset=8192", "length=512"],
+        ["command=\"READ\"", "offset=8192", "length=4096"],
+        ["command=\"FLUSH\"", "offset=0", "length=0"],
+        ["command=\"DISC\"", "offset=0", "length=0"],
+    ]) {
+        for word in words.iter().chain(&["peer=127.0.0.1:", "flags=0"]) {
+            assert!(line.contains(word), "no {word} in: {line}");
+        }
+    }
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert_eq!(said("debug"), [""; 0]);
 }
 
 #[test]

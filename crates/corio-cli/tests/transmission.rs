@@ -393,6 +393,23 @@ fn reads_of_holes_come_as_hole_chunks(combo: Combo) {
             (0, 1),
             "{headers:?}: in a hole"
         );
+        // Whatever the length, and so whichever way it is served.
+        for len in [4 * KIB, 64 * KIB, 256 * KIB, MIB] {
+            let read = |client: &mut Client, flags, at| {
+                let reply = client.call(cmd::READ, flags, at, len, &[]).unwrap();
+                reply.good().unwrap()
+            };
+            let hole = read(&mut client, 0, 2 * MIB);
+            let got = (hole.data_chunks, hole.hole_chunks);
+            assert_eq!(got, (0, 1), "{headers:?}: {len} bytes of a hole");
+            assert!(hole.data.iter().all(|&byte| byte == 0));
+            let df = read(&mut client, nbd::DF, 2 * MIB);
+            let got = (df.data_chunks, df.hole_chunks);
+            assert_eq!(got, (1, 0), "{headers:?}: {len} bytes of a hole with DF");
+            let half = read(&mut client, 0, 2 * MIB - len / 2);
+            let at = usize::try_from(2 * MIB - len / 2).unwrap();
+            assert_same("half a hole", &half.data, &bytes[at..at + half.data.len()]);
+        }
         // DF: in one piece.
         let df = client
             .call(cmd::READ, nbd::DF, MIB, 2 * MIB, &[])

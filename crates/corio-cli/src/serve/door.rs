@@ -1,5 +1,9 @@
 //! The door: lets clients in up to the limit, and shows each to the loop with the fewest.
 //!
+//! Those beyond the limit are told so in the handshake, which takes a place on a loop too: at most
+//! [`TOLD_AT_ONCE_MAX`] at a time, each for no longer than the server allows. In a rush beyond that
+//! the connection is closed without a word.
+//!
 //! Only the accepting thread lets clients in, so that the count it sees can be too high for a
 //! moment (a client is just leaving) but never too low: the limit holds without a lock.
 
@@ -19,11 +23,16 @@ use super::tcp;
 /// Refusals are logged at most this often, with their number.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Refused clients that are being told so.
+pub(crate) const TOLD_AT_ONCE_MAX: u32 = 16;
+
 /// Where new clients go.
 pub(crate) struct Door {
     server: Server,
     seats: Vec<Seat>,
     connections_max: u32,
+    /// Refused clients that are being told so.
+    told: Arc<AtomicU32>,
     refusals: Refusals,
 }
 
@@ -57,6 +66,7 @@ impl Door {
             server,
             seats,
             connections_max,
+            told: Arc::default(),
             refusals: Refusals::default(),
         }
     }
@@ -72,16 +82,7 @@ impl Door {
             .iter()
             .map(|seat| seat.taken.load(Ordering::Relaxed));
         let Some(index) = choose(taken, self.connections_max) else {
-            // Closing is all: the protocol lets the server speak first, so that the client finds
-            // its connection ended instead of waiting for a greeting.
-            drop(client);
-            if let Some(count) = self.refusals.count(Instant::now()) {
-                tracing::warn!(
-                    "clients refused: {count}, as --connections {} are there",
-                    self.connections_max
-                );
-            }
-            return;
+            return self.refuse(client);
         };
         let seat = &self.seats[index];
         let place = Place::take(&seat.taken);
@@ -92,6 +93,46 @@ impl Door {
             serve(&server, client);
         }));
     }
+
+    fn refuse(&mut self, client: Client) {
+        let connections_max = self.connections_max;
+        if let Some(count) = self.refusals.count(Instant::now()) {
+            tracing::warn!(
+                "clients refused: {count}, as --connections {connections_max} are there"
+            );
+        }
+        let seat = self
+            .seats
+            .iter()
+            .min_by_key(|seat| seat.taken.load(Ordering::Relaxed));
+        let Some(seat) = seat.filter(|_| self.told.load(Ordering::Relaxed) < TOLD_AT_ONCE_MAX)
+        else {
+            // Closing is all: the protocol lets the server speak first, so that the client finds
+            // its connection ended instead of waiting for a greeting.
+            return drop(client);
+        };
+        let place = Place::take(&self.told);
+        let server = self.server.clone();
+        drop(seat.context.spawn(move || {
+            let _place = place;
+            turn_away(&server, client, connections_max);
+        }));
+    }
+}
+
+/// Tells a client that there is no room for it. Runs in a coroutine on a loop.
+fn turn_away(server: &Server, client: Client, connections_max: u32) {
+    let peer = peer_name(&client);
+    let why = format!("the server serves its maximum of {connections_max} connections");
+    // The server says how it went; that it did not is nobody's loss.
+    let _ = match client {
+        Client::Tcp(stream, _) => {
+            TcpStream::try_from_std(stream).map(|stream| server.turn_away(stream, &peer, &why))
+        }
+        Client::Unix(stream) => {
+            UnixStream::try_from_std(stream).map(|stream| server.turn_away(stream, &peer, &why))
+        }
+    };
 }
 
 /// Serves one client to its end. Runs in a coroutine on the client's loop.

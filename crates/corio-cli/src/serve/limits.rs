@@ -2,6 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::door::TOLD_AT_ONCE_MAX;
+
 /// What the program itself has open, without clients: standard streams, image, listeners.
 const FILES_BASE: u64 = 64;
 /// Loops have an epoll descriptor, an eventfd, a ring, and helpers.
@@ -29,7 +31,8 @@ pub(crate) fn raise_open_files(connections: u32, iothreads: u32) -> Option<Strin
 }
 
 fn files_needed(connections: u32, iothreads: u32) -> u64 {
-    FILES_BASE + FILES_PER_THREAD * u64::from(iothreads) + FILES_PER_CLIENT * u64::from(connections)
+    let clients = u64::from(connections) + u64::from(TOLD_AT_ONCE_MAX);
+    FILES_BASE + FILES_PER_THREAD * u64::from(iothreads) + FILES_PER_CLIENT * clients
 }
 
 /// `None` stands for no limit.

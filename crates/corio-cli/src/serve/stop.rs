@@ -51,11 +51,12 @@ impl Service {
             litter,
         } = self;
         let mut held_up = HeldUp::default();
+        // First: whoever sees that nobody is let in any more may take it that no request is begun.
+        server.shutdown();
         acceptor.stop();
         if let (Some(command), Cause::Signal(_)) = (&mut command, cause) {
             command.terminate();
         }
-        server.shutdown();
         let busy = server.wait_idle(left(deadline).saturating_sub(FLUSH_RESERVE));
         held_up.add_data(busy.iter().map(ToString::to_string));
         let mut flushed = Ok(());

@@ -19,16 +19,13 @@ use crate::report::{Failure, errno_text};
 /// Port 0 and several addresses: how often to look for a port that is free on all of them.
 const FREE_PORT_TRIES_MAX: u32 = 16;
 
-/// A silent peer is asked for a sign of life after this time, ..
+/// A peer that nothing is sent to is asked for a sign of life after this time of silence, ..
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// .. again each time this has passed, ..
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// .. so often, and is then given up.
+/// .. so often, and is then given up: not before the server's limit on silence is over, which the
+/// kernel applies to keepalive too.
 const KEEPALIVE_PROBES: u32 = 6;
-/// Data that stays unacknowledged, or cannot be sent because the peer reads nothing, ends the
-/// connection after this time. Generous: a client that is stopped in a debugger is still a client.
-/// The kernel also applies it to keepalive, so that a silent dead peer goes after this time too.
-const USER_TIMEOUT_MS: u32 = 300_000;
 
 /// Listens on every address `address` stands for. Returns the sockets and their port.
 ///
@@ -151,7 +148,8 @@ fn cannot_listen(address: &Address, at: SocketAddr, errno: Errno) -> Failure {
     Failure::new(what).io(&errno.into()).advice(advice)
 }
 
-/// Makes an accepted connection prompt, and its end noticed.
+/// Makes an accepted connection prompt, and its end noticed also while nothing is sent. What is
+/// sent and not acknowledged is the server's to watch: see `ServerConfig::silence_max`.
 ///
 /// # Errors
 /// The connection is already gone.
@@ -160,8 +158,7 @@ pub(crate) fn tune(stream: &TcpStream) -> Result<(), Errno> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
-    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)
 }
 
 #[cfg(test)]
@@ -290,6 +287,5 @@ mod tests {
         assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_IDLE);
         assert_eq!(sockopt::tcp_keepintvl(&stream).unwrap(), KEEPALIVE_INTERVAL);
         assert_eq!(sockopt::tcp_keepcnt(&stream).unwrap(), KEEPALIVE_PROBES);
-        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), USER_TIMEOUT_MS);
     }
 }

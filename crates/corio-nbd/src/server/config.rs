@@ -63,6 +63,9 @@ impl Export {
 pub struct ServerConfig {
     /// The handshake as a whole takes no longer, or the connection is closed.
     pub handshake_timeout: Duration,
+    /// A TCP client that acknowledges nothing of what was sent to it for this long is given up; at
+    /// least 1 ms. One that acknowledges and does not read is waited for, however long that takes.
+    pub silence_max: Duration,
     /// Options a client may send; one more, and the connection is closed.
     pub options_max: u32,
     /// Bytes of an option's payload; a longer one is skipped and answered with ERR_TOO_BIG, one of
@@ -89,6 +92,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(10),
+            silence_max: Duration::from_secs(300),
             options_max: 1024,
             option_bytes_max: 64 << 10,
             request_bytes_max: PAYLOAD_PORTABLE_MAX,

@@ -45,6 +45,7 @@ use super::request::{Action, Refusal, Terms};
 use super::sender::{Reply, Sender};
 use super::transport::Transport;
 use super::work::{Job, Tag, Workers, serve};
+use super::zeroes::only_zeroes;
 use super::{Error, Shared, turn};
 use crate::wire::{Decoded, Errno, HeaderStyle, Prefix, Request, encode_data_prefix, encode_error};
 
@@ -260,6 +261,10 @@ impl<S: Transport> Reader<'_, S> {
 
     #[inline]
     fn take_in(&mut self, request: &Request) -> Result<Flow, Error> {
+        // One load and a branch while nobody listens.
+        if tracing::enabled!(tracing::Level::TRACE) {
+            self.trace(request);
+        }
         let connection = self.connection;
         let tag = Tag {
             cookie: request.cookie,
@@ -273,7 +278,7 @@ impl<S: Transport> Reader<'_, S> {
         match checked {
             Ok(Action::Read { offset, len, whole }) => {
                 self.bytes += len;
-                if !self.try_read(tag, offset, len)? {
+                if !self.try_read(tag, offset, len, whole)? {
                     self.dispatch(tag, Action::Read { offset, len, whole })?;
                 }
             }
@@ -292,6 +297,22 @@ impl<S: Transport> Reader<'_, S> {
         Ok(Flow::On)
     }
 
+    /// Says what was asked for.
+    #[cold]
+    fn trace(&self, request: &Request) {
+        let command = request.command;
+        let unknown = format!("command {}", command.0);
+        tracing::trace!(
+            peer = %self.connection.peer,
+            command = command.name().unwrap_or(&unknown),
+            offset = request.offset,
+            length = request.length,
+            flags = request.flags.bits(),
+            cookie = request.cookie.0,
+            "request"
+        );
+    }
+
     #[cold]
     fn check_while_stopping(&self, request: &Request) -> Result<Action, Refusal> {
         match self.connection.terms.check(request) {
@@ -305,7 +326,13 @@ impl<S: Transport> Reader<'_, S> {
 
     /// Serves a READ from the cache, into the batch. False: it has to wait.
     #[inline]
-    fn try_read(&mut self, tag: Tag, offset: Offset, len: usize) -> Result<bool, Error> {
+    fn try_read(
+        &mut self,
+        tag: Tag,
+        offset: Offset,
+        len: usize,
+        whole: bool,
+    ) -> Result<bool, Error> {
         if len > FAST_READ_BYTES_MAX {
             return Ok(false);
         }
@@ -322,13 +349,24 @@ impl<S: Transport> Reader<'_, S> {
         let style = connection.terms.style;
         let at = [tag.offset, offset.0];
         let node = &connection.node;
+        let may_be_hole = style.has_chunks() && !whole;
+        let mut is_hole = false;
         let served = self.batch.try_push(
             len,
             |head| encode_data_prefix(style, tag.cookie, at, size, true, head),
-            |data| node.try_read_at(data, offset),
+            |data| {
+                let served = node.try_read_at(data, offset)?;
+                is_hole = served && may_be_hole && only_zeroes(data);
+                Ok::<_, corio_block::Error>(served && !is_hole)
+            },
         );
+        if is_hole {
+            // In place of what was not kept, for which there was room.
+            let hole = Prefix::hole(style, tag.cookie, tag.offset, offset.0, size, true);
+            self.batch.push(hole.as_slice());
+        }
         // A disk that fails here fails in the worker too, which reports it.
-        let served = served.unwrap_or(false);
+        let served = is_hole || served.unwrap_or(false);
         self.misses = match (served, self.misses) {
             (true, _) => 0,
             (false, misses) if misses < MISSES_MAX => misses + 1,

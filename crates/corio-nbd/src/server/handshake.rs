@@ -47,6 +47,8 @@ pub(super) struct Handshake<'a, S: Transport> {
     pub(super) config: &'a ServerConfig,
     pub(super) exports: &'a [Export],
     pub(super) registry: &'a Registry,
+    /// Why this client is turned away, whatever it asks for.
+    pub(super) turned_away: Option<&'a str>,
 }
 
 /// What has been agreed on so far.
@@ -191,13 +193,40 @@ impl<S: Transport> Handshake<'_, S> {
                 return Ok(Next::Option);
             }
         };
-        if self.registry.is_stopping() && code != OptionCode::ABORT {
-            if code == OptionCode::EXPORT_NAME {
-                return Err(Error::Stopping);
+        if code != OptionCode::ABORT
+            && let Some(next) = self.refuse_all(code, out)
+        {
+            return next;
+        }
+        self.grant(code, &option, agreed, out)
+    }
+
+    /// Answers any option of a client that gets nothing. `None`: it may get what it asks for.
+    fn refuse_all(&self, code: OptionCode, out: &mut Vec<u8>) -> Option<Result<Next, Error>> {
+        let is_final = code == OptionCode::EXPORT_NAME;
+        if self.registry.is_stopping() {
+            if is_final {
+                return Some(Err(Error::Stopping));
             }
             refuse(code, ReplyCode::ERR_SHUTDOWN, "the server is stopping", out);
-            return Ok(Next::Option);
+            return Some(Ok(Next::Option));
         }
+        let why = self.turned_away?;
+        if is_final {
+            return Some(Ok(Next::End));
+        }
+        refuse(code, ReplyCode::ERR_POLICY, why, out);
+        Some(Ok(Next::Option))
+    }
+
+    /// Answers a well-formed option of a client that is welcome.
+    fn grant(
+        &self,
+        code: OptionCode,
+        option: &OptionRequest<'_>,
+        agreed: &mut Agreed,
+        out: &mut Vec<u8>,
+    ) -> Result<Next, Error> {
         let ack = |out: &mut Vec<u8>| encode_option_reply(code, &OptionReply::Ack, out);
         match option {
             OptionRequest::ExportName(name) => return self.export_name(name, agreed, out),
@@ -215,10 +244,10 @@ impl<S: Transport> Handshake<'_, S> {
                 );
             }
             OptionRequest::Info(query) => {
-                self.info(code, &query, agreed, out);
+                self.info(code, query, agreed, out);
             }
             OptionRequest::Go(query) => {
-                if let Some(export) = self.info(code, &query, agreed, out) {
+                if let Some(export) = self.info(code, query, agreed, out) {
                     return Ok(Next::Transmission(export));
                 }
             }
@@ -234,8 +263,8 @@ impl<S: Transport> Handshake<'_, S> {
                 agreed.style = HeaderStyle::Extended;
                 ack(out);
             }
-            OptionRequest::ListMetaContext(query) => self.list_contexts(&query, out),
-            OptionRequest::SetMetaContext(query) => self.set_contexts(&query, agreed, out),
+            OptionRequest::ListMetaContext(query) => self.list_contexts(query, out),
+            OptionRequest::SetMetaContext(query) => self.set_contexts(query, agreed, out),
             OptionRequest::Unknown { .. } => {
                 refuse(
                     code,

@@ -13,12 +13,12 @@
 //!
 //! The caller accepts clients, makes their sockets streams on the context that is to serve them,
 //! and calls [`Server::serve`] there in a coroutine. How many clients there may be is the caller's
-//! to limit.
+//! to limit, who has [`Server::turn_away`] for those that are too many.
 //!
-//! Holes: a READ that comes from the cache carries its zeroes. One of 64 KiB or more that the cache
-//! could not serve is asked for holes first, and they are sent as hole chunks, unless the client
-//! set DF or has not agreed on structured replies. Asking costs a system call that may have to
-//! wait, so it is kept off the path of a cached 4 KiB READ.
+//! Holes: what is nothing but zeroes is sent as a hole chunk, unless the client set DF or has not
+//! agreed on structured replies. A READ of 64 KiB or more that the cache could not serve is asked
+//! for holes first, so that they need not be read. Asking costs a system call that may have to
+//! wait, so it is kept off the path of a cached READ: that is read, and is a hole if it is zero.
 //!
 //! A client that misbehaves hurts itself only: it is refused what makes no sense, is not read from
 //! while it does not take its replies, and cannot hold more than its limits. See [`ServerConfig`].
@@ -37,7 +37,9 @@ mod sender;
 mod signal;
 mod transport;
 mod turn;
+mod vigil;
 mod work;
+mod zeroes;
 
 #[cfg(test)]
 mod tests;
@@ -60,6 +62,12 @@ use connection::Connection;
 use handshake::Handshake;
 use receive::{RECEIVE_BYTES, Receiver};
 use registry::{Presence, Registry};
+use vigil::Vigil;
+
+/// How long a client that is turned away may take to hear it.
+pub const TURN_AWAY_TIME: Duration = Duration::from_secs(1);
+/// Options of such a client that are answered; clients send some five up to GO.
+const TURN_AWAY_OPTIONS_MAX: u32 = 16;
 
 /// Serves exports to NBD clients. Cheap to clone; every clone is the same server.
 ///
@@ -107,7 +115,9 @@ impl Server {
         }
     }
 
-    /// Serves a client over TCP until it leaves; see [`serve`](Self::serve).
+    /// Serves a client over TCP until it leaves; see [`serve`](Self::serve). The socket's user
+    /// time-out is set and kept, see [`ServerConfig::silence_max`]; keepalive, which finds dead
+    /// peers that nothing is sent to, is the caller's to set.
     ///
     /// # Errors
     /// As [`serve`](Self::serve).
@@ -115,7 +125,9 @@ impl Server {
         // Replies are gathered here; the kernel must not wait for more. A socket that refuses is
         // slower, not wrong.
         let _ = stream.set_nodelay(true);
-        self.serve(stream, peer)
+        let stream = Rc::new(stream);
+        let _vigil = Vigil::keep(&stream, self.shared.config.silence_max);
+        self.serve_shared(&stream, &peer)
     }
 
     /// Serves a client over a Unix socket until it leaves; see [`serve`](Self::serve).
@@ -135,9 +147,12 @@ impl Server {
     /// # Errors
     /// Why the connection did not end in good order.
     pub fn serve<S: Transport>(&self, stream: S, peer: String) -> Result<(), Error> {
-        let stream = Rc::new(stream);
-        let presence = self.shared.registry.enter(&peer, &stream)?;
-        let result = self.session(&stream, presence, &peer);
+        self.serve_shared(&Rc::new(stream), &peer)
+    }
+
+    fn serve_shared<S: Transport>(&self, stream: &Rc<S>, peer: &str) -> Result<(), Error> {
+        let presence = self.shared.registry.enter(peer, stream)?;
+        let result = self.session(stream, presence, peer);
         if let Err(error) = &result {
             // Replies that are still on their way are of no use to a client that broke the
             // protocol.
@@ -146,6 +161,43 @@ impl Server {
         } else {
             tracing::debug!(%peer, "connection ended");
         }
+        result
+    }
+
+    /// Refuses a client in words: greets it, and answers whatever it asks for with ERR_POLICY and
+    /// `why`, until it leaves or [`TURN_AWAY_TIME`] is over. EXPORT_NAME, which has no answer that
+    /// says no, closes the connection.
+    ///
+    /// The first option is not the last that is answered: clients take an error there to mean that
+    /// the server does not know the option, and only give up when GO is refused.
+    ///
+    /// Called like [`serve`](Self::serve), and like a client that is served this one counts as a
+    /// connection, and ends when the server stops. How many there may be at a time is the caller's
+    /// to limit.
+    ///
+    /// # Errors
+    /// Why the connection did not end in good order.
+    pub fn turn_away<S: Transport>(&self, stream: S, peer: &str, why: &str) -> Result<(), Error> {
+        let shared = &self.shared;
+        let stream = Rc::new(stream);
+        let _presence = shared.registry.enter(peer, &stream)?;
+        let config = ServerConfig {
+            handshake_timeout: TURN_AWAY_TIME,
+            options_max: TURN_AWAY_OPTIONS_MAX,
+            ..shared.config.clone()
+        };
+        let buffer = shared.buffers.get(RECEIVE_BYTES);
+        let mut receiver = Receiver::new(buffer.map_err(Error::io("getting memory"))?);
+        let handshake = Handshake {
+            stream: &*stream,
+            receiver: &mut receiver,
+            config: &config,
+            exports: &shared.exports,
+            registry: &shared.registry,
+            turned_away: Some(why),
+        };
+        let result = handshake.run().map(drop);
+        tracing::debug!(%peer, "turned away: {result:?}");
         result
     }
 
@@ -164,6 +216,7 @@ impl Server {
             config: &shared.config,
             exports: &shared.exports,
             registry: &shared.registry,
+            turned_away: None,
         };
         let Some(chosen) = handshake.run()? else {
             return Ok(());

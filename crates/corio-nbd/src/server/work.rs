@@ -24,6 +24,7 @@ use super::request::{Action, Refusal, ZeroHow};
 use super::sender::{Data, Piece, Reply};
 use super::signal::Signal;
 use super::transport::Transport;
+use super::zeroes::only_zeroes;
 use crate::wire::{
     Cookie, Descriptor, Errno, HeaderStyle, Prefix, StateFlags, encode_block_status,
     encode_block_status_ext, encode_error,
@@ -343,7 +344,8 @@ fn read<S: Transport>(
         Err(refusal) => return refusal_reply(style, tag, refusal, grant),
     };
     let node = connection.node();
-    if style.has_chunks() && !whole && len >= HOLES_READ_BYTES_MIN {
+    let may_be_hole = style.has_chunks() && !whole;
+    if may_be_hole && len >= HOLES_READ_BYTES_MIN {
         // A disk that cannot tell is read.
         let mut extents = Vec::new();
         let known = node.block_status(offset, Length::of(&data), HOLES_MAX, &mut extents);
@@ -358,6 +360,10 @@ fn read<S: Transport>(
         Ok(()) => {
             // A READ is at most 32 bits long.
             let len = u32::try_from(len).unwrap_or(u32::MAX);
+            if may_be_hole && only_zeroes(&data) {
+                let hole = Prefix::hole(style, tag.cookie, tag.offset, offset.0, len, true);
+                return Reply::prefix(hole, grant);
+            }
             let prefix = Prefix::data(style, tag.cookie, tag.offset, offset.0, len, true);
             Reply::with_data(prefix, data, grant)
         }

@@ -14,5 +14,5 @@ mod tcp;
 mod unix;
 
 pub use stream::Stream;
-pub use tcp::{TcpListener, TcpStream};
+pub use tcp::{SendState, TcpListener, TcpStream};
 pub use unix::{UnixListener, UnixStream};

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt
 use super::readiness::Direction;
 use super::socket::{Socket, refuse_on_loop};
 use super::stream::{descriptor_impls, stream_impls};
+use crate::sys;
 
 /// A TCP connection whose reads and writes park the coroutine.
 ///
@@ -138,6 +139,78 @@ impl TcpStream {
     pub fn nodelay(&self) -> io::Result<bool> {
         sockopt::tcp_nodelay(&self.socket).map_err(Into::into)
     }
+
+    /// How long what was sent may go unacknowledged before the kernel ends the connection with
+    /// `TimedOut` (TCP_USER_TIMEOUT, tcp(7)); None: as long as the kernel's own limit on
+    /// retransmissions lets it, some 15 minutes. Counted in milliseconds.
+    ///
+    /// Linux also counts the time for which the peer's window leaves no room, though the peer
+    /// answers each probe: a peer that is alive and does not read is ended like a dead one. Whoever
+    /// wants to spare it asks [`send_state`](Self::send_state) well before the time is over.
+    ///
+    /// # Errors
+    /// The socket's; InvalidInput if the time is zero.
+    pub fn set_user_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        if limit == Some(Duration::ZERO) {
+            return Err(io::ErrorKind::InvalidInput.into()); // To the kernel it means none.
+        }
+        // The kernel takes no more than an `int`.
+        let max = u32::MAX / 2;
+        let limit_ms = limit.map_or(0, |limit| {
+            u32::try_from(limit.as_millis().max(1)).map_or(max, |limit_ms| limit_ms.min(max))
+        });
+        sockopt::set_tcp_user_timeout(&self.socket, limit_ms).map_err(Into::into)
+    }
+
+    /// What [`set_user_timeout`](Self::set_user_timeout) has set.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn user_timeout(&self) -> io::Result<Option<Duration>> {
+        let limit_ms = sockopt::tcp_user_timeout(&self.socket)?;
+        Ok((limit_ms != 0).then(|| Duration::from_millis(limit_ms.into())))
+    }
+
+    /// How sending gets on (TCP_INFO, tcp(7)). Never waits.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_state(&self) -> io::Result<SendState> {
+        let info = sys::tcp::info(self.socket.as_fd())?;
+        let nothing_under_way = info.unacked_segments == 0;
+        // A peer that has taken its window back, as Linux does when it runs out of memory, has
+        // segments sent to it again and again instead of probes.
+        let held_back = if nothing_under_way {
+            info.unsent_bytes > 0
+        } else {
+            info.window_bytes == Some(0)
+        };
+        Ok(SendState {
+            held_back,
+            probes_unanswered: info.probes_unanswered.into(),
+        })
+    }
+}
+
+/// How sending on a [`TcpStream`] gets on, as the kernel sees it at one moment.
+///
+/// ```
+/// use corio::net::TcpStream;
+/// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+/// let stream = TcpStream::connect(listener.local_addr()?)?; // No loop's thread: it blocks.
+/// let state = stream.send_state()?;
+/// assert!(!state.held_back && state.probes_unanswered == 0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SendState {
+    /// There is data to send, and the peer's window leaves no room for it: the peer does not read.
+    /// Also true for a moment between a write and the first of its segments.
+    pub held_back: bool,
+    /// Probes of the closed window in a row that the peer has not answered. A live peer answers
+    /// them, but may leave one out while they follow each other within half a second.
+    pub probes_unanswered: u32,
 }
 
 /// A TCP socket that accepts connections; waiting for one parks the coroutine.

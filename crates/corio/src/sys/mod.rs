@@ -11,5 +11,6 @@ pub(crate) mod file;
 pub(crate) mod mem;
 #[cfg(feature = "power-loss-shim")]
 pub(crate) mod power_loss;
+pub(crate) mod tcp;
 pub(crate) mod thread;
 pub(crate) mod uring;

@@ -2,6 +2,7 @@
 
 mod calls;
 mod moving;
+mod silence;
 mod waiting;
 
 use std::cell::RefCell;

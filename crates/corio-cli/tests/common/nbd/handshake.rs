@@ -231,6 +231,11 @@ impl Handshake {
         let replies = self.option(opt::GO, &Handshake::info_data(name, &[3]))?;
         match replies.last() {
             Some((rep::ACK, _)) => {}
+            Some((kind, text)) => {
+                let text = String::from_utf8_lossy(text);
+                let what = format!("GO was answered with {kind:x}: {text}");
+                return Err(io::Error::other(what));
+            }
             other => return Err(io::Error::other(format!("GO was answered with {other:x?}"))),
         }
         let export = Export::from_replies(&replies)?;

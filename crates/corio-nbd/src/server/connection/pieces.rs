@@ -11,6 +11,7 @@ use crate::server::batch::BATCH_BYTES;
 use crate::server::request::Refusal;
 use crate::server::transport::Transport;
 use crate::server::work::write_flags;
+use crate::server::zeroes::only_zeroes;
 use crate::wire::{HeaderStyle, PREFIX_MAX, Prefix};
 
 /// Data in one piece; what is left of the buffer holds the header.
@@ -18,10 +19,10 @@ const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES + PREFIX_MAX <= BATCH_BYTES);
 
 impl<S: Transport> Reader<'_, S> {
-    /// Serves a READ: in a chunk a piece where the client takes that; else (simple replies, DF) all
-    /// pieces follow one header. What fails behind such a header ends the connection if the reply
-    /// is simple, as the protocol demands, and is filled up with zeroes and followed by an error
-    /// chunk if it is not.
+    /// Serves a READ: in a chunk a piece, a hole if it is zero, where the client takes that; else
+    /// (simple replies, DF) all pieces follow one header. What fails behind such a header ends the
+    /// connection if the reply is simple, as the protocol demands, and is filled up with zeroes and
+    /// followed by an error chunk if it is not.
     pub(super) fn read_here(
         &mut self,
         tag: Tag,
@@ -40,16 +41,13 @@ impl<S: Transport> Reader<'_, S> {
         while at < len {
             let piece = (len - at).min(PIECE_BYTES);
             let start = Offset(offset.0.saturating_add(bytes(at)));
+            let size = if one_header { len } else { piece };
+            // A READ is at most 32 bits long.
+            let size = u32::try_from(size).unwrap_or(u32::MAX);
+            let last = !one_header && at + piece == len;
             let prefix = if one_header && at > 0 {
                 Prefix::default()
             } else {
-                let (size, last) = if one_header {
-                    (len, false)
-                } else {
-                    (piece, at + piece == len)
-                };
-                // A READ is at most 32 bits long.
-                let size = u32::try_from(size).unwrap_or(u32::MAX);
                 Prefix::data(style, tag.cookie, tag.offset, start.0, size, last)
             };
             let header = prefix.as_slice();
@@ -70,7 +68,13 @@ impl<S: Transport> Reader<'_, S> {
                 failed = Some(connection.failed(&error));
                 data.fill(0);
             }
-            held.send_alone(buffer).map_err(Error::io(WRITING))?;
+            let sent = if !one_header && only_zeroes(data) {
+                let hole = Prefix::hole(style, tag.cookie, tag.offset, start.0, size, last);
+                held.send_alone(hole.as_slice())
+            } else {
+                held.send_alone(buffer)
+            };
+            sent.map_err(Error::io(WRITING))?;
             at += piece;
         }
         held.send(&[]).map_err(Error::io(WRITING))?;

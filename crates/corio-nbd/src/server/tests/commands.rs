@@ -370,6 +370,74 @@ fn holes_of_a_large_read_from_the_disk_come_as_holes() {
 }
 
 #[test]
+fn zeroes_come_as_a_hole_whatever_their_length_and_way() {
+    each_style(|disk, client| {
+        assert_eq!(client.write(0, &vec![0; 1 << 20]), Errno::OK);
+        let chunked = client.style.has_chunks();
+        for fast in [true, false] {
+            disk.fast.store(fast, Ordering::SeqCst);
+            for len in [1, 7, 512, 4096, 4097, 64 << 10, 256 << 10, 1 << 20] {
+                let way = (client.style, fast, len);
+                let (data, chunks) = client.read_with(NONE, 0, len).unwrap();
+                assert!(data == vec![0; len], "{way:?}");
+                assert_eq!(chunks, if chunked { (0, 1) } else { (1, 0) }, "{way:?}");
+                if chunked {
+                    let df = client.read_with(CommandFlags::DF, 0, len).unwrap();
+                    assert!(df == (vec![0; len], (1, 0)), "{way:?}: DF");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn zeroes_beside_data_do_not_hide_it() {
+    each_style(|disk, client| {
+        for fast in [true, false] {
+            disk.fast.store(fast, Ordering::SeqCst);
+            for len in [8, 4096, 64 << 10, 256 << 10] {
+                // Zeroes first, zeroes last, and a single byte of data at either end.
+                for data in [0..len / 2, len / 2..len, 0..1, len - 1..len] {
+                    let mut bytes = vec![0; len];
+                    bytes[data].fill(0xa5);
+                    assert_eq!(client.write(4096, &bytes), Errno::OK);
+                    assert!(client.read(4096, len) == Ok(bytes), "{len} bytes");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn holes_and_data_of_one_burst_keep_their_frames() {
+    each_style(|_, client| {
+        assert_eq!(client.write(4096, &[0; 4096]), Errno::OK);
+        let mut burst = Vec::new();
+        let mut expected = std::collections::HashMap::new();
+        for i in 0..200 {
+            let (bytes, cookie) = client.request_bytes(Command::READ, NONE, i % 3 * 4096, 4096);
+            burst.extend_from_slice(&bytes);
+            expected.insert(cookie, i % 3);
+        }
+        client.send(&burst);
+        for _ in 0..200 {
+            let reply = client.reply(4096);
+            let block = expected.remove(&reply.cookie).unwrap();
+            let zero = block == 1;
+            let bytes = if zero {
+                vec![0; 4096]
+            } else {
+                pattern(block * 4096, 4096)
+            };
+            let is_hole = zero && client.style.has_chunks();
+            assert_eq!(reply.content.len(), 1);
+            assert_eq!(reply.content[0].1, bytes);
+            assert_eq!(reply.content[0].2, is_hole, "block {block}");
+        }
+    });
+}
+
+#[test]
 fn many_holes_are_cut_short_and_the_rest_comes_as_data() {
     let disk = TestDisk::new(SIZE);
     disk.fast.store(false, Ordering::SeqCst);

@@ -107,6 +107,12 @@ fn client_that_finds_the_budget_taken_is_served_in_pieces() {
                 let extents = client.call(Command::BLOCK_STATUS, NONE, 0, 4096).extents;
                 assert_eq!(extents, [(4096, 0)]);
             }
+            // A piece of zeroes is a hole where there are chunks.
+            assert_eq!(client.write(at, &vec![0; len]), Errno::OK);
+            let (data, (_, holes)) = client.read_with(NONE, at, len).unwrap();
+            assert!(data == vec![0; len]);
+            assert_eq!(holes > 0, style.has_chunks());
+            assert_eq!(client.write(at, &pattern(at, len)), Errno::OK);
             let data = pattern(5, 1_000_001);
             assert_eq!(client.write(7, &data), Errno::OK);
             assert_eq!(disk.contents(7, data.len()), data);

@@ -5,7 +5,9 @@ mod commands;
 mod disk;
 mod limits;
 mod options;
+mod silence;
 mod stopping;
+mod turned_away;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
