@@ -110,7 +110,7 @@ pub enum Error {
     /// Another process, or a mount, holds the block device exclusively.
     #[error(
         "{path}: the device is in use: mounted, part of an array, or opened by another \
-             process; release it (lsblk {path} and fuser -v {path} tell), or open it read-only"
+             process; release it (lsblk {path} and fuser -v {path} tell)"
     )]
     DeviceBusy {
         /// The device.

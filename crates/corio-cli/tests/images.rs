@@ -415,6 +415,9 @@ fn block_device_is_served_to_one_server_only() {
         let served = || serve(Path::new(&device.0)).args(["--cache", cache]);
         let server = served().start();
         served().refused(1, &[&device.0]);
+        served()
+            .arg("--read-only")
+            .refused(1, &[&device.0, "fuser"]);
         let mut client = connect(&server);
         assert_eq!(client.export.size, MIB, "{what}");
         let (smallest, preferred, _) = client.export.block_sizes.unwrap();
@@ -440,6 +443,16 @@ fn block_device_is_served_to_one_server_only() {
         client.flush().unwrap();
         assert_same(&what, &client.read(0, MIB).unwrap(), &bytes);
         server.stop();
+        // A reader is alone with the device too, as whoever has it open may write it.
+        let reader = served().arg("--read-only").start();
+        served().refused(1, &[&device.0, "fuser"]);
+        served()
+            .arg("--read-only")
+            .refused(1, &[&device.0, "fuser"]);
+        let mut client = connect(&reader);
+        assert!(client.export.has(flag::READ_ONLY), "{what}");
+        assert_same(&what, &client.read(0, MIB).unwrap(), &bytes);
+        reader.stop();
         served().start().stop();
     }
 }
