@@ -6,14 +6,15 @@
 //! why CPU time a request is told beside IOPS: it is what the server decides.
 //!
 //! The floor has to prove that it is one: where it costs more than half of qemu-nbd's CPU a request
-//! in the same run, the bench fails. `rr4k_qd1` is excepted. With one request in flight every server
-//! sleeps and is woken once a request, and that switch of context, which no server can save, is most
-//! of what either costs: the floor was seen at 33.6 of qemu-nbd's 64.7 us, 0.52 of it, and a limit
-//! there would tell how dear the machine's switches are and nothing of the floor. From depth 32 up
-//! the requests share their switches, and the floor's part was seen at a fifth to two fifths.
+//! in the same run, the bench fails. `rr4k_qd1` is excepted. With one request in flight every
+//! server sleeps and is woken once a request, and that switch of context, which no server can save,
+//! is most of what either costs: the floor was seen at 33.6 of qemu-nbd's 64.7 us, 0.52 of it, and
+//! a limit there would tell how dear the machine's switches are and nothing of the floor. From
+//! depth 32 up the requests share their switches, and the floor's part was seen at a fifth to two
+//! fifths.
 //!
-//! What a request takes in system calls and context switches is counted in runs of its own, in turns
-//! too, and is the median of the rounds like all else.
+//! What a request takes in system calls and context switches is counted in runs of its own, in
+//! turns too, and is the median of the rounds like all else.
 
 mod disk;
 mod fio;

@@ -2,9 +2,9 @@
 //! connection and with four, on both monitors and with both engines. `qemu-img compare` and sha256
 //! agree each time.
 //!
-//! All of them share the same data, image and copy, as fresh gigabytes, of memory or of a disk, take
-//! longer than all the rest. The data and the copy lie in memory where there is room: what is tested
-//! is the server, whose image is on a disk.
+//! All of them share the same data, image and copy, as fresh gigabytes, of memory or of a disk,
+//! take longer than all the rest. The data and the copy lie in memory where there is room: what is
+//! tested is the server, whose image is on a disk.
 
 mod common;
 
