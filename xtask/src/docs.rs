@@ -3,7 +3,7 @@
 //! - Every C name that the runtime and the block layer carry as `#[doc(alias)]` has a row in
 //!   docs/COMPAT.md, and no row names another.
 //! - Every dependency of the workspace has a row in docs/adr/0001-dependencies.md, and no row names
-//!   another.
+//!   another; and some crate uses it.
 //! - Every relative link in a Markdown file leads to something.
 
 use std::collections::BTreeSet;
@@ -53,6 +53,12 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Findings> {
     let dependencies = external(&read(&root.join("Cargo.toml"))?);
     let document = "docs/adr/0001-dependencies.md";
     findings.compare(document, &dependencies, &rows(&read(&root.join(document))?));
+    let used = used(&files_below(&root.join("crates"), "toml")?, root)?;
+    for name in dependencies.difference(&used) {
+        findings
+            .faults
+            .push(format!("Cargo.toml lists {name}, which no crate uses"));
+    }
 
     for path in markdown(root)? {
         let dir = path.parent().unwrap_or(root);
@@ -117,6 +123,27 @@ fn external(manifest: &str) -> BTreeSet<String> {
     names
 }
 
+/// The dependencies that these manifests, and those of the tools, take from the workspace.
+fn used(manifests: &[PathBuf], root: &Path) -> Result<BTreeSet<String>> {
+    let tools = ["bench", "fuzz", "xtask"].map(|tool| root.join(tool).join("Cargo.toml"));
+    let mut names = BTreeSet::new();
+    for path in manifests.iter().chain(&tools) {
+        names.extend(inherited(&read(path)?));
+    }
+    Ok(names)
+}
+
+/// The names that a manifest takes from the workspace, as `x.workspace = true` or as
+/// `x = { workspace = true, ... }`.
+fn inherited(manifest: &str) -> Vec<String> {
+    let name = |line: &str| {
+        let (name, rest) = line.split_once(['.', ' ', '='])?;
+        let rest = rest.trim_start_matches([' ', '=', '{']);
+        rest.starts_with("workspace").then(|| name.to_owned())
+    };
+    manifest.lines().filter_map(name).collect()
+}
+
 /// Where a Markdown file's links lead, as far as they lead to files. Code blocks hold none.
 fn links(text: &str) -> Vec<String> {
     let mut links = Vec::new();
@@ -164,6 +191,13 @@ mod tests {
     fn rows_are_read_without_their_heads() {
         let text = "| `head` | x |\n|---|---|\n| `a`, `b` | `c` |\n|`d`|\ntext `e` | `f`";
         assert_eq!(rows(text), set(&["a", "b", "d"]));
+    }
+
+    #[test]
+    fn dependencies_are_inherited_in_both_forms() {
+        let text = "a.workspace = true\nb = { workspace = true, features = [] }\nc = \"1\"\n\
+                    # d.workspace\ne={workspace=true}";
+        assert_eq!(inherited(text), ["a", "b", "e"]);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! `cfg!(corio_planted_bug = "NAME")`. Here each is built in, alone, and the models of the module
 //! it stands in run: one of them has to fail. Otherwise they prove less than they say.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -38,27 +38,39 @@ pub(crate) fn for_models(command: &mut Command) -> &mut Command {
 /// Runs, for each planted bug, the models of the module it is planted in.
 pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    let source = workspace.root.join("crates/corio/src");
-    for path in files_below(&source, "rs")? {
-        let bugs: BTreeSet<_> = names(&read(&path)?).collect();
-        if bugs.is_empty() {
-            continue;
-        }
-        let module = paths::module_of(path.strip_prefix(&source).unwrap_or(&path)).join("::");
-        // A model that fails anyway catches nothing.
-        let anyway = match failures(workspace, &module, None, deadline)? {
-            Ok(anyway) => anyway,
-            Err(fault) => {
-                outcome
-                    .faults
-                    .push(format!("{module} without a planted bug: {fault}"));
-                continue;
+    let planted = planted(workspace)?;
+    // Whole, the models are built once for all modules, and before any bug is: each build takes
+    // the place of the one before.
+    let mut anyway = BTreeMap::new();
+    println!("planted: nothing");
+    match models(workspace, None, deadline)? {
+        Ok(program) => {
+            for module in planted.keys() {
+                match failures(workspace, &program, module, deadline)? {
+                    // A model that fails anyway catches nothing.
+                    Ok(failed) => _ = anyway.insert(module, failed),
+                    Err(fault) => {
+                        let fault = format!("{module} without a planted bug: {fault}");
+                        outcome.faults.push(fault);
+                    }
+                }
             }
+        }
+        Err(fault) => outcome.faults.push(format!("no planted bug: {fault}")),
+    }
+    for (module, bugs) in &planted {
+        let Some(anyway) = anyway.get(module) else {
+            continue;
         };
         for bug in bugs {
-            match failures(workspace, &module, Some(&bug), deadline)? {
+            println!("planted: {bug} in {module}");
+            let failed = match models(workspace, Some(bug), deadline)? {
+                Ok(program) => failures(workspace, &program, module, deadline)?,
+                Err(fault) => Err(fault),
+            };
+            match failed {
                 Ok(failed) => {
-                    let caught: Vec<_> = failed.difference(&anyway).map(String::as_str).collect();
+                    let caught: Vec<_> = failed.difference(anyway).map(String::as_str).collect();
                     if caught.is_empty() {
                         outcome
                             .faults
@@ -75,14 +87,26 @@ pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome>
     Ok(outcome)
 }
 
-/// The models of `module` that fail with `bug` built in, or why that cannot be told.
-fn failures(
+/// The bugs, by the module they are planted in.
+fn planted(workspace: &Workspace) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let source = workspace.root.join("crates/corio/src");
+    let mut planted = BTreeMap::new();
+    for path in files_below(&source, "rs")? {
+        let bugs: BTreeSet<_> = names(&read(&path)?).collect();
+        if !bugs.is_empty() {
+            let module = paths::module_of(path.strip_prefix(&source).unwrap_or(&path)).join("::");
+            planted.insert(module, bugs);
+        }
+    }
+    Ok(planted)
+}
+
+/// Builds the models, with `bug` in them: the program, or why there is none.
+fn models(
     workspace: &Workspace,
-    module: &str,
     bug: Option<&str>,
     deadline: Instant,
-) -> Result<Result<BTreeSet<String>, String>> {
-    println!("planted: {} in {module}", bug.unwrap_or("nothing"));
+) -> Result<Result<PathBuf, String>> {
     // Flags given to `cargo rustc` reach only the crate itself, so that its dependencies are built
     // once for all bugs.
     let mut build = workspace.cargo_apart("loom", ["rustc", "--quiet", "-p", "corio", "--lib"]);
@@ -92,6 +116,7 @@ fn failures(
         "--message-format=json-render-diagnostics",
         "--",
     ]);
+    // Without a bug it is the build of the job `loom`, which cargo need not repeat.
     if let Some(bug) = bug {
         // What a mistake leaves unused is no news.
         build
@@ -110,9 +135,18 @@ fn failures(
             }
         },
     )?;
-    let Some(program) = program.filter(|_| built.success()) else {
-        return Ok(Err(built.describe("building")));
-    };
+    Ok(program
+        .filter(|_| built.success())
+        .ok_or_else(|| built.describe("building")))
+}
+
+/// The models of `module` that fail, or why that cannot be told.
+fn failures(
+    workspace: &Workspace,
+    program: &Path,
+    module: &str,
+    deadline: Instant,
+) -> Result<Result<BTreeSet<String>, String>> {
     let mut tally = Tally::default();
     let mut models = Command::new(program);
     models

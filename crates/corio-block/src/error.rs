@@ -110,7 +110,7 @@ pub enum Error {
     /// Another process, or a mount, holds the block device exclusively.
     #[error(
         "{path}: the device is in use: mounted, part of an array, or opened by another \
-             process; release it (lsblk {path} and fuser -v {path} tell), or open it read-only"
+             process; release it (lsblk {path} and fuser -v {path} tell)"
     )]
     DeviceBusy {
         /// The device.
@@ -139,7 +139,7 @@ pub enum Error {
         advice: &'static str,
     },
     /// A step of opening failed in another way.
-    #[error("{what}: cannot {step}: {source}{}", advice(.source))]
+    #[error("{what}: cannot {step}: {source}; {}", advice(.source, CHECK_PATH))]
     Open {
         /// Which image or disk.
         what: String,
@@ -184,7 +184,10 @@ pub enum Error {
         len: Length,
     },
     /// A flush failed; what was written before it may be lost.
-    #[error("{node}: flush failed: {source}{}", advice(.source))]
+    #[error(
+        "{node}: flush failed: {source}, what was written before it may be lost; {}",
+        advice(.source, CHECK_DATA)
+    )]
     Flush {
         /// Which node.
         node: String,
@@ -205,7 +208,10 @@ pub enum Error {
         cause: String,
     },
     /// The storage failed a request.
-    #[error("{node}: {operation} of {len} bytes at {offset} failed: {source}{}", advice(.source))]
+    #[error(
+        "{node}: {operation} of {len} bytes at {offset} failed: {source}; {}",
+        advice(.source, CHECK_STORAGE)
+    )]
     Io {
         /// Which node.
         node: String,
@@ -262,18 +268,27 @@ pub(crate) fn errno_of(error: &io::Error) -> i32 {
     }
 }
 
-/// What to do about an errno, as the tail of a message; nothing where there is nothing to add.
-fn advice(error: &io::Error) -> &'static str {
+/// Where no errno says it better: what to do when an image cannot be opened, ...
+const CHECK_PATH: &str = "check the path and the filesystem it is on";
+/// ... when a flush has failed, ...
+const CHECK_DATA: &str = "check the storage below (see the kernel log) and the data";
+/// ... and when another request has.
+const CHECK_STORAGE: &str = "check the storage below (see the kernel log)";
+
+/// What to do about an errno, as the tail of a message; `otherwise` where it tells nothing.
+fn advice(error: &io::Error, otherwise: &'static str) -> &'static str {
     match Errno::from_raw_os_error(errno_of(error)) {
-        Errno::NOSPC => "; free space on the filesystem that holds the image",
-        Errno::DQUOT => "; raise the quota or free space",
-        Errno::FBIG => "; the filesystem or the file size limit (ulimit -f) allows no larger file",
-        Errno::IO => "; the storage below fails: see the kernel log",
-        Errno::NOMEM => "; free memory or lower what runs at once",
-        Errno::MFILE => "; raise the limit of open files (ulimit -n)",
-        Errno::NFILE => "; raise fs.file-max",
-        Errno::STALE => "; the network filesystem lost the file: open it again",
-        _ => "",
+        Errno::NOSPC => "free space on the filesystem that holds the image",
+        Errno::DQUOT => "raise the quota or free space",
+        Errno::FBIG => {
+            "raise the file size limit (ulimit -f), or use a filesystem for larger files"
+        }
+        Errno::IO => "the storage below fails: see the kernel log",
+        Errno::NOMEM => "free memory or lower what runs at once",
+        Errno::MFILE => "raise the limit of open files (ulimit -n)",
+        Errno::NFILE => "raise fs.file-max",
+        Errno::STALE => "the network filesystem lost the file: open it again",
+        _ => otherwise,
     }
 }
 
@@ -329,6 +344,44 @@ mod tests {
                 .ends_with("free space on the filesystem that holds the image")
         );
         assert!(!full.to_string().contains('\n'));
+    }
+
+    #[test]
+    fn every_errno_is_named_once_in_one_line_with_advice() {
+        let node = || "disk.raw".to_owned();
+        for errno in 1..134 {
+            let source = || io::Error::from_raw_os_error(errno);
+            for error in [
+                Error::Open {
+                    what: node(),
+                    step: "open it",
+                    source: source(),
+                },
+                Error::Flush {
+                    node: node(),
+                    source: source(),
+                },
+                Error::FlushLost {
+                    node: node(),
+                    errno,
+                    cause: source().to_string(),
+                },
+                Error::Io {
+                    node: node(),
+                    operation: Operation::Read,
+                    offset: Offset(0),
+                    len: Length(512),
+                    source: source(),
+                },
+            ] {
+                let text = error.to_string();
+                let (what, advice) = text.split_once("; ").unwrap();
+                assert!(what.starts_with("disk.raw: "), "{text}");
+                assert!(advice.len() > 10 && !advice.contains("; "), "{text}");
+                assert_eq!(text.matches(&source().to_string()).count(), 1, "{text}");
+                assert!(!text.contains('\n'), "{text}");
+            }
+        }
     }
 
     #[test]

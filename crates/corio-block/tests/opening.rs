@@ -154,16 +154,21 @@ fn a_device_that_another_has_exclusively() {
     let first = raw::Options::new(&device.path).open().unwrap();
     assert_eq!(first.size(), 1 << 20);
     // Ours holds it O_EXCL, and its locks besides.
-    let error = raw::Options::new(&device.path).open().unwrap_err();
-    assert!(matches!(error, Error::DeviceBusy { .. }), "{error}");
-    let error = raw::Options::new(&device.path)
-        .read_only(true)
-        .open()
-        .unwrap_err();
-    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    let again = |read_only| raw::Options::new(&device.path).read_only(read_only).open();
+    for read_only in [false, true] {
+        let error = again(read_only).unwrap_err();
+        assert!(matches!(error, Error::DeviceBusy { .. }), "{error}");
+    }
     unlocked().open().unwrap();
     drop(first);
-    raw::Options::new(&device.path).open().unwrap();
+    // A reader holds it O_EXCL too.
+    let reader = again(true).unwrap();
+    for read_only in [false, true] {
+        let error = again(read_only).unwrap_err();
+        assert!(matches!(error, Error::DeviceBusy { .. }), "{error}");
+    }
+    drop(reader);
+    again(false).unwrap();
 }
 
 #[test]

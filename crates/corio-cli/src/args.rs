@@ -52,8 +52,8 @@ pub(crate) struct ServeArgs {
     /// Raw image file or block device to serve; without it, a memory disk
     ///
     /// The image is locked against other writers in the way QEMU's tools lock it, so that both
-    /// notice each other; a block device is opened exclusively. A file whose size is no multiple
-    /// of 512 is served to the byte.
+    /// notice each other; a block device is opened exclusively, also to read it only. A file whose
+    /// size is no multiple of 512 is served to the byte.
     #[arg(value_name = "IMAGE", conflicts_with = "memory")]
     pub(crate) image: Option<PathBuf>,
 

@@ -68,8 +68,21 @@ pub(crate) fn errno_text(error: &io::Error) -> String {
 }
 
 /// The line to print for `error`: the program's name, then the whole chain of causes.
+///
+/// A cause that the message above it already tells is left out: most errors end with what the
+/// kernel said, so that they are whole wherever they are printed, and give it as their source too.
 pub(crate) fn line(error: &anyhow::Error) -> String {
-    one_line(&without_numbers(&format!("corio: {error:#}")))
+    let mut text = String::from("corio");
+    let mut above = String::new();
+    for link in error.chain() {
+        let link = link.to_string();
+        if !above.contains(&link) {
+            text.push_str(": ");
+            text.push_str(&link);
+            above = link;
+        }
+    }
+    one_line(&without_numbers(&text))
 }
 
 /// Leaves out each `(os error N)` that std or another crate has put behind the kernel's words.
@@ -162,6 +175,34 @@ mod tests {
             .context("high")
             .unwrap_err();
         assert_eq!(line(&error), "corio: high: low: reason");
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let refused = || io::Error::from_raw_os_error(22);
+        let flush = corio_block::Error::Flush {
+            node: "/d/disk.raw".into(),
+            source: refused(),
+        };
+        assert_eq!(
+            line(&flush.into()),
+            "corio: /d/disk.raw: flush failed: Invalid argument, what was written before it may \
+             be lost; check the storage below (see the kernel log) and the data"
+        );
+        let runtime = corio::Error::Os {
+            op: "epoll_wait",
+            source: refused(),
+        };
+        assert_eq!(
+            line(&anyhow::Error::from(runtime).context("cannot wait")),
+            "corio: cannot wait: epoll_wait: Invalid argument"
+        );
+        // Wrapped in an I/O error, which prints as what it wraps.
+        let wrapped = io::Error::other(Failure::new("cannot bind").io(&refused()));
+        assert_eq!(
+            line(&anyhow::Error::from(wrapped).context("high")),
+            "corio: high: cannot bind: Invalid argument"
+        );
     }
 
     #[test]

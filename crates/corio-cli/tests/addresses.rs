@@ -36,7 +36,12 @@ fn without_an_argument_a_gibibyte_is_served_at_the_port_of_nbd() {
     }
     let mut server = Serve::bare().announces(1).start();
     assert_eq!(server.first().uri, "nbd://localhost:10809/");
-    assert_eq!(server.line(), "try: nbdinfo nbd://localhost:10809/");
+    let line = server.line();
+    let (to_try, clients) = line.split_once("   ").unwrap();
+    assert_eq!(to_try, "try: nbdinfo nbd://localhost:10809/");
+    for word in ["libnbd-bin", "qemu-img info"] {
+        assert!(clients.contains(word), "{line}");
+    }
     let size = run(&mut command("nbdinfo --size nbd://localhost"))
         .ok()
         .stdout;

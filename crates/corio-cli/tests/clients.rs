@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::data::{self, KIB, MIB};
-use common::serve::{Serve, Server, image_dir};
+use common::serve::{Listening, Serve, Server, image_dir};
 use common::tool::{self, command, run};
 use common::{Combo, matrix, need};
 use serde_json::Value;
@@ -66,43 +66,7 @@ fn nbdinfo_describes_the_export(combo: Combo) {
         .unix()
         .start();
     for at in server.listening() {
-        let json: Value = nbdinfo_json(&["--json"], &at.uri);
-        assert_eq!(json["protocol"], "newstyle-fixed", "{at}");
-        assert_eq!(json["TLS"], false, "{at}");
-        assert_eq!(json["structured"], true, "{at}");
-        let export = &json["exports"][0];
-        assert_eq!(export["export-name"], "vol", "{at}");
-        assert_eq!(export["description"], "a small disk", "{at}");
-        assert_eq!(export["export-size"], 64 * MIB + 512, "{at}");
-        assert_eq!(
-            export["contexts"],
-            serde_json::json!(["base:allocation"]),
-            "{at}"
-        );
-        for is in ["is_rotational", "is_read_only"] {
-            assert_eq!(export[is], false, "{at}: {is}");
-        }
-        let can = [
-            "cache",
-            "df",
-            "fast_zero",
-            "flush",
-            "fua",
-            "multi_conn",
-            "trim",
-            "zero",
-        ];
-        for can in can.map(|can| format!("can_{can}")) {
-            assert_eq!(export[&can], true, "{at}: {can}");
-        }
-        assert_eq!(export["block_size_minimum"], 1, "{at}");
-        assert_eq!(export["block_size_maximum"], 32 * MIB, "{at}");
-        let preferred = export["block_size_preferred"].as_u64().unwrap();
-        assert!(
-            preferred.is_power_of_two() && preferred >= 512,
-            "{at}: {preferred}"
-        );
-
+        assert_export_described(at);
         let text = run(command("nbdinfo").arg(&at.uri)).ok().stdout;
         for line in [
             "export=\"vol\":",
@@ -118,6 +82,46 @@ fn nbdinfo_describes_the_export(combo: Combo) {
         let size = run(command("nbdinfo --size").arg(&at.uri)).ok().stdout;
         assert_eq!(size.trim(), "67109376", "{at}");
     }
+}
+
+/// What nbdinfo tells in JSON.
+fn assert_export_described(at: &Listening) {
+    let json: Value = nbdinfo_json(&["--json"], &at.uri);
+    assert_eq!(json["protocol"], "newstyle-fixed", "{at}");
+    assert_eq!(json["TLS"], false, "{at}");
+    assert_eq!(json["structured"], true, "{at}");
+    let export = &json["exports"][0];
+    assert_eq!(export["export-name"], "vol", "{at}");
+    assert_eq!(export["description"], "a small disk", "{at}");
+    assert_eq!(export["export-size"], 64 * MIB + 512, "{at}");
+    assert_eq!(
+        export["contexts"],
+        serde_json::json!(["base:allocation"]),
+        "{at}"
+    );
+    for is in ["is_rotational", "is_read_only"] {
+        assert_eq!(export[is], false, "{at}: {is}");
+    }
+    let can = [
+        "cache",
+        "df",
+        "fast_zero",
+        "flush",
+        "fua",
+        "multi_conn",
+        "trim",
+        "zero",
+    ];
+    for can in can.map(|can| format!("can_{can}")) {
+        assert_eq!(export[&can], true, "{at}: {can}");
+    }
+    assert_eq!(export["block_size_minimum"], 1, "{at}");
+    assert_eq!(export["block_size_maximum"], 32 * MIB, "{at}");
+    let preferred = export["block_size_preferred"].as_u64().unwrap();
+    assert!(
+        preferred.is_power_of_two() && preferred >= 512,
+        "{at}: {preferred}"
+    );
 }
 
 fn nbdinfo_lists_exports(combo: Combo) {

@@ -13,6 +13,7 @@ use common::nbd::{self, Client, Headers, cmd, flag};
 use common::serve::{Serve, Server, image_dir, program, socket_dir};
 use common::tool::{SOON, command, is_root, run};
 use common::{Combo, matrix, need, skip, wait_until};
+use rustix::process::Signal;
 
 matrix!(full_disk_is_an_error_to_the_client_only);
 
@@ -415,6 +416,9 @@ fn block_device_is_served_to_one_server_only() {
         let served = || serve(Path::new(&device.0)).args(["--cache", cache]);
         let server = served().start();
         served().refused(1, &[&device.0]);
+        served()
+            .arg("--read-only")
+            .refused(1, &[&device.0, "fuser"]);
         let mut client = connect(&server);
         assert_eq!(client.export.size, MIB, "{what}");
         let (smallest, preferred, _) = client.export.block_sizes.unwrap();
@@ -440,8 +444,34 @@ fn block_device_is_served_to_one_server_only() {
         client.flush().unwrap();
         assert_same(&what, &client.read(0, MIB).unwrap(), &bytes);
         server.stop();
+        // A reader is alone with the device too, as whoever has it open may write it.
+        let reader = served().arg("--read-only").start();
+        served().refused(1, &[&device.0, "fuser"]);
+        served()
+            .arg("--read-only")
+            .refused(1, &[&device.0, "fuser"]);
+        let mut client = connect(&reader);
+        assert!(client.export.has(flag::READ_ONLY), "{what}");
+        assert_same(&what, &client.read(0, MIB).unwrap(), &bytes);
+        reader.stop();
         served().start().stop();
     }
+}
+
+/// Files of /proc can be opened for writing and cannot be synced.
+#[test]
+fn failed_final_flush_is_one_line_that_says_what_to_do() {
+    const PATH: &str = "/proc/self/comm";
+    let mut server = serve(Path::new(PATH)).start();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(SOON).code(), Some(1));
+    assert_eq!(
+        server.stderr(),
+        format!(
+            "corio: {PATH}: flush failed: Invalid argument, what was written before it may be \
+             lost; check the storage below (see the kernel log) and the data\n"
+        )
+    );
 }
 
 #[test]

@@ -17,6 +17,9 @@ const WARM_UP: u64 = 1_000;
 const CYCLES: u64 = 10_000;
 const REQUESTS: u64 = 1_000_000;
 const GROWTH_MAX_KIB: u64 = 2 << 10;
+/// Requests of a cycle that keeps many in flight, and how many.
+const BURST: u64 = 512;
+const DEPTH: usize = 32;
 /// Connections at the same time.
 const THREADS: u64 = 4;
 const IMAGE_LEN: u64 = 16 * MIB;
@@ -34,9 +37,8 @@ fn memory_stays_where_it_was(combo: Combo) {
         .unix()
         .start();
     let idle = sockets(&server);
-    // The warm-up does what is measured, so that each path, buffer and stack has been used.
+    // Cycles do what is measured, so that after these each path, buffer and stack has been used.
     cycles(&server, WARM_UP);
-    requests(&server, 20_000);
     let before = settled_rss_kib(&server, idle);
     let start = Instant::now();
     cycles(&server, CYCLES);
@@ -98,6 +100,8 @@ fn cycle(addr: &Addr, i: u64) {
             let mut client = Client::connect(addr, "", headers).unwrap();
             client.send(cmd::WRITE, 0, 0, 8 * KIB, &[0; 4096]).unwrap();
         }
+        // Real clients keep many requests in flight, and then go.
+        4 if i / THREADS % 16 == 4 => mixed_requests(addr, i, BURST),
         _ => {
             let mut client = Client::connect(addr, "", headers).unwrap();
             let mut random = Random::new(i);
@@ -109,30 +113,35 @@ fn cycle(addr: &Addr, i: u64) {
     }
 }
 
-/// Makes `count` requests: reads and writes of several sizes, zeroes, flushes, 32 in flight.
+/// Makes `count` requests.
 fn requests(server: &Server, count: u64) {
     in_threads(server, |addr, share| {
-        let mut client = Client::connect(addr, "", Headers::Structured).unwrap();
-        let mut random = Random::new(share);
-        let payload = random.bytes(4096);
-        let mut left = count / THREADS;
-        while left > 0 || client.in_flight() > 0 {
-            while left > 0 && client.in_flight() < 32 {
-                left -= 1;
-                let offset = random.below(IMAGE_LEN - 64 * KIB);
-                let sent = match random.below(1000) {
-                    0 => client.send(cmd::FLUSH, 0, 0, 0, &[]),
-                    1..20 => client.send(cmd::READ, 0, offset, 64 * KIB, &[]),
-                    20..40 => client.send(cmd::WRITE_ZEROES, 0, offset, 4 * KIB, &[]),
-                    40..300 => client.send(cmd::WRITE, 0, offset, 4 * KIB, &payload),
-                    _ => client.send(cmd::READ, 0, offset, 4 * KIB, &[]),
-                };
-                sent.unwrap();
-            }
-            client.reply().unwrap().good().unwrap();
-        }
-        client.disconnect().unwrap();
+        mixed_requests(addr, share, count / THREADS);
     });
+}
+
+/// One client's reads and writes of several sizes, zeroes and flushes, [`DEPTH`] in flight.
+fn mixed_requests(addr: &Addr, seed: u64, count: u64) {
+    let mut client = Client::connect(addr, "", Headers::Structured).unwrap();
+    let mut random = Random::new(seed);
+    let payload = random.bytes(4096);
+    let mut left = count;
+    while left > 0 || client.in_flight() > 0 {
+        while left > 0 && client.in_flight() < DEPTH {
+            left -= 1;
+            let offset = random.below(IMAGE_LEN - 64 * KIB);
+            let sent = match random.below(1000) {
+                0 => client.send(cmd::FLUSH, 0, 0, 0, &[]),
+                1..20 => client.send(cmd::READ, 0, offset, 64 * KIB, &[]),
+                20..40 => client.send(cmd::WRITE_ZEROES, 0, offset, 4 * KIB, &[]),
+                40..300 => client.send(cmd::WRITE, 0, offset, 4 * KIB, &payload),
+                _ => client.send(cmd::READ, 0, offset, 4 * KIB, &[]),
+            };
+            sent.unwrap();
+        }
+        client.reply().unwrap().good().unwrap();
+    }
+    client.disconnect().unwrap();
 }
 
 fn in_threads(server: &Server, work: impl Fn(&Addr, u64) + Sync) {

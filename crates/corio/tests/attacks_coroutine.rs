@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use corio::{AioContext, Builder, CoWaker, Coroutine, IoThread, JoinError, JoinHandle};
+use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError, JoinHandle};
 
 /// Runs a closure when it is dropped.
 struct OnDrop<F: FnMut()>(F);
@@ -52,12 +52,11 @@ fn turn_until(context: &AioContext, done: impl Fn() -> bool) {
     }
 }
 
-/// Runs one test of this file, which asks [`is_child`], in a process of its own.
-fn child(test: &str, envs: &[(&str, &str)]) -> std::process::Output {
+/// Runs the calling test in a process of its own, where [`is_child`] is true.
+fn child(test: &str) -> std::process::Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env("CORIO_ATTACK_CHILD", test)
-        .envs(envs.iter().copied())
         .output()
         .unwrap()
 }
@@ -71,7 +70,7 @@ fn survives(test: &str, f: impl FnOnce()) {
     if is_child(test) {
         return f();
     }
-    let output = child(test, &[]);
+    let output = child(test);
     assert!(
         output.status.success(),
         "{}\n{}",
@@ -735,85 +734,4 @@ fn wakes_race_with_cancellation_and_reuse() {
     }
     stop.store(true, Ordering::Release);
     firing.join().unwrap();
-}
-
-// SPEC C7: running off a stack ends the process before it writes to anyone's memory.
-#[test]
-fn a_stack_overflow_hits_the_guard() {
-    #[allow(unconditional_recursion)] // That is the point.
-    fn deeper(depth: u64) -> u64 {
-        let frame = std::hint::black_box([depth; 64]);
-        deeper(depth + 1) + std::hint::black_box(frame)[0]
-    }
-    const NAME: &str = "a_stack_overflow_hits_the_guard";
-    if is_child(NAME) {
-        corio::home(|| {
-            let below = Coroutine::new(corio::suspend);
-            below.enter();
-            let co = Builder::new().name("deep").create(|| {
-                deeper(0);
-            });
-            co.unwrap().enter();
-        });
-        return;
-    }
-    for envs in [&[][..], &[("CORIO_STACK_GUARD", "mprotect")][..]] {
-        let output = child(NAME, envs);
-        let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
-        // AddressSanitizer says so and exits; all else dies of the signal.
-        let said =
-            String::from_utf8_lossy(&output.stderr).contains("AddressSanitizer: stack-overflow");
-        assert!(
-            said || matches!(signal, Some(6 | 11)),
-            "{:?}",
-            output.status
-        );
-    }
-}
-
-// SPEC C6: with guards made by mprotect, creation stops in time, says so, and goes on once stacks
-// are free.
-#[test]
-fn mprotect_guards_stop_before_malloc_starves() {
-    const NAME: &str = "mprotect_guards_stop_before_malloc_starves";
-    if !is_child(NAME) {
-        let output = child(NAME, &[("CORIO_STACK_GUARD", "mprotect")]);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        return;
-    }
-    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count")
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    if limit > 200_000 {
-        return; // It would take gigabytes.
-    }
-    corio::home(|| {
-        let mut all = Vec::new();
-        let error = loop {
-            match Builder::new().create(corio::suspend) {
-                Ok(co) => all.push(co),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(error, corio::Error::StackLimit { .. }), "{error}");
-        assert_eq!(all.len(), (limit - 5000) / 2);
-        assert!(Builder::new().stack_size(1 << 20).create(|| ()).is_err());
-        let memory: Vec<_> = (0..100).map(|_| vec![1_u8; 1 << 20]).collect();
-        assert_eq!(memory.len(), 100);
-        assert!(
-            catch_unwind(|| drop(Coroutine::new(|| ()))).is_err(),
-            "`new` panics"
-        );
-        all.truncate(all.len() / 2);
-        for _ in 0..1000 {
-            all.push(Builder::new().create(corio::suspend).unwrap());
-        }
-        all.iter().for_each(Coroutine::enter);
-    });
 }

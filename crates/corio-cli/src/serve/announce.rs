@@ -8,6 +8,9 @@ use corio_block::Node;
 use super::address::shell_word;
 use crate::size;
 
+/// Where the client to try comes from, and another one: whoever tries the first time may have none.
+const CLIENTS: &str = "(Debian package libnbd-bin; or qemu-img info, from qemu-utils)";
+
 /// Prints `listening URI` for each address, then a client command to try.
 ///
 /// With `--run` standard output belongs to the command, so these lines go to standard error. Nobody
@@ -30,7 +33,8 @@ fn lines(uris: &[String]) -> String {
         .map(|uri| format!("listening {uri}\n"))
         .collect();
     if let Some(uri) = uris.first() {
-        text.push_str(&format!("try: nbdinfo {}\n", shell_word(OsStr::new(uri))));
+        let word = shell_word(OsStr::new(uri));
+        text.push_str(&format!("try: nbdinfo {word}   {CLIENTS}\n"));
     }
     text
 }
@@ -61,12 +65,17 @@ mod tests {
     fn one_line_for_each_address_and_one_to_try() {
         assert_eq!(
             lines(&uris(&["nbd://localhost:10809/", "nbd+unix:///?socket=/a"])),
-            "listening nbd://localhost:10809/\nlistening nbd+unix:///?socket=/a\n\
-             try: nbdinfo nbd://localhost:10809/\n"
+            format!(
+                "listening nbd://localhost:10809/\nlistening nbd+unix:///?socket=/a\n\
+                 try: nbdinfo nbd://localhost:10809/   {CLIENTS}\n"
+            )
         );
         assert_eq!(
             lines(&uris(&["nbd+unix:///?socket=/a"])),
-            "listening nbd+unix:///?socket=/a\ntry: nbdinfo 'nbd+unix:///?socket=/a'\n"
+            format!(
+                "listening nbd+unix:///?socket=/a\n\
+                 try: nbdinfo 'nbd+unix:///?socket=/a'   {CLIENTS}\n"
+            )
         );
         assert_eq!(lines(&[]), "");
     }

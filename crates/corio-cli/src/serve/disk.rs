@@ -14,7 +14,7 @@ use super::address::shell_word;
 use crate::args::{Cache, Discard, MEMORY_DEFAULT, ServeArgs};
 use crate::report::Failure;
 
-/// How long a locked image is tried again.
+/// How long a locked image or a device in use is tried again.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// How often.
 const LOCK_STEP: Duration = Duration::from_millis(20);
@@ -41,14 +41,16 @@ pub(crate) fn open(args: &ServeArgs) -> Result<Arc<Node>> {
     Ok(node)
 }
 
-/// Opens an image, and tries again for a moment while it is locked: the kernel takes io_uring apart
-/// after its process is gone, and lets go of the files, and so of the locks, of a server that was
-/// killed only then.
+/// Opens an image, and tries again for a moment while it is locked or in use: the kernel takes
+/// io_uring apart after its process is gone, and lets go of the files, and so of the locks, of a
+/// server that was killed only then.
 fn open_unlocked(image: &raw::Options) -> Result<Arc<Node>, Error> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match image.clone().open() {
-            Err(Error::Locked { .. }) if Instant::now() < deadline => thread::sleep(LOCK_STEP),
+            Err(Error::Locked { .. } | Error::DeviceBusy { .. }) if Instant::now() < deadline => {
+                thread::sleep(LOCK_STEP);
+            }
             result => return result,
         }
     }
@@ -89,10 +91,9 @@ fn explain(error: &Error) -> Failure {
                 "stop that process ('fuser -v {}' names it), or let both only read",
                 shell_word(path.as_os_str())
             )),
-        Error::DeviceBusy { path } => cannot(path).io(&errno).advice(
-            "unmount it, or stop what uses it (lsblk and fuser -v tell), or serve it with \
-             --read-only",
-        ),
+        Error::DeviceBusy { path } => cannot(path)
+            .io(&errno)
+            .advice("unmount it, or stop what uses it (lsblk and fuser -v tell)"),
         Error::DirectUnsupported { path } => cannot(path)
             .why("its file system has no O_DIRECT")
             .advice("serve it with --cache writeback"),
@@ -196,7 +197,7 @@ mod tests {
             (
                 Error::DeviceBusy { path: path() },
                 "Device or resource busy; unmount it, or stop what uses it (lsblk and fuser -v \
-                 tell), or serve it with --read-only",
+                 tell)",
             ),
             (
                 Error::DirectUnsupported { path: path() },

@@ -77,7 +77,8 @@ impl Service {
             held_up.what.push("an I/O thread".to_owned());
         }
         drop(litter);
-        flushed.context("what clients wrote may not be on the disk")?;
+        // It names the image, says that writes may be lost, and what to do.
+        flushed?;
         held_up.into_result()?;
         Ok(match cause {
             Cause::Signal(_) => 0,

@@ -128,6 +128,7 @@ impl core::fmt::Debug for IoThreadBuilder {
 /// assert_eq!(name.join().unwrap().as_deref(), Some("io0"));
 /// # Ok::<(), corio::Error>(())
 /// ```
+#[doc(alias = "IOThread")]
 #[derive(Debug)]
 pub struct IoThread {
     context: AioContext,
@@ -144,6 +145,7 @@ impl IoThread {
 
     /// The context that it runs.
     #[must_use]
+    #[doc(alias = "iothread_get_aio_context")]
     pub fn context(&self) -> &AioContext {
         &self.context
     }

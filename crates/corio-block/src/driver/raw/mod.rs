@@ -109,7 +109,8 @@ impl Options {
     }
 
     /// Whether to keep other processes (QEMU's tools, another one of these) from writing the image
-    /// meanwhile, and to refuse one that they write. A writer also opens a block device O_EXCL.
+    /// meanwhile, and to refuse one that they write. A block device is also opened O_EXCL, by a
+    /// reader too, so that it is refused while it is mounted or served by anybody else.
     #[must_use]
     pub fn lock(mut self, yes: bool) -> Options {
         self.lock = yes;

@@ -105,12 +105,13 @@ fn is_read_only_device(stat: &Stat) -> bool {
 }
 
 fn open_first(options: &Options, direct: bool) -> Result<File, Error> {
-    let write = !options.read_only;
     let opened = OpenOptions::new()
         .read(true)
-        .write(write)
+        .write(!options.read_only)
         .direct(direct)
-        .excl_device(write && options.lock)
+        // A reader too: the locks reach only those who open the same file, and a device has many
+        // names. What is mounted changes below a reader without anybody's lock.
+        .excl_device(options.lock)
         .open(&options.path);
     opened.map_err(|error| match errno(&error) {
         // What else is invalid about these flags is O_DIRECT.
