@@ -2,6 +2,10 @@
 //!
 //! From a coroutine every call that may wait parks it; the loop goes on. On a plain thread the
 //! calls block. On a loop's thread outside a coroutine they panic: they would stop the loop.
+//!
+//! Reading, writing, syncing and allocating are cancellation points: who has been asked to end
+//! unwinds before the next request. One that is in flight then is asked back from the kernel, where
+//! it is io_uring's, and waited for.
 
 #![allow(unsafe_code)] // AlignedBuf's memory.
 
