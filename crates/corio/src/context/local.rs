@@ -189,40 +189,50 @@ impl Local {
             == token
     }
 
-    /// One turn of the loop. See [`AioContext::poll`].
+    /// One turn of the loop. See [`AioContext::poll`]. What the monitor refuses is returned at the
+    /// end: it may refuse for ever, and the rest of the loop must not starve of it.
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
-        let mut progress = false;
+        let mut result = Ok(());
         if !(blocking && self.may_skip_monitor()) {
-            let state = &inner.notify;
-            if blocking {
-                state.begin_wait();
-            }
-            let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
-            let waited = self.monitor.wait(self, timeout_ns);
-            if blocking {
-                state.end_wait();
-            }
-            waited?;
-            self.skipped_turns.set(0);
-            self.last_look_ns.set(timer::now_ns());
+            result = self.wait(blocking);
         }
         track::notice(tls::thread());
         inner.notify.accept();
-        progress |= inner.bottom_halves.run(&self.run_queue);
+        let mut progress = inner.bottom_halves.run(&self.run_queue);
         if let Some(ring) = self.ring.get() {
             progress |= ring.dispatch();
         }
-        progress |= self.dispatch_ready()?;
+        match self.dispatch_ready() {
+            Ok(ran) => progress |= ran,
+            Err(error) => result = result.and(Err(error)),
+        }
         if let Some(ring) = self.ring.get()
             && ring.pending() > 0
             && inner.bottom_halves.timeout_ns() == Some(0)
         {
             // The next turn may skip the monitor, which would have submitted.
-            ring.submit()?;
+            result = result.and(ring.submit());
         }
         progress |= inner.timers.run();
-        Ok(progress)
+        result.map(|()| progress)
+    }
+
+    /// Looks at the descriptors, and waits for them if nothing else is to be done.
+    fn wait(&self, blocking: bool) -> io::Result<()> {
+        let state = &self.context.inner().notify;
+        if blocking {
+            state.begin_wait();
+        }
+        let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
+        let waited = self.monitor.wait(self, timeout_ns);
+        if blocking {
+            state.end_wait();
+        }
+        waited?;
+        self.skipped_turns.set(0);
+        self.last_look_ns.set(timer::now_ns());
+        Ok(())
     }
 
     /// How long the next wait may last.
