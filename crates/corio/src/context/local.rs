@@ -362,3 +362,33 @@ pub(super) fn refuse_in_coroutine() {
         "AioContext::poll was called inside a coroutine: park it instead (sleep, I/O, locks), the loop that runs it goes on"
     );
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::context::MonitorChoice;
+
+    // SPEC H1: a refusal is a refusal the second time, too.
+    #[test]
+    fn an_interest_that_the_monitor_refused_is_not_kept() {
+        let context = AioContext::builder()
+            .monitor(MonitorChoice::Epoll)
+            .build()
+            .unwrap();
+        let test = || {
+            let file = tempfile::tempfile().unwrap(); // To epoll: EPERM.
+            let handler = Local::current()
+                .unwrap()
+                .add_handler(&file, |_| ())
+                .unwrap();
+            let wanted = Interest {
+                read: true,
+                write: false,
+            };
+            handler.set_interest(wanted).unwrap_err();
+            assert_eq!(handler.interest(), Interest::default());
+            handler.set_interest(wanted).expect_err("it is not watched");
+        };
+        context.enter_home(test).unwrap();
+    }
+}
