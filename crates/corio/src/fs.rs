@@ -2,6 +2,10 @@
 //!
 //! From a coroutine every call that may wait parks it; the loop goes on. On a plain thread the
 //! calls block. On a loop's thread outside a coroutine they panic: they would stop the loop.
+//!
+//! Reading, writing, syncing and allocating are cancellation points: who has been asked to end
+//! unwinds before the next request. One that is in flight then is asked back from the kernel, where
+//! it is io_uring's, and waited for.
 
 #![allow(unsafe_code)] // AlignedBuf's memory.
 
@@ -182,7 +186,7 @@ pub struct File {
 
 /// A stretch of data that was found, so that reading along a file does not ask the file system each
 /// time. It is forgotten when this `File` gives space back; where somebody else does, "data" stays
-/// a true answer, only not the best one.
+/// a true answer, only not the best one, as long as the file reaches that far.
 #[derive(Debug, Default)]
 struct DataRun {
     start: u64,
@@ -418,7 +422,7 @@ impl File {
     ///
     /// # Errors
     /// fallocate(2)'s, the device's or pwrite(2)'s; EOPNOTSUPP with `FAST_ONLY` where zero bytes
-    /// would have to be written.
+    /// would have to be written, and on a block device always, unless with `MAY_UNMAP`.
     #[doc(alias = "bdrv_co_pwrite_zeroes")]
     pub fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> io::Result<()> {
         if len == 0 {
@@ -426,10 +430,10 @@ impl File {
         }
         let _forget = ForgetData(self);
         let result = if self.is_block_device() {
-            off_loop(|| sys::file::device_range(self.fd.as_fd(), true, offset, len))?
+            self.zero_device(offset, len, flags)
         } else {
-            let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
             let within = self.size()? >= offset.saturating_add(len);
             match within {
                 // KEEP_SIZE would leave what lies past the end of the file unwritten.
@@ -455,6 +459,19 @@ impl File {
             }
             result => result,
         }
+    }
+
+    fn zero_device(&self, offset: u64, len: u64, flags: ZeroFlags) -> io::Result<()> {
+        if !flags.contains(ZeroFlags::FAST_ONLY) {
+            // The kernel writes zero bytes itself where the device cannot zero.
+            return off_loop(|| sys::file::device_range(self.fd.as_fd(), true, offset, len))?;
+        }
+        if !flags.contains(ZeroFlags::MAY_UNMAP) {
+            // No call keeps the space, zeroes it fast, and refuses where it cannot.
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.allocate(punch, offset, len)
     }
 
     fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -484,7 +501,12 @@ impl File {
     #[doc(alias = "bdrv_co_block_status")]
     pub fn extent_at(&self, offset: u64) -> io::Result<Extent> {
         if let Some(extent) = self.known_data_at(offset) {
-            return Ok(extent);
+            // Somebody else may have cut the file off meanwhile.
+            let left = self.size()?.saturating_sub(offset);
+            if left >= extent.len {
+                return Ok(extent);
+            }
+            drop(ForgetData(self));
         }
         let epoch = self.data_run.lock().epoch;
         let extent = off_loop(|| self.find_extent(offset))??;
@@ -495,8 +517,8 @@ impl File {
         Ok(extent)
     }
 
-    /// The stretch of data at `offset`, if it is known without asking the system. Never waits; any
-    /// thread.
+    /// The stretch of data at `offset`, if it is known without asking the system: somebody else may
+    /// have cut the file off since it was found. Never waits; any thread.
     #[must_use]
     pub fn known_data_at(&self, offset: u64) -> Option<Extent> {
         let run = self.data_run.lock();

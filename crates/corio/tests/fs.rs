@@ -1,7 +1,9 @@
 //! Files from coroutines and from plain threads, on each engine and monitor (SPEC E1, E3, E5).
 
 use std::io;
+use std::process::Command;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use corio::IoThread;
@@ -166,6 +168,111 @@ fn direct_files_are_read_and_written_in_aligned_blocks() {
             "direct reads always wait"
         );
         std::fs::remove_file(path).unwrap();
+    });
+}
+
+// SPEC E1: asked for by a flag that std has no name for, too.
+#[test]
+fn direct_io_asked_for_by_flag_ends_at_the_end_of_the_file() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&named, [7; 1000]).unwrap();
+    let mut options = OpenOptions::new().read(true);
+    options = options.custom_flags(libc::O_DIRECT);
+    let file = match options.open(&named) {
+        Ok(file) => file,
+        Err(error) => return println!("SKIPPED: direct files by flag: {error}"),
+    };
+    let mut buf = AlignedBuf::zeroed(8192, 4096).unwrap();
+    assert_eq!(file.read_at(&mut buf, 0).unwrap(), 1000);
+    assert!(file.direct_alignment().is_some());
+}
+
+#[test]
+fn what_is_not_opened_for_writing_is_not_truncated() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&named, b"precious").unwrap();
+    let refused = OpenOptions::new().read(true).truncate(true).open(&named);
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        io::ErrorKind::InvalidInput,
+        "as by std"
+    );
+    assert_eq!(std::fs::read(&named).unwrap(), b"precious");
+}
+
+// SPEC Q4: somebody else may cut the file off.
+#[test]
+fn an_extent_ends_where_the_file_does_now() {
+    on_each_engine(|| {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let file = File::open(&named).unwrap();
+        std::fs::write(&named, vec![1; 1 << 20]).unwrap();
+        let found = file.extent_at(0).unwrap();
+        assert_eq!((found.kind, found.len), (ExtentKind::Data, 1 << 20));
+        named.as_file().set_len(8192).unwrap();
+        let past = file.extent_at(65_536).unwrap_err();
+        assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(file.read_at(&mut [0; 16], 65_536).unwrap(), 0);
+        assert_eq!(file.extent_at(4096).unwrap().len, 4096);
+    });
+}
+
+/// A block device whose bytes are a file's, until dropped.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn new(backing: &std::path::Path) -> Result<Self, String> {
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(backing)
+            .output()
+            .map_err(|error| error.to_string())?;
+        let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => Ok(Self(text(&output.stdout))),
+            false => Err(text(&output.stderr)),
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+// SPEC Q4: zero bytes are never written where only fast zeroing will do.
+#[test]
+fn a_block_device_is_zeroed_fast_or_not_at_all() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(1 << 20).unwrap();
+    let device = match LoopDevice::new(named.path()) {
+        Ok(device) => Arc::new(device),
+        Err(error) => return println!("SKIPPED: zeroes on a block device: {error}"),
+    };
+    on_each_engine(move || {
+        let options = OpenOptions::new().read(true).write(true);
+        let file = options.open(&device.0).unwrap();
+        let reads_as = |byte| {
+            let mut back = [0u8; 4096];
+            file.read_exact_at(&mut back, 8192).unwrap();
+            back == [byte; 4096]
+        };
+        file.write_all_at(&[7; 65_536], 0).unwrap();
+        let kept = file.write_zeroes(8192, 4096, ZeroFlags::FAST_ONLY);
+        assert_eq!(kept.unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+        assert!(reads_as(7));
+        let fast = ZeroFlags::FAST_ONLY | ZeroFlags::MAY_UNMAP;
+        match file.write_zeroes(8192, 4096, fast) {
+            Ok(()) => assert!(reads_as(0)),
+            // What the device lies on knows no holes.
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+                assert!(reads_as(7));
+            }
+        }
+        file.write_zeroes(8192, 4096, ZeroFlags::empty()).unwrap();
+        assert!(reads_as(0));
     });
 }
 

@@ -189,40 +189,50 @@ impl Local {
             == token
     }
 
-    /// One turn of the loop. See [`AioContext::poll`].
+    /// One turn of the loop. See [`AioContext::poll`]. What the monitor refuses is returned at the
+    /// end: it may refuse for ever, and the rest of the loop must not starve of it.
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
-        let mut progress = false;
+        let mut result = Ok(());
         if !(blocking && self.may_skip_monitor()) {
-            let state = &inner.notify;
-            if blocking {
-                state.begin_wait();
-            }
-            let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
-            let waited = self.monitor.wait(self, timeout_ns);
-            if blocking {
-                state.end_wait();
-            }
-            waited?;
-            self.skipped_turns.set(0);
-            self.last_look_ns.set(timer::now_ns());
+            result = self.wait(blocking);
         }
         track::notice(tls::thread());
         inner.notify.accept();
-        progress |= inner.bottom_halves.run(&self.run_queue);
+        let mut progress = inner.bottom_halves.run(&self.run_queue);
         if let Some(ring) = self.ring.get() {
             progress |= ring.dispatch();
         }
-        progress |= self.dispatch_ready()?;
+        match self.dispatch_ready() {
+            Ok(ran) => progress |= ran,
+            Err(error) => result = result.and(Err(error)),
+        }
         if let Some(ring) = self.ring.get()
             && ring.pending() > 0
             && inner.bottom_halves.timeout_ns() == Some(0)
         {
             // The next turn may skip the monitor, which would have submitted.
-            ring.submit()?;
+            result = result.and(ring.submit());
         }
         progress |= inner.timers.run();
-        Ok(progress)
+        result.map(|()| progress)
+    }
+
+    /// Looks at the descriptors, and waits for them if nothing else is to be done.
+    fn wait(&self, blocking: bool) -> io::Result<()> {
+        let state = &self.context.inner().notify;
+        if blocking {
+            state.begin_wait();
+        }
+        let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
+        let waited = self.monitor.wait(self, timeout_ns);
+        if blocking {
+            state.end_wait();
+        }
+        waited?;
+        self.skipped_turns.set(0);
+        self.last_look_ns.set(timer::now_ns());
+        Ok(())
     }
 
     /// How long the next wait may last.
@@ -351,4 +361,34 @@ pub(super) fn refuse_in_coroutine() {
         tls::thread().current.get().is_null(),
         "AioContext::poll was called inside a coroutine: park it instead (sleep, I/O, locks), the loop that runs it goes on"
     );
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::context::MonitorChoice;
+
+    // SPEC H1: a refusal is a refusal the second time, too.
+    #[test]
+    fn an_interest_that_the_monitor_refused_is_not_kept() {
+        let context = AioContext::builder()
+            .monitor(MonitorChoice::Epoll)
+            .build()
+            .unwrap();
+        let test = || {
+            let file = tempfile::tempfile().unwrap(); // To epoll: EPERM.
+            let handler = Local::current()
+                .unwrap()
+                .add_handler(&file, |_| ())
+                .unwrap();
+            let wanted = Interest {
+                read: true,
+                write: false,
+            };
+            handler.set_interest(wanted).unwrap_err();
+            assert_eq!(handler.interest(), Interest::default());
+            handler.set_interest(wanted).expect_err("it is not watched");
+        };
+        context.enter_home(test).unwrap();
+    }
 }

@@ -213,7 +213,7 @@ impl AioContext {
     /// callback passes through and leaves the rest for the next turn.
     ///
     /// # Errors
-    /// The monitor's wait failed.
+    /// The monitor refused something. What does not depend on it has run all the same.
     ///
     /// # Panics
     /// Off the home thread, and inside a coroutine.

@@ -47,7 +47,14 @@ impl NotifyState {
     /// signal handlers.
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
-        self.notified.store(true, Ordering::Release); // Pairs with (c): I2.
+        // Planted: a poll that accepts this may then overlook what was published before.
+        let order = if cfg!(corio_planted_bug = "notify_relaxed") {
+            Ordering::Relaxed
+        } else {
+            Ordering::Release // Pairs with (c): I2.
+        };
+        self.notified.store(true, order);
+        self.let_loom_switch();
         // Planted: without the fence the two sides can miss each other.
         if !cfg!(corio_planted_bug = "notify_fence") {
             fence(Ordering::SeqCst); // (2): pairs with `begin_wait` and `accept`.
@@ -60,14 +67,29 @@ impl NotifyState {
     /// signal handlers.
     #[must_use]
     pub(crate) fn shorten_wait(&self) -> bool {
-        fence(Ordering::SeqCst); // As (2): the poll sees what was published, or we see the poll.
+        self.let_loom_switch();
+        // As (2): the poll sees what was published, or we see the poll. Planted: as in `notify`.
+        if !cfg!(corio_planted_bug = "shorten_fence") {
+            fence(Ordering::SeqCst);
+        }
         self.notify_me.load(Ordering::Relaxed) != 0
+    }
+
+    /// loom switches threads at loads and stores and never at a fence, so that a fence would always
+    /// take effect together with the store before it: a load that is thrown away lets others in
+    /// between.
+    #[inline(always)]
+    fn let_loom_switch(&self) {
+        if cfg!(loom) {
+            let _ = self.notify_me.load(Ordering::Relaxed);
+        }
     }
 
     /// Before looking whether there is reason not to block. Home thread.
     pub(crate) fn begin_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls + POLL, Ordering::Relaxed); // Only the home thread writes it.
+        self.let_loom_switch();
         fence(Ordering::SeqCst); // (a): pairs with `notify`.
     }
 
@@ -86,6 +108,7 @@ impl NotifyState {
     pub(crate) fn accept(&self) {
         if self.notified.load(Ordering::Relaxed) {
             self.notified.store(false, Ordering::Relaxed);
+            self.let_loom_switch();
             fence(Ordering::SeqCst); // (c): pairs with `notify`.
         }
     }
@@ -105,6 +128,15 @@ mod loom_tests {
     }
 
     impl Model {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                state: NotifyState::new(),
+                work: Flag::new(false),
+                eventfd: Mutex::new(false),
+                readable: Condvar::new(),
+            })
+        }
+
         fn write_eventfd(&self) {
             *self.eventfd.lock().unwrap() = true;
             self.readable.notify_one();
@@ -120,24 +152,26 @@ mod loom_tests {
         }
     }
 
+    /// Publishes work and tells the poll by `tell`, in a thread of its own.
+    fn notifier(
+        model: &Arc<Model>,
+        published: Ordering,
+        tell: fn(&NotifyState) -> bool,
+    ) -> loom::thread::JoinHandle<()> {
+        let model = Arc::clone(model);
+        loom::thread::spawn(move || {
+            model.work.store(true, published);
+            if tell(&model.state) {
+                model.write_eventfd();
+            }
+        })
+    }
+
     /// One notifier, one poll that blocks if it may: it must never block for ever with work
     /// published.
     fn lost_wakeup() {
-        let model = Arc::new(Model {
-            state: NotifyState::new(),
-            work: Flag::new(false),
-            eventfd: Mutex::new(false),
-            readable: Condvar::new(),
-        });
-        let notifier = {
-            let model = Arc::clone(&model);
-            loom::thread::spawn(move || {
-                model.work.store(true, Ordering::Relaxed);
-                if model.state.notify() {
-                    model.write_eventfd();
-                }
-            })
-        };
+        let model = Model::new();
+        let notifier = notifier(&model, Ordering::Relaxed, NotifyState::notify);
         // A turn that may find nothing, then one that would block.
         for _ in 0..2 {
             model.state.begin_wait();
@@ -159,5 +193,54 @@ mod loom_tests {
     #[test]
     fn loom_notify_is_never_lost() {
         loom::model(lost_wakeup);
+    }
+
+    /// A flag of the poll's caller, who looks at it between two polls only, as an IoThread does at
+    /// `stopping`: whoever sets it and notifies must not be slept over.
+    fn kick() {
+        let model = Model::new();
+        let notifier = notifier(&model, Ordering::Release, NotifyState::notify);
+        model.state.accept(); // The turn that is just ending.
+        while !model.work.load(Ordering::Acquire) {
+            model.state.begin_wait();
+            if !model.state.is_notified() {
+                model.wait_and_read_eventfd();
+            }
+            model.state.end_wait();
+            model.state.accept();
+        }
+        notifier.join().unwrap();
+    }
+
+    // SPEC L7, N1, W1
+    #[test]
+    fn loom_notify_a_flag_of_the_callers_is_not_slept_over() {
+        loom::model(kick);
+    }
+
+    /// What shortens a wait without being work (an idle bottom half): the poll must not block
+    /// without a limit once it is there.
+    fn shortened() {
+        let model = Model::new();
+        let notifier = notifier(&model, Ordering::Relaxed, NotifyState::shorten_wait);
+        for _ in 0..2 {
+            model.state.begin_wait();
+            let has_limit = model.work.load(Ordering::Relaxed);
+            if !has_limit {
+                model.wait_and_read_eventfd();
+            }
+            model.state.end_wait();
+            model.state.accept();
+            if has_limit {
+                break;
+            }
+        }
+        notifier.join().unwrap();
+    }
+
+    // SPEC L7, N1, B4
+    #[test]
+    fn loom_notify_a_shortened_wait_is_not_slept_over() {
+        loom::model(shortened);
     }
 }

@@ -5,8 +5,9 @@
 //! set, which no address has.
 //!
 //! Invariants
-//! - I1 Every pushed request has exactly one final completion, and `in_flight` counts those that
-//!   have not been taken.
+//! - I1 Every pushed request and cancellation has exactly one final completion, and `in_flight`
+//!   counts those that have not been taken: without any in flight the epoll monitor neither submits
+//!   nor looks.
 //! - I2 A completion's record is touched once, by `dispatch`, and never after its callback
 //!   returned.
 
@@ -21,6 +22,8 @@ use crate::sys::uring::{self, Kind, opcode, squeue};
 
 /// User data of requests whose completion says nothing.
 const IGNORED: u64 = 0;
+/// User data of cancellations, whose completion only counts; no address.
+const CANCELLATION: u64 = 2;
 /// Marks user data that is a handler's token.
 const TOKEN_BIT: u64 = 1;
 
@@ -79,6 +82,19 @@ impl ContextRing {
         Ok(())
     }
 
+    /// Queues the cancellation of a disk request that is in flight, which completes in any case: as
+    /// if nothing had happened, or with ECANCELED or EINTR. EAGAIN: the kernel takes no more at
+    /// present.
+    pub(crate) fn cancel(&self, completion: *const Completion) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(completion.addr() as u64)
+            .build()
+            .user_data(CANCELLATION);
+        // SAFETY: the request points to nothing: the address is only a name.
+        unsafe { self.ring.push(&entry) }?;
+        self.in_flight.set(self.in_flight.get() + 1);
+        Ok(())
+    }
+
     /// Queues a one-shot poll of a descriptor, reported as `token`.
     pub(super) fn poll_add(
         &self,
@@ -128,7 +144,7 @@ impl ContextRing {
         self.push_poll(entry)
     }
 
-    /// Disk requests that have not completed.
+    /// Disk requests and cancellations that have not completed.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.get()
     }
@@ -159,6 +175,8 @@ impl ContextRing {
                 let data = entry.user_data();
                 if data & TOKEN_BIT != 0 {
                     ready(data >> 1, entry.result());
+                } else if data == CANCELLATION {
+                    self.in_flight.set(self.in_flight.get() - 1);
                 } else if data != IGNORED {
                     let address = usize::try_from(data).unwrap_or(0);
                     let record = core::ptr::with_exposed_provenance(address);

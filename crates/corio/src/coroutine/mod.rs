@@ -90,6 +90,11 @@ impl CoRef {
         self.block().cancel.get() == Cancel::Raised
     }
 
+    /// True once it is asked to end, unless a mask defers it.
+    pub(crate) fn is_cancelled(self) -> bool {
+        self.block().cancel.get() != Cancel::None && self.block().cancel_masks.get() == 0
+    }
+
     /// True while it is asked to end, and cannot be made to because something on this thread
     /// unwinds, perhaps itself: then it must not wait for what may never come.
     pub(crate) fn must_not_wait(self) -> bool {
@@ -233,6 +238,17 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     switch::switch_out(block);
     if interruptible && block.cancel.get() == Cancel::Requested {
         switch::raise_cancel(block, may_unwind);
+    }
+}
+
+/// Unwinds the running coroutine if it has been asked to end, without suspending it otherwise.
+/// Outside a coroutine it does nothing.
+pub(crate) fn cancellation_point() {
+    if let Some(block) = switch::running()
+        && block.cancel.get() == Cancel::Requested
+        && block.cancel_masks.get() == 0
+    {
+        switch::raise_cancel(block, true);
     }
 }
 

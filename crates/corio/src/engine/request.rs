@@ -31,7 +31,8 @@ pub(crate) enum Request<'a, 'b> {
 
 impl Request<'_, '_> {
     /// Carries the request out: parks the coroutine, or blocks a plain thread. The result is a
-    /// count of bytes, or 0.
+    /// count of bytes, or 0. A cancellation point before the request is made, and after it where it
+    /// has come back undone.
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine.
@@ -41,6 +42,7 @@ impl Request<'_, '_> {
             return self.block(fd);
         };
         schedule::parkable("a file operation");
+        coroutine::cancellation_point();
         if coroutine::current().is_some_and(coroutine::CoRef::is_unwinding) {
             return Err(io::Error::from_raw_os_error(libc::ECANCELED));
         }

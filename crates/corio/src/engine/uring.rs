@@ -4,6 +4,10 @@
 //! - I1 A request's record lies in the frame of the coroutine that made it, which parks
 //!   uninterruptibly until `result` is there: record and buffers outlive the kernel's use of them.
 //!   A home that ends earlier leaks stack and ring.
+//! - I2 A coroutine that is cancelled meanwhile asks the kernel to cancel the request, and waits
+//!   for its completion all the same. Requests and cancellations reach the kernel in the order in
+//!   which they are queued: one that comes too late finds nothing, never the next request of that
+//!   address.
 
 #![allow(unsafe_code)] // Requests point into the coroutine's frame.
 
@@ -14,6 +18,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::Request;
 use super::request::{trace_completed, trace_submitted};
 use crate::context::{Completion, Local};
+use crate::coroutine::{self, CoRef};
 use crate::schedule::{self, CoWaker};
 use crate::sys::uring::{self, opcode, squeue, types};
 use crate::track;
@@ -53,6 +58,11 @@ pub(super) fn run(
             return Ok(usize::try_from(result).unwrap_or(0));
         }
         match -result {
+            // Cancelled before or in the middle of it (I2): not to be asked again.
+            libc::EINTR | libc::EAGAIN | libc::ECANCELED if is_cancelled() => {
+                coroutine::cancellation_point();
+                return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            }
             // Interrupted, or the kernel was short of something: again, after others had a turn.
             libc::EINTR | libc::EAGAIN => schedule::yield_now(),
             errno => return Err(io::Error::from_raw_os_error(errno)),
@@ -91,6 +101,7 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
         // queued meanwhile.
         let _ = ring.submit();
     }
+    let mut asked = false;
     loop {
         if let Some(result) = record.result.get() {
             if track::is_enabled() {
@@ -98,8 +109,18 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
             }
             return Ok(result);
         }
+        if !asked && is_cancelled() {
+            // Where the queue is full it is asked again at the next wake; a home that ends gives
+            // one every few milliseconds.
+            asked = ring.cancel(completion).is_ok();
+        }
         schedule::park_uninterruptible();
     }
+}
+
+/// True once the running coroutine has been asked to end, unless it must not be now.
+fn is_cancelled() -> bool {
+    coroutine::current().is_some_and(CoRef::is_cancelled)
 }
 
 fn entry(fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> squeue::Entry {

@@ -47,8 +47,11 @@ pub trait Stream: Read + Write + AsFd + Send + 'static {
     /// The socket's.
     fn try_read(&self, buf: &mut [u8]) -> io::Result<Option<usize>>;
 
-    /// Ends one or both directions, for the peer and for all duplicates; who waits for one is
-    /// woken. Never waits.
+    /// Ends one or both directions, for the peer and for all duplicates. Never waits.
+    ///
+    /// Who waits in this handle is woken. Who waits in a duplicate is where the kernel reports it,
+    /// which it does but for one case: a writer to a full Unix stream sleeps on after
+    /// `Shutdown::Write`, until the peer reads or ends.
     ///
     /// # Errors
     /// The socket's, such as that the peer is gone already.
@@ -178,8 +181,8 @@ macro_rules! stream_impls {
                 })
             }
 
-            /// Ends one or both directions, for the peer and for all duplicates; who waits for one
-            /// is woken. Never waits.
+            /// Ends one or both directions, for the peer and for all duplicates; see
+            /// [`Stream::shutdown`](super::Stream::shutdown) for who is woken. Never waits.
             ///
             /// # Errors
             /// The socket's, such as that the peer is gone already.

@@ -169,9 +169,8 @@ pub fn yield_now() {
         if track::is_enabled() {
             track::emit_scheduled(co.id(), co.id(), Some(Location::caller()));
         }
-        // The inbox, not the wake queue: the loop gets a turn. It is this thread's own, so it
-        // outlives the call.
-        Inbox::push_remote(co.inbox(), co.slot());
+        // The inbox, not the wake queue: the loop gets a turn.
+        Inbox::push_here(co.inbox(), co.slot());
     }
     coroutine::suspend();
 }
