@@ -348,6 +348,25 @@ mod tests {
         }
     }
 
+    // SPEC L1: who finds nothing pushed leaves those alone who are in line already.
+    #[test]
+    fn an_empty_chain_changes_nothing() {
+        let records = records();
+        let list = List::new();
+        for record in &records {
+            // SAFETY: one thread has list and records, which outlive it.
+            unsafe { list.append_chain(ptr::null_mut()) };
+            // SAFETY: as above.
+            unsafe { list.push_newest(record) };
+        }
+        // SAFETY: as above.
+        unsafe { list.append_chain(ptr::null_mut()) };
+        assert_eq!(drain(&list), [0, 1, 2, 3, 4]);
+        // SAFETY: as above.
+        unsafe { list.append_chain(ptr::null_mut()) };
+        assert!(list.is_empty());
+    }
+
     #[test]
     fn any_record_can_be_taken_out() {
         for out in 0..5 {
