@@ -1,6 +1,7 @@
 //! Mutex, queue and semaphore between coroutines of several threads, and plain threads.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex};
 
@@ -474,6 +475,58 @@ fn waiter_cancelled_while_it_takes_the_mutex_again_passes_its_wake_on() {
     assert!(matches!(cancelled.join(), Err(JoinError::Cancelled)));
     drop(guard);
     waiter.join().unwrap();
+}
+
+#[test]
+fn wake_all_wakes_nobody_in_place_of_one_that_is_cancelled() {
+    // SPEC L3, C12
+    let context = AioContext::new().unwrap();
+    let turns = || {
+        for _ in 0..5 {
+            context.poll(false).unwrap();
+        }
+    };
+    context
+        .enter_home(|| {
+            let shared = Rc::new((Mutex::new(()), Queue::new()));
+            let woken = Rc::new(Cell::new(0));
+            let start = |releasing: bool| {
+                let (shared, woken) = (Rc::clone(&shared), Rc::clone(&woken));
+                let waiter = Coroutine::new(move || {
+                    let (mutex, queue) = &*shared;
+                    if releasing {
+                        drop(queue.wait_releasing(mutex.lock()));
+                    } else {
+                        queue.wait();
+                    }
+                    woken.set(woken.get() + 1);
+                });
+                waiter.enter();
+                waiter
+            };
+            // It was woken and has not run; or takes the mutex again.
+            for releasing in [false, true] {
+                let cancelled = start(releasing);
+                let guard = shared.0.try_lock();
+                assert_eq!(shared.1.wake_all(), 1);
+                if releasing {
+                    turns();
+                }
+                let later = start(false);
+                drop(cancelled);
+                turns();
+                drop(guard);
+                turns();
+                assert_eq!(woken.get(), 0, "it began to wait after wake_all");
+                // Its turn is passed on, as ever.
+                let last = start(false);
+                assert!(shared.1.wake_one());
+                drop(later);
+                turns();
+                assert!(last.is_done() && woken.take() == 1);
+            }
+        })
+        .unwrap();
 }
 
 #[test]

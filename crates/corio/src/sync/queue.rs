@@ -7,7 +7,7 @@ mod state;
 
 use self::state::State;
 use super::mutex::MutexGuard;
-use super::record::Record;
+use super::record::{Grant, Record};
 use super::waiter::Waiter;
 use crate::coroutine;
 use crate::track::{self, Kind};
@@ -64,7 +64,8 @@ impl Queue {
     }
 
     /// Waits to be woken. A coroutine parks, a plain thread blocks. A cancellation point: a waiter
-    /// that is cancelled leaves the line, and passes on a wake that it was just given.
+    /// that is cancelled leaves the line, and passes on a wake that it was just given by
+    /// [`wake_one`](Self::wake_one).
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine, and in a home without a loop.
@@ -85,9 +86,9 @@ impl Queue {
     #[track_caller]
     pub fn wait_releasing<'a, T: ?Sized>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         let mutex = guard.mutex();
-        self.wait_after(Place::Back, || drop(guard));
-        // A waiter that is cancelled while it takes the mutex has used up a wake for nothing.
-        let woken = PassOn(&self.state);
+        let grant = self.wait_granted(Place::Back, || drop(guard));
+        // A waiter that is cancelled while it takes the mutex has used up its turn for nothing.
+        let woken = (grant == Grant::Turn).then(|| PassOn(&self.state));
         let guard = mutex.lock();
         core::mem::forget(woken);
         guard
@@ -121,6 +122,12 @@ impl Queue {
     /// ```
     #[track_caller]
     pub fn wait_after(&self, place: Place, release: impl FnOnce()) {
+        self.wait_granted(place, release);
+    }
+
+    /// As [`Self::wait_after`], and tells what the wake was.
+    #[track_caller]
+    fn wait_granted(&self, place: Place, release: impl FnOnce()) -> Grant {
         let record = Record::new(Waiter::current("sync::Queue::wait"), 1);
         // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
         unsafe { self.state.queue(&record, place) };
@@ -133,6 +140,7 @@ impl Queue {
         track::emit(Kind::LockWait, number, coroutine::running_id(), 0);
         record.waker().wait_until(|| record.is_granted());
         core::mem::forget(waiting);
+        record.granted().unwrap_or(Grant::Own)
     }
 
     /// Wakes whoever has waited longest. False if nobody waits. From anywhere; runs nobody itself.

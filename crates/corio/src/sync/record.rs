@@ -23,7 +23,7 @@
 
 use core::ptr;
 
-use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
+use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// How a waiter is told. Firing one late, or twice, must do no harm.
 pub(super) trait Wake: Clone + Send + Sync {
@@ -37,13 +37,26 @@ pub(super) trait Wake: Clone + Send + Sync {
     fn running_id() -> u64;
 }
 
+/// What a waiter has been given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// What the next in line gets if it does not go on: it passes that on.
+    Turn,
+    /// What all that waited were given; nobody else is owed it.
+    Own,
+}
+
+const WAITING: u32 = 0;
+const TURN: u32 = 1;
+const OWN: u32 = 2;
+
 /// See the module. Aligned so that a pointer to one has room for three flags.
 #[derive(Debug)]
 #[repr(align(8))]
 pub(super) struct Record<W> {
     older: AtomicPtr<Record<W>>,
     newer: AtomicPtr<Record<W>>,
-    granted: AtomicBool,
+    granted: AtomicU32,
     amount: usize,
     waker: W,
 }
@@ -54,7 +67,7 @@ impl<W: Wake> Record<W> {
         Record {
             older: AtomicPtr::new(ptr::null_mut()),
             newer: AtomicPtr::new(ptr::null_mut()),
-            granted: AtomicBool::new(false),
+            granted: AtomicU32::new(WAITING),
             amount,
             waker,
         }
@@ -62,8 +75,17 @@ impl<W: Wake> Record<W> {
 
     /// Whether the waiter has got what it waits for. Then it may go, and sees what the granter did.
     pub(super) fn is_granted(&self) -> bool {
-        // Pairs with the store in `grant`.
-        self.granted.load(Ordering::Acquire)
+        self.granted().is_some()
+    }
+
+    /// What it has got, once it has: see [`Self::is_granted`].
+    pub(super) fn granted(&self) -> Option<Grant> {
+        // Pairs with the store in `grant_as`.
+        match self.granted.load(Ordering::Acquire) {
+            WAITING => None,
+            TURN => Some(Grant::Turn),
+            _ => Some(Grant::Own),
+        }
     }
 
     /// How much it waits for.
@@ -81,15 +103,28 @@ impl<W: Wake> Record<W> {
     }
 }
 
+/// Lets the record's waiter go, as it is its turn, and gives back how to wake it.
+///
+/// # Safety
+/// As [`grant_as`].
+pub(super) unsafe fn grant<W: Wake>(record: *const Record<W>) -> W {
+    // SAFETY: the caller promises the same.
+    unsafe { grant_as(record, Grant::Turn) }
+}
+
 /// Lets the record's waiter go, and gives back how to wake it.
 ///
 /// # Safety
 /// The caller has just taken `record` out of its list (I3), so that it is alive (I1).
-pub(super) unsafe fn grant<W: Wake>(record: *const Record<W>) -> W {
+pub(super) unsafe fn grant_as<W: Wake>(record: *const Record<W>, grant: Grant) -> W {
+    let granted = match grant {
+        Grant::Turn => TURN,
+        Grant::Own => OWN,
+    };
     // SAFETY: alive until the store below (I1): before it, the waiter does not leave its frame.
     let waker = unsafe { (*record).waker.clone() };
-    // SAFETY: as above. Pairs with the load in `is_granted`; the record may be gone after this.
-    unsafe { (*record).granted.store(true, Ordering::Release) };
+    // SAFETY: as above. Pairs with the load in `granted`; the record may be gone after this.
+    unsafe { (*record).granted.store(granted, Ordering::Release) };
     waker
 }
 
@@ -389,6 +424,10 @@ mod tests {
         assert!(!record.is_granted());
         // SAFETY: alive, and in no list.
         unsafe { grant(&raw const record) };
-        assert!(record.is_granted());
+        assert!(record.is_granted() && record.granted() == Some(Grant::Turn));
+        let record = Record::new(Nobody, 1);
+        // SAFETY: as above.
+        unsafe { grant_as(&raw const record, Grant::Own) };
+        assert!(record.is_granted() && record.granted() == Some(Grant::Own));
     }
 }

@@ -1,12 +1,13 @@
 //! The queue without stacks: a list behind a short lock.
 //!
 //! Being woken is a grant: a waiter that is cancelled after it was woken has used up a wake that
-//! was meant for somebody who goes on, and passes it to the next.
+//! was meant for somebody who goes on, and passes it to the next. Unless all were woken: then each
+//! got its own, and whoever is in line now came later.
 
 // Queued records are pointers into other frames: record.rs I1.
 #![allow(unsafe_code)]
 
-use crate::sync::record::{List, Record, Short, Wake, grant};
+use crate::sync::record::{Grant, List, Record, Short, Wake, grant_as};
 
 /// Where a waiter is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,41 +55,44 @@ impl<W: Wake> State<W> {
     /// Wakes the oldest. False if nobody waits.
     pub(super) fn wake_one(&self) -> bool {
         let waiting = self.waiting.lock();
-        wake_oldest(&waiting)
+        wake_oldest(&waiting, Grant::Turn)
     }
 
     /// Wakes all that wait now, oldest first, and says how many they were.
     pub(super) fn wake_all(&self) -> usize {
         let waiting = self.waiting.lock();
-        core::iter::repeat_with(|| wake_oldest(&waiting))
+        core::iter::repeat_with(|| wake_oldest(&waiting, Grant::Own))
             .take_while(|&woken| woken)
             .count()
     }
 
-    /// Takes a record out again or, if it was woken already, wakes the next one in its place. The
-    /// record may go then.
+    /// Takes a record out again or, if it was its turn already, wakes the next one in its place.
+    /// The record may go then.
     ///
     /// # Safety
     /// The record was queued here by the caller, and is not used any more.
     pub(super) unsafe fn abandon(&self, record: &Record<W>) {
         let waiting = self.waiting.lock();
-        if !record.is_granted() {
+        match record.granted() {
             // SAFETY: the list is under its lock; not granted, so in it.
-            unsafe { waiting.unlink(record) };
-        } else if !cfg!(corio_planted_bug = "queue_wake_dropped") {
-            wake_oldest(&waiting);
+            None => unsafe { waiting.unlink(record) },
+            Some(Grant::Turn) if cfg!(corio_planted_bug = "queue_wake_dropped") => {}
+            Some(Grant::Own) if !cfg!(corio_planted_bug = "queue_wake_multiplied") => {}
+            Some(_) => {
+                wake_oldest(&waiting, Grant::Turn);
+            }
         }
     }
 }
 
 /// Under the list's lock.
-fn wake_oldest<W: Wake>(waiting: &List<W>) -> bool {
+fn wake_oldest<W: Wake>(waiting: &List<W>, grant: Grant) -> bool {
     // SAFETY: the list is under its lock, as `waiting` is borrowed from its guard.
     let Some(oldest) = (unsafe { waiting.pop_oldest() }) else {
         return false;
     };
     // SAFETY: just taken out.
-    unsafe { grant(oldest) }.wake();
+    unsafe { grant_as(oldest, grant) }.wake();
     true
 }
 
@@ -121,6 +125,32 @@ mod loom_tests {
             LoomWaker::wait(&waiter);
             waking.join().unwrap();
             assert!(queue.is_empty());
+        });
+    }
+
+    /// SPEC L3, L7, C12. Planted bug: `queue_wake_multiplied`.
+    #[test]
+    fn loom_waking_all_wakes_nobody_that_comes_later() {
+        loom::model(|| {
+            let queue = Arc::new(State::<LoomWaker>::new());
+            let cancelled = LoomWaker::record(1);
+            // SAFETY: abandoned below.
+            unsafe { queue.queue(&cancelled, Place::Back) };
+            let cancelling = {
+                let queue = Arc::clone(&queue);
+                loom::thread::spawn(move || {
+                    // SAFETY: queued above.
+                    unsafe { queue.abandon(&cancelled) };
+                })
+            };
+            queue.wake_all();
+            let later = LoomWaker::record(1);
+            // SAFETY: abandoned below.
+            unsafe { queue.queue(&later, Place::Back) };
+            cancelling.join().unwrap();
+            assert!(!later.is_granted());
+            // SAFETY: queued above.
+            unsafe { queue.abandon(&later) };
         });
     }
 
