@@ -209,6 +209,41 @@ fn locking_twice_is_misuse() {
 }
 
 #[test]
+fn a_guard_belongs_to_who_took_it_until_it_is_handed_on() {
+    // SPEC C3
+    let io = io("io");
+    let give_away = |hands_on: bool| {
+        io.context().spawn(move || {
+            let mutex: &'static Mutex<i32> = Box::leak(Box::new(Mutex::new(1)));
+            let mut guard = mutex.lock();
+            if hands_on {
+                guard = MutexGuard::hand_on(guard);
+            }
+            let child = corio::spawn_local(move || {
+                corio::yield_now();
+                *guard += 1;
+            });
+            let sum = *mutex.lock();
+            child.join().unwrap();
+            sum
+        })
+    };
+    assert_eq!(give_away(true).join().unwrap(), 2, "it waits for the child");
+    let text = panic_text(give_away(false).join().unwrap_err());
+    assert!(text.contains("MutexGuard::hand_on"), "{text}");
+    // Who has handed it on may end before it is dropped.
+    let ends = io.context().spawn(move || {
+        let mutex: &'static Mutex<()> = Box::leak(Box::new(Mutex::new(())));
+        let guard = MutexGuard::hand_on(mutex.lock());
+        drop(corio::spawn_local(move || {
+            corio::yield_now();
+            drop(guard);
+        }));
+    });
+    ends.join().unwrap();
+}
+
+#[test]
 fn waiting_on_a_loop_outside_a_coroutine_is_misuse() {
     // SPEC C3
     let context = AioContext::builder().name("home").build().unwrap();

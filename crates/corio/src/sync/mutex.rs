@@ -6,8 +6,9 @@
 //! sections take.
 //!
 //! Invariant
-//! - I1. `holder` is the holder's number while a coroutine holds the mutex and has entered its
-//!   critical section, else 0. So finding one's own number there is locking twice.
+//! - I1. `holder` is the holder's number while a coroutine holds the mutex, has entered its
+//!   critical section and has not handed its guard on, else 0. So finding one's own number there
+//!   is locking twice.
 
 // The guard gives access to the value, and wait records are pointers into frames.
 #![allow(unsafe_code)]
@@ -89,8 +90,8 @@ impl<T: ?Sized> Mutex<T> {
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine, where waiting would stop the loop (use
-    /// [`try_lock`](Self::try_lock)); if the coroutine holds the mutex already; if it has to wait
-    /// in a home without a loop.
+    /// [`try_lock`](Self::try_lock)); if the coroutine has a guard of the mutex already that was
+    /// not [handed on](MutexGuard::hand_on); if it has to wait in a home without a loop.
     #[doc(alias = "qemu_co_mutex_lock")]
     #[track_caller]
     #[inline]
@@ -137,7 +138,8 @@ impl<T: ?Sized> Mutex<T> {
         assert!(
             own == 0 || holder != own,
             "a coroutine locked a sync::Mutex that it holds already: it would wait for itself; \
-             drop the first guard before"
+             drop the first guard before, or pass it through `MutexGuard::hand_on` if another \
+             coroutine is to drop it"
         );
         if self.spin(holder) {
             return;
@@ -242,7 +244,10 @@ impl Holder {
 /// send(corio::sync::Mutex::new(0).lock());
 /// ```
 ///
-/// A coroutine must not end while it holds one (leaked, say); that is reported as a panic.
+/// It belongs to the coroutine that took it, wherever it is moved: that coroutine must not end
+/// while the guard is there (forgotten, say), and locking the mutex again in it is reported, as it
+/// would wait for itself. Both are panics. A guard that another coroutine is to drop is taken out
+/// of this by [`hand_on`](Self::hand_on).
 #[must_use = "the mutex is unlocked when the guard is dropped"]
 pub struct MutexGuard<'a, T: ?Sized> {
     mutex: &'a Mutex<T>,
@@ -254,9 +259,43 @@ pub struct MutexGuard<'a, T: ?Sized> {
 unsafe impl<T: ?Sized + Sync> Sync for MutexGuard<'_, T> {}
 
 impl<'a, T: ?Sized> MutexGuard<'a, T> {
+    /// Makes it a guard of no particular coroutine, to be given to another one of this thread.
+    ///
+    /// Whoever took it may end, or wait for the mutex again; nobody is told any more if it would
+    /// wait for itself.
+    ///
+    /// ```
+    /// # let io = corio::IoThread::builder().spawn()?;
+    /// use corio::sync::{Mutex, MutexGuard};
+    /// # let handle = io.context().spawn(|| {
+    /// let mutex: &'static Mutex<i32> = Box::leak(Box::new(Mutex::new(1)));
+    /// let mut guard = MutexGuard::hand_on(mutex.lock());
+    /// let child = corio::spawn_local(move || *guard += 1);
+    /// assert_eq!(*mutex.lock(), 2); // Once the child has dropped it.
+    /// # child.join().unwrap();
+    /// # });
+    /// # handle.join().unwrap();
+    /// # Ok::<(), corio::Error>(())
+    /// ```
+    pub fn hand_on(mut guard: Self) -> Self {
+        guard.disown();
+        guard
+    }
+
     /// The mutex, to lock it again after the guard is gone.
     pub(super) fn mutex(&self) -> &'a Mutex<T> {
         self.mutex
+    }
+}
+
+impl<T: ?Sized> MutexGuard<'_, T> {
+    #[inline]
+    fn disown(&mut self) {
+        if let Some(holder) = self.holder.take() {
+            holder.count_lock(false);
+            // Relaxed, before the unlock: nobody who locks later sees it (I1).
+            self.mutex.holder.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -264,11 +303,7 @@ impl<T: ?Sized> Drop for MutexGuard<'_, T> {
     #[doc(alias = "qemu_co_mutex_unlock")]
     #[inline]
     fn drop(&mut self) {
-        if let Some(holder) = &self.holder {
-            holder.count_lock(false);
-            // Relaxed, before the unlock: nobody who locks later sees it (I1).
-            self.mutex.holder.store(0, Ordering::Relaxed);
-        }
+        self.disown();
         self.mutex.state.unlock();
     }
 }
