@@ -22,11 +22,12 @@
 use core::cell::{Cell, UnsafeCell};
 use core::mem::ManuallyDrop;
 use core::panic::Location;
+use core::ptr::NonNull;
 use std::any::Any;
 
 use corosensei::Yielder;
 
-use super::home::Home;
+use super::home::{Home, Unfinished};
 use super::wake_queue::WakeQueue;
 use crate::stack::{CONTROL_SIZE, Slot, SlotStack};
 use crate::tls::ThreadState;
@@ -84,6 +85,8 @@ pub(crate) struct ControlBlock {
     pub(super) woken: WakeQueue,
     /// What its body panicked with, on its way to whoever entered it.
     pub(super) panic: Cell<Option<Box<dyn Any + Send>>>,
+    /// Who is to be told if it never ends. Owns nothing, so that an end need not look at it.
+    pub(super) unfinished: Cell<Option<NonNull<dyn Unfinished>>>,
     /// Instruction, stack and frame pointer at its last suspension, for backtraces.
     pub(super) saved: Cell<[usize; 3]>,
     pub(super) name: Option<Box<str>>,

@@ -3,7 +3,17 @@
 //! A home keeps a list of its living coroutines. When the scope ends, each is discarded if it never
 //! started, or cancelled: resumed so that it unwinds. One that keeps catching its cancellation, or
 //! still has something in flight, is leaked (its stack is never reused, its tokens are stale) and
-//! named.
+//! named; whoever joins it is told.
+//!
+//! Two things that a home cannot do anything about:
+//! - A thread counts its panics, and a coroutine that is leaked in the middle of unwinding one
+//!   never takes its own back: `std::thread::panicking` stays true there. Nothing can be cancelled on
+//!   that thread from then on, so its later homes leak what is suspended. The log says when this
+//!   happens.
+//! - `std::process::exit`, called inside a home, runs the thread's thread-local destructors below a
+//!   home that is still there. A handle that lies in a thread-local then unwinds its coroutine,
+//!   whose frame may have borrowed a thread-local that is destroyed already; that is the one way to
+//!   such a frame that a home's end does not close. Leave the home first, or call `libc::_exit`.
 //!
 //! Invariants
 //! - I1 A home lives on the native stack of its thread, at one address, from before its first
@@ -14,7 +24,7 @@
 //! - I3 A thread has at most one home with an inbox, as it is the home of one context at most.
 
 use core::cell::Cell;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
@@ -111,16 +121,17 @@ impl Home {
     }
 
     /// Ends what can be ended without a loop, leaks the rest, and tells who that was.
-    fn unwind_all(&self) -> Vec<String> {
+    fn unwind_all(&self) -> Leaked {
         for _ in 0..UNWIND_PASSES_MAX {
             if self.living() == 0 {
                 break;
             }
             self.cancel_all(true);
         }
-        let mut leaked = Vec::new();
+        let mut leaked = Leaked::default();
         while let Some(block) = resolve(self.newest.get()) {
-            leaked.push(block.describe());
+            leaked.names.push(block.describe());
+            leaked.unfinished.extend(block.unfinished.take());
             self.unlink(block);
             block.phase.set(Phase::Entered); // So that nobody enters or frees it.
             let _ = block.slot.word.retire(block.generation); // Tokens are stale, and handles inert.
@@ -140,9 +151,7 @@ pub(super) fn cancel_now(co: CoRef) {
     if word.is_parked() && !word.claim_parked(co.generation()) || word.is_scheduled() {
         return;
     }
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| enter(co))) {
-        core::mem::forget(payload); // Its destructor could panic again, and cut the end of a home short.
-    }
+    guarded(|| enter(co));
 }
 
 #[allow(unsafe_code)] // The list's links.
@@ -179,12 +188,78 @@ fn of_pointer(home: *const ()) -> Option<&'static Home> {
     unsafe { home.cast::<Home>().as_ref() }
 }
 
+/// What somebody waits for, and a coroutine's end brings about.
+pub(crate) trait Unfinished {
+    /// The coroutine is leaked and will never end. In its home thread, which has no home any more;
+    /// may panic.
+    fn leaked(&self);
+}
+
+/// Coroutines that did not end with their home: what they may refer to has to stay for ever.
+#[derive(Default)]
+#[must_use = "whoever waits for them learns of it by `report`"]
+pub(crate) struct Leaked {
+    names: Vec<String>,
+    unfinished: Vec<NonNull<dyn Unfinished>>,
+    /// Whether the thread unwound a panic when the home began, and when it ended.
+    was_panicking: bool,
+    is_panicking: bool,
+}
+
+impl Leaked {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Tells whoever waits for them, and the log. To be called once nothing is half-done: this runs
+    /// users' wakers and subscribers, whose panics go no further.
+    pub(crate) fn report(self) {
+        #[allow(unsafe_code)] // Pointers into frames that stay for ever.
+        for unfinished in self.unfinished {
+            // SAFETY: as `CoRef::set_unfinished` asks: the coroutine has not ended, and will not.
+            let unfinished = unsafe { unfinished.as_ref() };
+            guarded(|| unfinished.leaked());
+        }
+        let why = if self.was_panicking {
+            "its thread unwinds a panic, and nothing can be cancelled meanwhile"
+        } else {
+            "it catches its cancellation, or something it started is still in flight"
+        };
+        for name in &self.names {
+            guarded(|| {
+                tracing::error!(
+                    "{name} did not end with its home and is leaked: its stack is never used \
+                     again; {why}"
+                );
+            });
+        }
+        if self.is_panicking && !self.was_panicking && !self.names.is_empty() {
+            guarded(|| {
+                tracing::error!(
+                    "{} leaked in the middle of unwinding a panic: this thread counts as panicking \
+                     from now on, and its later homes cannot cancel anything",
+                    match &self.names[..] {
+                        [name] => format!("{name} was"),
+                        names => format!("one of {} coroutines was", names.len()),
+                    }
+                );
+            });
+        }
+    }
+}
+
+/// Runs what is not the runtime's own, and keeps its panic here: the hook has reported it.
+fn guarded(f: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
+        core::mem::forget(payload); // Its destructor could panic again.
+    }
+}
+
 /// How a home ended.
 pub(crate) struct End<R> {
     /// What the closure returned, or panicked with.
     pub(crate) result: thread::Result<R>,
-    /// Some of its coroutines did not end: what they may refer to has to stay for ever.
-    pub(crate) has_leaked: bool,
+    pub(crate) leaked: Leaked,
 }
 
 /// Runs `f` in a home whose coroutines' wakes go to `inbox`; `leave` runs after `f`, before what is
@@ -198,6 +273,7 @@ pub(crate) fn with_home<R>(
         !super::in_coroutine(),
         "a home was opened inside a coroutine: open it on the thread's own stack, and use `spawn` inside it"
     );
+    let was_panicking = thread::panicking();
     let state = tls::thread();
     let home = Home {
         newest: Cell::new(ptr::null()),
@@ -214,23 +290,15 @@ pub(crate) fn with_home<R>(
     // `leave` is the runtime's own and runs the users' code caught; should it fail, what is left is
     // unwound all the same.
     let left = catch_unwind(AssertUnwindSafe(|| leave(&home)));
-    let leaked = home.unwind_all();
+    let mut leaked = home.unwind_all();
+    leaked.was_panicking = was_panicking;
+    leaked.is_panicking = thread::panicking();
     tls::thread().home.set(home.outer);
     if home.outer.is_null() {
         stack::flush_local();
     }
     core::mem::forget(left);
-    // Last: a subscriber that panics finds nothing half-done.
-    for coroutine in &leaked {
-        tracing::error!(
-            "{coroutine} did not end with its home and is leaked: its stack is never used again; it catches its \
-             cancellation, or something it started is still in flight"
-        );
-    }
-    End {
-        result,
-        has_leaked: !leaked.is_empty(),
-    }
+    End { result, leaked }
 }
 
 /// Runs `f` in a home for raw coroutines: a scope on this thread, without an event loop (SPEC C0).
@@ -260,7 +328,7 @@ pub(crate) fn with_home<R>(
 /// assert_eq!(steps, [1, 2]);
 /// ```
 pub fn home<R>(f: impl FnOnce() -> R) -> R {
-    with_home(ptr::null(), f, |_| ())
-        .result
-        .unwrap_or_else(|payload| resume_unwind(payload))
+    let end = with_home(ptr::null(), f, |_| ());
+    end.leaked.report();
+    end.result.unwrap_or_else(|payload| resume_unwind(payload))
 }

@@ -19,7 +19,7 @@ use core::ptr::NonNull;
 pub use home::home;
 
 pub(crate) use control::{Cancel, Cancelled, Phase};
-pub(crate) use home::{Home, of_context as context_home, with_home};
+pub(crate) use home::{Home, Unfinished, of_context as context_home, with_home};
 pub(crate) use switch::{enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;
 
@@ -104,6 +104,16 @@ impl CoRef {
                 && std::thread::panicking()
     }
 
+    /// Has `unfinished` told if the coroutine is leaked.
+    ///
+    /// # Safety
+    /// It stays alive until [`forget_unfinished`] is called in the coroutine, or the coroutine has
+    /// ended; for ever, if neither happens.
+    #[allow(unsafe_code)] // The contract; `home` follows the pointer.
+    pub(crate) unsafe fn set_unfinished(self, unfinished: NonNull<dyn Unfinished>) {
+        self.block().unfinished.set(Some(unfinished));
+    }
+
     /// Counts a coroutine lock taken (+1) or released (-1).
     pub(crate) fn count_lock(self, taken: bool) {
         let held = &self.block().locks_held;
@@ -134,6 +144,13 @@ pub(crate) fn current() -> Option<CoRef> {
 /// The running coroutine's number, 0 outside any: who did something, for tracking.
 pub(crate) fn running_id() -> u64 {
     current().map_or(0, CoRef::id)
+}
+
+/// Nobody need be told any more if the running coroutine is leaked.
+pub(crate) fn forget_unfinished() {
+    if let Some(block) = switch::running() {
+        block.unfinished.set(None);
+    }
 }
 
 /// Names a coroutine: no other of this process has, or had, the same.

@@ -73,6 +73,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
             older: Cell::new(ptr::null()),
             woken: WakeQueue::new(),
             panic: Cell::new(None),
+            unfinished: Cell::new(None),
             saved: Cell::new([0; 3]),
             name,
             created_at,

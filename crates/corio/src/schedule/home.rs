@@ -39,13 +39,14 @@ impl AioContext {
                 // A waker holds it for some instructions (`push_remote`). It must not be the last
                 // to: what is queued in the context would be dropped in it, with its caller's locks
                 // held (SPEC S6).
-                while !end.has_leaked && Arc::strong_count(&inbox) > 1 {
+                while end.leaked.is_empty() && Arc::strong_count(&inbox) > 1 {
                     std::thread::yield_now();
                 }
-                if end.has_leaked {
+                if !end.leaked.is_empty() {
                     // A waker may have won one of them and be on its way here (inbox I3).
                     core::mem::forget(Arc::clone(&inbox));
                 }
+                end.leaked.report();
                 end.result.unwrap_or_else(|payload| resume_unwind(payload))
             },
             |local: &Local| !local.has_requests_in_flight(),

@@ -4,6 +4,7 @@ use core::future::Future;
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::pin::Pin;
+use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{CoWaker, inbox::Inbox, park};
 use crate::context::{AioContext, Local, LocalContext};
-use crate::coroutine::{self, Cancelled};
+use crate::coroutine::{self, Cancelled, Unfinished};
 use crate::error::Error;
 use crate::track;
 
@@ -27,6 +28,11 @@ pub enum JoinError {
     /// It was cancelled, or its context ended before it could run.
     #[error("the coroutine was cancelled, or its context ended")]
     Cancelled,
+    /// It did not end with its home, and never will: it kept catching its cancellation, or what it
+    /// had started was still in flight. Unlike one that was cancelled it has not been unwound: what
+    /// it owns is never dropped, and locks that it holds stay locked.
+    #[error("the coroutine did not end with its home and is leaked")]
+    Leaked,
     /// No stack could be had for it.
     #[error("no stack for the coroutine: {0}")]
     NoStack(Error),
@@ -84,7 +90,7 @@ impl<T> Packet<T> {
             match waiter {
                 Waiter::Nobody => {}
                 Waiter::Coroutine(waker) => waker.wake(),
-                Waiter::Task(waker) => waker.wake(),
+                Waiter::Task(waker) => wake_task(waker),
             }
         }
     }
@@ -133,21 +139,43 @@ impl<T> Packet<T> {
     }
 }
 
+impl<T> Unfinished for Packet<T> {
+    fn leaked(&self) {
+        self.finish(Err(JoinError::Leaked));
+    }
+}
+
+impl<T> Drop for Packet<T> {
+    fn drop(&mut self) {
+        if matches!(
+            self.state.get_mut(),
+            State::Done(Err(JoinError::Panicked(_)))
+        ) {
+            tracing::error!("a coroutine that nobody joins panicked");
+        }
+    }
+}
+
+/// A task's waker is the user's, and a coroutine may be unwinding when it is fired: a panic that
+/// left the destructor which does so would abort the process.
+fn wake_task(waker: Waker) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        core::mem::forget(payload); // The hook has reported it; its destructor could panic again.
+    }
+}
+
 /// The coroutine's side: however it ends, and also if it never begins, the handle learns of it.
 struct Finisher<T>(Arc<Packet<T>>);
 
 impl<T> Finisher<T> {
     fn run(self, f: impl FnOnce() -> T) {
-        match catch_unwind(AssertUnwindSafe(f)) {
+        let outcome = catch_unwind(AssertUnwindSafe(f));
+        coroutine::forget_unfinished(); // The packet goes with this frame.
+        match outcome {
             Ok(value) => self.0.finish(Ok(value)),
             // Goes on unwinding, so that the coroutine layer sees its own cancellation.
             Err(payload) if payload.is::<Cancelled>() => resume_unwind(payload),
-            Err(payload) => {
-                if Arc::strong_count(&self.0) == 1 {
-                    tracing::error!("a coroutine that nobody joins panicked");
-                }
-                self.0.finish(Err(JoinError::Panicked(payload)));
-            }
+            Err(payload) => self.0.finish(Err(JoinError::Panicked(payload))),
         }
     }
 }
@@ -178,7 +206,7 @@ impl<T> JoinHandle<T> {
     /// a plain thread it blocks.
     ///
     /// # Errors
-    /// The coroutine panicked, or was cancelled.
+    /// The coroutine panicked, was cancelled or is leaked.
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine, where waiting would stop the loop.
@@ -238,7 +266,7 @@ impl<T> LocalJoinHandle<T> {
     /// Waits until the coroutine has ended; see [`JoinHandle::join`].
     ///
     /// # Errors
-    /// The coroutine panicked, or was cancelled.
+    /// The coroutine panicked, was cancelled or is leaked.
     ///
     /// # Panics
     /// Outside a coroutine.
@@ -277,7 +305,14 @@ fn start<T: 'static>(
         Ok(stack) => stack,
         Err(error) => return finisher.0.finish(Err(JoinError::NoStack(error))),
     };
+    let packet = NonNull::from(&*finisher.0);
     let co = coroutine::create_on(home, stack, at, move || finisher.run(f));
+    #[allow(unsafe_code)] // A pointer to what the coroutine's own frame keeps.
+    // SAFETY: the finisher, which is in the coroutine's closure or frame, has a share of the packet
+    // until `run` has forgotten it or the coroutine has ended; a frame that is leaked stays.
+    unsafe {
+        co.set_unfinished(packet);
+    }
     co.set_scheduled_at(at);
     if co.slot().word.schedule(co.generation()).is_ok() {
         if track::is_enabled() {
