@@ -1,12 +1,13 @@
 //! What does not end with its home: who is told of it, and what is said in the log.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::future::Future;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -290,4 +291,68 @@ fn a_panic_is_reported_exactly_if_nobody_takes_it() {
         turn();
     });
     assert_eq!(taken, [""; 0]);
+}
+
+// SPEC C10, I1
+#[test]
+fn what_is_spawned_on_the_context_of_an_io_thread_that_has_ended_is_cancelled() {
+    let io = io();
+    let context = io.context().clone();
+    io.join();
+    let dropped = Arc::new(AtomicBool::new(false));
+    let note = Arc::clone(&dropped);
+    let captured = OnDrop(move || note.store(true, Ordering::SeqCst));
+    let handle = context.spawn(move || drop(captured));
+    assert!(handle.is_finished() && dropped.load(Ordering::SeqCst));
+    assert!(matches!(handle.join(), Err(JoinError::Cancelled)));
+    let other = context.clone();
+    let run = within_patience(move || catch_unwind(AssertUnwindSafe(|| other.run(|| 1))));
+    let text = run.unwrap_err().downcast::<String>().unwrap();
+    assert!(text.contains("its context ended"), "{text}");
+    // A oneshot is no spawn: it waits, and runs if somebody makes himself home.
+    let (tx, rx) = mpsc::channel();
+    context.schedule_oneshot("late", move || tx.send(()).unwrap());
+    let other = context.clone();
+    let ran = context.enter_home(|| {
+        let remote = std::thread::spawn(move || other.spawn(|| 2));
+        let remote = remote.join().unwrap();
+        while !remote.is_finished() {
+            context.poll(true).unwrap();
+        }
+        remote.join().unwrap()
+    });
+    assert_eq!(ran.unwrap(), 2);
+    rx.try_recv().unwrap();
+}
+
+// SPEC C10, I1: whoever spawns at any moment of an IoThread's end learns what became of it.
+#[test]
+fn no_spawn_is_forgotten_when_an_io_thread_ends() {
+    for _ in 0..50 {
+        let io = io();
+        let context = io.context().clone();
+        let (started, start) = mpsc::channel();
+        let ended = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&ended);
+        let spawner = std::thread::spawn(move || {
+            // Some on their way at any time, and not more than the thread can follow.
+            let mut handles = VecDeque::new();
+            while !over.load(Ordering::SeqCst) {
+                handles.push_back(context.spawn(|| ()));
+                if handles.len() > 16 {
+                    let _ = handles.pop_front().unwrap().join();
+                    let _ = started.send(());
+                }
+            }
+            for handle in handles {
+                let _ = handle.join();
+            }
+            context.spawn(|| ()).join()
+        });
+        start.recv().unwrap();
+        io.join();
+        ended.store(true, Ordering::SeqCst);
+        let last = within_patience(move || spawner.join().unwrap());
+        assert!(matches!(last, Err(JoinError::Cancelled)));
+    }
 }

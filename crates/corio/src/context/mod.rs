@@ -75,6 +75,9 @@ pub(crate) struct Inner {
     monitor: Mutex<Option<MonitorInfo>>,
     /// Who is home: a thread's number, 0 for nobody.
     home: AtomicU64,
+    /// Whether it had a home for good, which has ended: nothing is spawned then. Held while a spawn
+    /// is queued, so that none comes after those that [`AioContext::end`] has dropped.
+    ended: Mutex<bool>,
     notify: NotifyState,
     notifier: EventFd,
     /// The token of the notifier's handler; written and read by the home thread.
@@ -127,6 +130,7 @@ impl ContextBuilder {
             choice: self.monitor,
             monitor: Mutex::new(None),
             home: AtomicU64::new(0),
+            ended: Mutex::new(false),
             notify: NotifyState::new(),
             notifier: EventFd::new()?,
             notifier_token: AtomicU64::new(u64::MAX),
@@ -246,6 +250,38 @@ impl AioContext {
         bottom_half::oneshot(self, name, Box::new(callback));
     }
 
+    /// A oneshot that starts a coroutine: it is dropped, now or later, if no home is to come.
+    pub(crate) fn schedule_spawn(&self, callback: impl FnOnce() + Send + 'static) {
+        let callback: Box<dyn FnOnce() + Send> = Box::new(callback);
+        let ended = self.0.ended.lock();
+        if *ended {
+            drop(ended); // The callback's destructor may spawn.
+            return drop(callback);
+        }
+        bottom_half::push_spawn(self, callback);
+        drop(ended);
+        self.notify();
+    }
+
+    /// Nobody will be home any more, unless somebody makes himself home: drops what waits to be
+    /// spawned, and what will be. On a thread that has just been home, outside of it.
+    pub(crate) fn end(&self) {
+        // Who is home already runs what waits.
+        if let Ok(_home) = self.claim_home() {
+            *self.0.ended.lock() = true;
+            self.0.bottom_halves.drop_spawns();
+        }
+    }
+
+    /// Nobody else is home while the scope lives. Err: the thread that is.
+    fn claim_home(&self) -> Result<HomeScope<'_>, u64> {
+        // Acquire: pairs with the end of the last `HomeScope`.
+        self.0
+            .home
+            .compare_exchange(0, thread_number(), Ordering::Acquire, Ordering::Relaxed)
+            .map(|_| HomeScope(self))
+    }
+
     /// Makes a timer, not armed; see [`Timer`]. Any thread.
     pub fn timer(&self, callback: impl Fn() + Send + Sync + 'static) -> Timer {
         Timer::new(self.clone(), Box::new(callback))
@@ -301,18 +337,12 @@ impl AioContext {
             state.context.get().is_null(),
             "this thread is already the home of a context: a thread has one home at a time"
         );
-        let me = thread_number();
-        if let Err(other) =
-            self.0
-                .home
-                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
-        {
+        let scope = self.claim_home().unwrap_or_else(|other| {
             panic!(
                 "context `{}` has a home already (thread {other}): only one thread at a time",
                 self.name()
-            );
-        }
-        let scope = HomeScope(self);
+            )
+        });
         let (monitor, info) = Monitor::new(self.0.choice)?;
         tracing::debug!(context = self.name(), monitor = ?info.kind, "{}", info.reason);
         *self.0.monitor.lock() = Some(info);
@@ -320,9 +350,10 @@ impl AioContext {
         state.context.set(ptr::from_ref(&local).cast());
         state.context_id.set(self.id());
         let notifier = self.watch_notifier(&local);
-        let result = notifier
-            .is_ok()
-            .then(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)));
+        let result = notifier.is_ok().then(|| {
+            *self.0.ended.lock() = false;
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
+        });
         let clean = leave(&local);
         let watched = notifier.map(drop);
         local.clear();

@@ -83,6 +83,7 @@ impl IoThreadBuilder {
 
 fn run(context: &AioContext, stopping: &AtomicBool, started: &mpsc::SyncSender<Result<(), Error>>) {
     sys::thread::prepare_loop_thread();
+    let _ends = EndsContext(context);
     let result = context.enter_home(|| {
         let _ = started.send(Ok(()));
         while !stopping.load(Ordering::Acquire) {
@@ -105,6 +106,15 @@ fn run(context: &AioContext, stopping: &AtomicBool, started: &mpsc::SyncSender<R
     });
     if let Err(error) = result {
         let _ = started.send(Err(error));
+    }
+}
+
+/// However the thread ends, its context will have no home unless the user makes one.
+struct EndsContext<'a>(&'a AioContext);
+
+impl Drop for EndsContext<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -403,8 +403,9 @@ impl AioContext {
     /// turn. Any thread.
     ///
     /// A context that has no home keeps it until it has one; when the last clone of the context
-    /// goes, it is cancelled. So whoever joins a coroutine of an [`IoThread`](crate::IoThread) that
-    /// may have ended should not keep the context.
+    /// goes, it is cancelled. The context of an [`IoThread`](crate::IoThread) that has ended does
+    /// not wait for another home: what is spawned is cancelled at once, before it begins, unless
+    /// [`enter_home`](Self::enter_home) makes some thread its home again.
     #[track_caller]
     pub fn spawn<F, T>(&self, f: F) -> JoinHandle<T>
     where
@@ -423,9 +424,9 @@ impl AioContext {
             start(finisher, f, at, 0);
         } else if track::is_enabled() {
             let by = coroutine::running_id();
-            self.schedule_oneshot("spawn", move || start(finisher, f, at, by));
+            self.schedule_spawn(move || start(finisher, f, at, by));
         } else {
-            self.schedule_oneshot("spawn", move || start(finisher, f, at, 0));
+            self.schedule_spawn(move || start(finisher, f, at, 0));
         }
         handle
     }
@@ -435,7 +436,9 @@ impl AioContext {
     /// while it waits.
     ///
     /// # Panics
-    /// With `f`'s panic; if the context ends before `f` does.
+    /// With `f`'s panic; if the context ends before `f` does, or was an
+    /// [`IoThread`](crate::IoThread)'s that has ended. On a context that never gets a home it waits
+    /// for ever.
     #[track_caller]
     pub fn run<F, T>(&self, f: F) -> T
     where

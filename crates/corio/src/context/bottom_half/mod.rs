@@ -13,6 +13,7 @@ use core::cell::RefCell;
 // A counter and no protocol, so not through `crate::atomic`.
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -27,6 +28,8 @@ pub(super) const IDLE_PERIOD_NS: u64 = 10_000_000;
 enum Callback {
     Shared(Arc<dyn Fn() + Send + Sync>),
     Once(Mutex<Option<Box<dyn FnOnce() + Send>>>),
+    /// The same, to start a coroutine; see [`BottomHalves::drop_spawns`].
+    Spawn(Mutex<Option<Box<dyn FnOnce() + Send>>>),
 }
 
 pub(super) struct Node {
@@ -140,6 +143,25 @@ impl BottomHalves {
         }
     }
 
+    /// Drops the spawns that no home will run. Who does this is home, without a run queue.
+    pub(super) fn drop_spawns(&self) {
+        let taken = RunQueue::default();
+        self.take(&taken);
+        let mut spawns = Vec::new();
+        for node in taken.0.take() {
+            match &node.callback {
+                Callback::Spawn(callback) => spawns.extend(callback.lock().take()),
+                Callback::Shared(_) | Callback::Once(_) => self.push(&node), // Still PENDING.
+            }
+        }
+        for spawn in spawns {
+            // A panic of what it has captured must not keep the others.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(spawn))) {
+                core::mem::forget(payload);
+            }
+        }
+    }
+
     /// Runs what was scheduled before the call, and what outer turns have not run yet. True:
     /// progress.
     pub(super) fn run(&self, queue: &RunQueue) -> bool {
@@ -159,7 +181,7 @@ impl BottomHalves {
             }
             match &node.callback {
                 Callback::Shared(callback) => callback(),
-                Callback::Once(callback) => {
+                Callback::Once(callback) | Callback::Spawn(callback) => {
                     let callback = callback.lock().take();
                     if let Some(callback) = callback {
                         callback();
@@ -274,9 +296,23 @@ pub(super) fn oneshot(
     name: &'static str,
     callback: Box<dyn FnOnce() + Send>,
 ) {
-    let node = Node::new(name, Callback::Once(Mutex::new(Some(callback))));
-    if node.link.mark(SCHEDULED, 0) {
-        context.inner().bottom_halves.push(&node);
-    }
+    push_new(
+        context,
+        &Node::new(name, Callback::Once(Mutex::new(Some(callback)))),
+    );
     context.notify();
+}
+
+/// As [`oneshot`], for what starts a coroutine; the caller notifies.
+pub(super) fn push_spawn(context: &AioContext, callback: Box<dyn FnOnce() + Send>) {
+    push_new(
+        context,
+        &Node::new("spawn", Callback::Spawn(Mutex::new(Some(callback)))),
+    );
+}
+
+fn push_new(context: &AioContext, node: &Arc<Node>) {
+    if node.link.mark(SCHEDULED, 0) {
+        context.inner().bottom_halves.push(node);
+    }
 }
