@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use common::{directory, has, run, skipped};
@@ -72,8 +73,17 @@ fn open(path: &Path, read_only: bool) -> Result<std::sync::Arc<Node>, Error> {
     raw::Options::new(path).read_only(read_only).open()
 }
 
+/// A directory to work in, for one test at a time: between the fork and the exec by which one of
+/// them starts a program, its child has the descriptors of all, and with them their locks.
+struct Scratch {
+    directory: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
 /// A directory with an image; `None`, said aloud, without the tools.
-fn image() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
+fn image() -> Option<(Scratch, std::path::PathBuf)> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !has("qemu-io") || !has("qemu-img") {
         skipped("image locks against qemu-io", "qemu-utils is not installed");
         return None;
@@ -84,7 +94,11 @@ fn image() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
         .unwrap()
         .set_len(1 << 20)
         .unwrap();
-    Some((directory, path))
+    let scratch = Scratch {
+        directory,
+        _alone: alone,
+    };
+    Some((scratch, path))
 }
 
 const WRITE: bool = false;
@@ -92,7 +106,7 @@ const READ: bool = true;
 
 #[test]
 fn what_we_have_open_is_refused_to_qemu_io() {
-    let Some((_directory, path)) = image() else {
+    let Some((_scratch, path)) = image() else {
         return;
     };
     // (we, qemu-io, both may)
@@ -115,7 +129,7 @@ fn what_we_have_open_is_refused_to_qemu_io() {
 
 #[test]
 fn what_qemu_io_has_open_is_refused_to_us() {
-    let Some((_directory, path)) = image() else {
+    let Some((_scratch, path)) = image() else {
         return;
     };
     for (ours, theirs, both) in [
@@ -145,10 +159,10 @@ fn what_qemu_io_has_open_is_refused_to_us() {
 // qemu-img convert wants a source that nobody writes, unless told that it may change (-U).
 #[test]
 fn qemu_img_convert_wants_us_not_to_write() {
-    let Some((directory, path)) = image() else {
+    let Some((scratch, path)) = image() else {
         return;
     };
-    let target = directory.path().join("copy.raw");
+    let target = scratch.directory.path().join("copy.raw");
     let (source, target) = (path.to_str().unwrap(), target.to_str().unwrap());
     let convert = |more: &[&str]| {
         let mut args = vec!["convert", "-f", "raw", "-O", "raw"];
@@ -166,7 +180,7 @@ fn qemu_img_convert_wants_us_not_to_write() {
 
 #[test]
 fn two_of_ours_exclude_each_other_unless_both_read_or_do_not_lock() {
-    let Some((_directory, path)) = image() else {
+    let Some((_scratch, path)) = image() else {
         return;
     };
     let writer = open(&path, WRITE).unwrap();
@@ -184,7 +198,7 @@ fn two_of_ours_exclude_each_other_unless_both_read_or_do_not_lock() {
 // With O_DIRECT the image has several descriptors; the lock is held by the first to the end.
 #[test]
 fn locks_hold_with_several_descriptors() {
-    let Some((_directory, path)) = image() else {
+    let Some((_scratch, path)) = image() else {
         return;
     };
     std::fs::File::options()
