@@ -84,8 +84,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
     slot.inbox
         .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
     home.link(block.block());
-    track::notice(thread);
-    if track::is_enabled() {
+    if track::notice(thread) {
         let by = running().map_or(0, |block| reference(block).id());
         track::emit(Kind::Created, block.id(), by, slot.size() as u64);
     }

@@ -117,11 +117,14 @@ pub fn disable() {
     notice(tls::thread());
 }
 
-/// Has this thread, whose state it is given, note whether events are recorded. A switch looks at
-/// the note: it has the thread's state at hand anyway, and one more load would be felt there.
+/// Has this thread, whose state it is given, note whether events are recorded; true if so. A switch
+/// looks at the note: it has the thread's state at hand anyway, and one more load would be felt
+/// there.
 #[inline(always)]
-pub(crate) fn notice(thread: &tls::ThreadState) {
-    thread.traced.set(is_enabled());
+pub(crate) fn notice(thread: &tls::ThreadState) -> bool {
+    let on = is_enabled();
+    thread.traced.set(on);
+    on
 }
 
 /// Whether events are being recorded.
