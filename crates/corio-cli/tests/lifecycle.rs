@@ -191,7 +191,8 @@ fn read_slowly(mut client: Client, bytes: &[u8]) -> usize {
 fn deaf_client(server: &Server) -> Client {
     let mut client = connect(&server.unix().addr);
     for _ in 0..8 {
-        client.send(cmd::READ, 0, 0, 8 * MIB, &[]).unwrap();
+        // Data whole (DF): zeroes would come as a hole, which is soon sent.
+        client.send(cmd::READ, nbd::DF, 0, 8 * MIB, &[]).unwrap();
     }
     // The first bytes of the first reply are here: the server is at it.
     let mut stream = client.stream().try_clone().unwrap();
