@@ -3,40 +3,84 @@
 //!
 //! ```text
 //!              create            enter                end
-//!     (free) ---------> Created -------> Entered ------------> (free, generation + 1)
-//!                                  ^        |
-//!                            enter |        | suspend, park
-//!                                  +- Suspended
+//!     (free) ---------> CREATED -------> ENTERED ------------> ENDED (free, generation + 1)
+//!                        |           ^      |
+//!     schedule, by name  |     enter |      | suspend
+//!                        v           +- SUSPENDED
+//!               CREATED_QUEUED       |      |  schedule, by name
+//!                        |           |      v
+//!                        +-----------+- WAITING <--- park, yield (from ENTERED)
+//!                          taken off |      |  woken by a coroutine of its home
+//!                          its queue |      v
+//!                                    +--- WOKEN
 //! ```
 //!
+//! The key is one word that holds the coroutine's generation and its state, so that whoever has a
+//! handle learns with one comparison whether the coroutine lives and may be entered.
+//!
 //! Invariants
-//! - I1 A block is initialised whole when its coroutine is made and is not touched after the
-//!   coroutine has ended.
+//! - I1 A block is initialised whole when its coroutine is made, and all but its key is not touched
+//!   after the coroutine has ended.
 //! - I2 Only the home thread touches a block. What other threads may know of a coroutine is its
-//!   slot (its word, its inbox).
-//! - I3 `machine` is borrowed mutably only by `switch_into` and `discard`, which run only while the
-//!   coroutine is not Entered.
-//! - I4 While Entered, `caller` is the coroutine that entered it (or null) and is not freed before
-//!   control returns to it.
+//!   slot (its word, its inbox). A handle that has outlived its coroutine may read the key while
+//!   another thread uses the stack: the key is atomic, always at the same place, and no longer of
+//!   the handle's generation.
+//! - I3 `machine` is resumed only by `switch`, and only while the coroutine is not ENTERED.
 
-use core::cell::{Cell, UnsafeCell};
-use core::mem::ManuallyDrop;
+#![allow(unsafe_code)] // A block is made in place; see `init`.
+
+use core::cell::Cell;
 use core::panic::Location;
 use core::ptr::NonNull;
 use std::any::Any;
-
-use corosensei::Yielder;
+use std::rc::Rc;
 
 use super::home::{Home, Unfinished};
+use super::machine::Machine;
 use super::wake_queue::WakeQueue;
-use crate::stack::{CONTROL_SIZE, Slot, SlotStack};
+use crate::atomic::{AtomicU64, Ordering};
+use crate::stack::{CONTROL_SIZE, Slot};
 use crate::tls::ThreadState;
 
-/// The switching machine: nothing goes in or out but control itself.
-pub(super) type Machine = corosensei::Coroutine<(), (), (), SlotStack>;
+/// The states of a key. The two in which a coroutine may be entered by hand come first.
+pub(super) mod key {
+    /// Not running, and nobody but a hand will enter it.
+    pub(crate) const SUSPENDED: u64 = 0;
+    /// Made, never entered.
+    pub(crate) const CREATED: u64 = 1;
+    /// Not running: parked, or queued by itself or by name. The slot's word says which.
+    pub(crate) const WAITING: u64 = 2;
+    /// Queued in a wake queue of its home; its word is RUNNING again already.
+    pub(crate) const WOKEN: u64 = 3;
+    /// Made, and queued by name.
+    pub(crate) const CREATED_QUEUED: u64 = 4;
+    /// Suspended a moment ago, with coroutines that it has woken and that run now.
+    pub(crate) const SUSPENDED_WOKE: u64 = 5;
+    /// Running, or waiting for one that it has entered itself.
+    pub(crate) const ENTERED: u64 = 6;
+    /// Its body has returned.
+    pub(crate) const ENDED: u64 = 7;
 
-/// Where a coroutine is in its life. Those that may be entered come first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    /// A key's generation is above this many bits.
+    const STATE_BITS: u32 = 32;
+
+    /// The key of a generation in state SUSPENDED; other states are added to it.
+    #[inline(always)]
+    pub(crate) const fn of(generation: u32) -> u64 {
+        (generation as u64) << STATE_BITS
+    }
+
+    /// The state that a key is in, seen by a holder of `generation`.
+    #[inline(always)]
+    pub(crate) fn state(key: u64, generation: u32) -> u64 {
+        let state = key.wrapping_sub(of(generation));
+        // Of another generation: the coroutine has ended.
+        if state > ENDED { ENDED } else { state }
+    }
+}
+
+/// Where a coroutine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Made, never entered.
     Created,
@@ -63,42 +107,135 @@ pub(crate) enum Cancel {
 pub(crate) struct Cancelled;
 
 /// See the module's documentation.
+#[repr(C)] // What each switch needs lies in one cache line; the machine first.
 pub(crate) struct ControlBlock {
-    pub(super) machine: UnsafeCell<ManuallyDrop<Machine>>,
-    pub(super) yielder: Cell<*const Yielder<(), ()>>,
-    pub(super) caller: Cell<*const ControlBlock>,
-    pub(super) phase: Cell<Phase>,
+    pub(super) hot: Hot,
+    /// Generation and state (I2). All accesses are relaxed: one thread writes.
+    key: AtomicU64,
+    pub(super) rest: Rest,
+}
+
+/// What each switch needs.
+#[repr(C)]
+pub(crate) struct Hot {
+    pub(super) machine: Machine,
+    /// The home thread's state (I2).
+    pub(super) thread: Cell<&'static ThreadState>,
+    /// The key that a suspension leaves: of state SUSPENDED; SUSPENDED_WOKE once it has woken
+    /// others; WAITING once it has queued itself.
+    pub(super) suspended_key: Cell<u64>,
     pub(super) cancel: Cell<Cancel>,
     /// Cancellation is not raised while this is above 0.
     pub(super) cancel_masks: Cell<u32>,
+}
+
+/// What else belongs to one coroutine.
+pub(crate) struct Rest {
+    /// Coroutines that it has woken and that run once it yields or ends.
+    pub(super) woken: WakeQueue,
     /// Coroutine locks that it holds (SPEC C3).
     pub(super) locks_held: Cell<u32>,
     pub(super) generation: u32,
-    /// The home thread's state (I2).
-    pub(super) thread: &'static ThreadState,
     pub(super) slot: &'static Slot,
-    pub(super) home: *const Home,
+    pub(super) home: Cell<*const Home>,
     /// Links of the home's list of the living.
     pub(super) newer: Cell<*const ControlBlock>,
     pub(super) older: Cell<*const ControlBlock>,
-    /// Coroutines that it has woken and that run once it yields or ends.
-    pub(super) woken: WakeQueue,
     /// What its body panicked with, on its way to whoever entered it.
     pub(super) panic: Cell<Option<Box<dyn Any + Send>>>,
     /// Who is to be told if it never ends. Owns nothing, so that an end need not look at it.
     pub(super) unfinished: Cell<Option<NonNull<dyn Unfinished>>>,
-    /// Instruction, stack and frame pointer at its last suspension, for backtraces.
-    pub(super) saved: Cell<[usize; 3]>,
-    pub(super) name: Option<Box<str>>,
+    pub(super) name: Option<Rc<str>>,
     pub(super) created_at: &'static Location<'static>,
     pub(super) scheduled_at: Cell<Option<&'static Location<'static>>>,
 }
 
 const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_SIZE);
+#[cfg(target_arch = "x86_64")]
+#[cfg(not(feature = "asan"))]
+const _: () = assert!(core::mem::offset_of!(ControlBlock, rest) <= 64);
 const _: () = assert!(align_of::<ControlBlock>() <= 64);
 const _: () = assert!(CONTROL_SIZE.is_multiple_of(64));
 
+impl core::ops::Deref for ControlBlock {
+    type Target = Rest;
+
+    #[inline(always)]
+    fn deref(&self) -> &Rest {
+        &self.rest
+    }
+}
+
 impl ControlBlock {
+    #[inline(always)]
+    pub(super) fn key(&self) -> u64 {
+        self.key.load(Ordering::Relaxed)
+    }
+
+    /// `state` is one of [`key`]'s.
+    #[inline(always)]
+    pub(super) fn set_state(&self, state: u64) {
+        self.set_key(key::of(self.generation) + state);
+    }
+
+    #[inline(always)]
+    pub(super) fn set_key(&self, key: u64) {
+        self.key.store(key, Ordering::Relaxed);
+    }
+
+    /// The state, seen by a holder of `generation`.
+    #[inline]
+    pub(super) fn state(&self, generation: u32) -> u64 {
+        key::state(self.key(), generation)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match self.state(self.generation) {
+            key::CREATED | key::CREATED_QUEUED => Phase::Created,
+            key::ENTERED => Phase::Entered,
+            key::ENDED => Phase::Ended,
+            _ => Phase::Suspended,
+        }
+    }
+
+    /// Its next suspension is a plain one.
+    #[inline]
+    pub(super) fn suspend_plainly(&self) {
+        let suspended = key::of(self.generation) + key::SUSPENDED;
+        self.hot.suspended_key.set(suspended);
+    }
+
+    /// Its next suspension has something to settle; unless it is queued, which says so already.
+    #[inline]
+    pub(super) fn suspend_having_woken(&self) {
+        let base = key::of(self.generation);
+        if self.hot.suspended_key.get() == base + key::SUSPENDED {
+            self.hot.suspended_key.set(base + key::SUSPENDED_WOKE);
+        }
+    }
+
+    /// True if it will be entered from a queue.
+    pub(super) fn is_queued(&self) -> bool {
+        let state = self.state(self.generation);
+        state == key::WOKEN || state == key::CREATED_QUEUED || self.slot.word.is_scheduled()
+    }
+
+    /// Makes a block of the memory at `at`, in state CREATED.
+    ///
+    /// # Safety
+    /// `at` is the control block's space of a slot that is the caller's own.
+    #[inline]
+    pub(super) unsafe fn init(at: NonNull<ControlBlock>, hot: Hot, rest: Rest) {
+        let created = key::of(rest.generation) + key::CREATED;
+        // SAFETY: the caller's promise; the key is a part of that space which is only ever
+        // accessed atomically (I2).
+        unsafe {
+            (&raw mut (*at.as_ptr()).hot).write(hot);
+            (&raw mut (*at.as_ptr()).rest).write(rest);
+            (*at.as_ptr()).key.store(created, Ordering::Relaxed);
+        }
+    }
+
     /// How messages name a coroutine.
     pub(crate) fn describe(&self) -> String {
         let name = self.name.as_deref().unwrap_or("unnamed");

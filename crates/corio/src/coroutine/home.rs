@@ -28,7 +28,7 @@ use core::ptr::{self, NonNull};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use super::control::{ControlBlock, Phase};
+use super::control::{ControlBlock, Phase, key};
 use super::{CoRef, enter, of_slot, switch};
 use crate::stack::{self, Slot};
 use crate::{tls, track};
@@ -113,7 +113,7 @@ impl Home {
             }
             let co = of_slot(slot);
             match co.phase() {
-                Phase::Created if queued_too || !slot.word.is_scheduled() => switch::discard(co),
+                Phase::Created if queued_too || !co.is_queued() => switch::discard(co),
                 Phase::Suspended => cancel_now(co),
                 Phase::Created | Phase::Entered | Phase::Ended => {}
             }
@@ -133,7 +133,7 @@ impl Home {
             leaked.names.push(block.describe());
             leaked.unfinished.extend(block.unfinished.take());
             self.unlink(block);
-            block.phase.set(Phase::Entered); // So that nobody enters or frees it.
+            block.set_state(key::ENTERED); // So that nobody enters or frees it.
             let _ = block.slot.word.retire(block.generation); // Tokens are stale, and handles inert.
         }
         leaked
@@ -148,7 +148,7 @@ pub(super) fn cancel_now(co: CoRef) {
     }
     co.request_cancel();
     let word = &co.slot().word;
-    if word.is_parked() && !word.claim_parked(co.generation()) || word.is_scheduled() {
+    if word.is_parked() && !word.claim_parked(co.generation()) || co.is_queued() {
         return;
     }
     guarded(|| enter(co));

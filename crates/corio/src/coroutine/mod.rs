@@ -4,17 +4,19 @@
 //! that its locals need not be `Send` and thread-locals stay valid in it (SPEC C10). This layer
 //! knows no event loop: `schedule` joins the two.
 //!
-//! Files: `control` is the control block and its invariants, `switch` the hot paths, `home` the
-//! scope, `wake_queue` the order in which the woken run.
+//! Files: `control` is the control block and its invariants, `machine` what switches stacks, `switch`
+//! the hot paths, `home` the scope, `wake_queue` the order in which the woken run.
 
 mod control;
 mod home;
+mod machine;
 mod switch;
 mod wake_queue;
 
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::ptr::NonNull;
+use std::rc::Rc;
 
 pub use home::home;
 
@@ -23,7 +25,7 @@ pub(crate) use home::{Home, Unfinished, of_context as context_home, with_home};
 pub(crate) use switch::{enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;
 
-use control::ControlBlock;
+use control::{ControlBlock, key};
 
 use crate::error::Error;
 use crate::stack::{self, Park, Slot};
@@ -53,7 +55,7 @@ impl CoRef {
     }
 
     pub(crate) fn phase(self) -> Phase {
-        self.block().phase.get()
+        self.block().phase()
     }
 
     /// A number that no other coroutine has or had, for tracking; not 0.
@@ -70,9 +72,31 @@ impl CoRef {
         self.block().describe()
     }
 
-    /// Wakes `slot` once this one, which is running, yields or ends. The caller has won the wake.
-    pub(crate) fn queue_wake(self, slot: &'static Slot) {
-        self.block().woken.push(slot);
+    /// True if it will be entered from a queue.
+    pub(crate) fn is_queued(self) -> bool {
+        self.block().is_queued()
+    }
+
+    /// Runs `co`, of the same home, once this one, which is running, yields or ends. The caller has
+    /// won the wake, and left the word RUNNING (stack::word I6).
+    pub(crate) fn queue_wake(self, co: CoRef) {
+        co.block().set_state(key::WOKEN);
+        self.block().suspend_having_woken();
+        self.block().woken.push(co.slot());
+    }
+
+    /// Notes that the coroutine, whose word says it is queued, is to be entered from there only.
+    pub(crate) fn set_queued(self) {
+        let block = self.block();
+        match block.state(block.generation) {
+            // It suspends soon.
+            key::ENTERED => block
+                .hot
+                .suspended_key
+                .set(key::of(block.generation) + key::WAITING),
+            key::CREATED => block.set_state(key::CREATED_QUEUED),
+            _ => block.set_state(key::WAITING),
+        }
     }
 
     pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
@@ -80,27 +104,27 @@ impl CoRef {
     }
 
     pub(crate) fn request_cancel(self) {
-        if self.block().cancel.get() == Cancel::None {
-            self.block().cancel.set(Cancel::Requested);
+        if self.block().hot.cancel.get() == Cancel::None {
+            self.block().hot.cancel.set(Cancel::Requested);
         }
     }
 
     /// True once the coroutine unwinds because it was cancelled.
     pub(crate) fn is_unwinding(self) -> bool {
-        self.block().cancel.get() == Cancel::Raised
+        self.block().hot.cancel.get() == Cancel::Raised
     }
 
     /// True once it is asked to end, unless a mask defers it.
     pub(crate) fn is_cancelled(self) -> bool {
-        self.block().cancel.get() != Cancel::None && self.block().cancel_masks.get() == 0
+        self.block().hot.cancel.get() != Cancel::None && self.block().hot.cancel_masks.get() == 0
     }
 
     /// True while it is asked to end, and cannot be made to because something on this thread
     /// unwinds, perhaps itself: then it must not wait for what may never come.
     pub(crate) fn must_not_wait(self) -> bool {
         self.is_unwinding()
-            || self.block().cancel.get() == Cancel::Requested
-                && self.block().cancel_masks.get() == 0
+            || self.block().hot.cancel.get() == Cancel::Requested
+                && self.block().hot.cancel_masks.get() == 0
                 && std::thread::panicking()
     }
 
@@ -228,8 +252,8 @@ pub fn suspend() {
 
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
-    switch::switch_out(block);
-    if block.cancel.get() == Cancel::Requested && block.cancel_masks.get() == 0 {
+    switch::switch_out(block, block.hot.suspended_key.get());
+    if block.hot.cancel.get() == Cancel::Requested && block.hot.cancel_masks.get() == 0 {
         switch::raise_cancel(block, true);
     }
 }
@@ -242,8 +266,8 @@ fn suspend_block(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     let block = co.block();
-    let interruptible = !uninterruptible && block.cancel_masks.get() == 0;
-    if interruptible && block.cancel.get() == Cancel::Requested {
+    let interruptible = !uninterruptible && block.hot.cancel_masks.get() == 0;
+    if interruptible && block.hot.cancel.get() == Cancel::Requested {
         switch::raise_cancel(block, true);
     }
     if block.slot.word.park(block.generation) == Park::Notified {
@@ -252,8 +276,8 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
     // may, and wait for this one to end.
     let may_unwind = std::thread::panicking();
-    switch::switch_out(block);
-    if interruptible && block.cancel.get() == Cancel::Requested {
+    switch::switch_out(block, key::of(block.generation) + key::WAITING);
+    if interruptible && block.hot.cancel.get() == Cancel::Requested {
         switch::raise_cancel(block, may_unwind);
     }
 }
@@ -262,8 +286,8 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
 /// Outside a coroutine it does nothing.
 pub(crate) fn cancellation_point() {
     if let Some(block) = switch::running()
-        && block.cancel.get() == Cancel::Requested
-        && block.cancel_masks.get() == 0
+        && block.hot.cancel.get() == Cancel::Requested
+        && block.hot.cancel_masks.get() == 0
     {
         switch::raise_cancel(block, true);
     }
@@ -301,7 +325,7 @@ impl MaskCancel {
     pub(crate) fn new() -> Self {
         let co = current();
         if let Some(co) = co {
-            let masks = &co.block().cancel_masks;
+            let masks = &co.block().hot.cancel_masks;
             masks.set(masks.get() + 1);
         }
         Self(co)
@@ -311,7 +335,7 @@ impl MaskCancel {
 impl Drop for MaskCancel {
     fn drop(&mut self) {
         if let Some(co) = self.0 {
-            let masks = &co.block().cancel_masks;
+            let masks = &co.block().hot.cancel_masks;
             masks.set(masks.get() - 1);
         }
     }
@@ -389,7 +413,7 @@ impl Builder {
             thread,
             home,
             slot,
-            self.name.map(String::into_boxed_str),
+            self.name.map(Rc::from),
             at,
             body,
         ))
@@ -449,8 +473,7 @@ impl Coroutine {
     /// The coroutine, if it has not ended.
     #[inline]
     fn living(&self) -> Option<CoRef> {
-        (self.slot.word.generation() == self.generation && self.co.phase() != Phase::Ended)
-            .then_some(self.co)
+        (self.co.block().state(self.generation) != key::ENDED).then_some(self.co)
     }
 
     /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then
@@ -461,27 +484,25 @@ impl Coroutine {
     /// panics with.
     #[doc(alias = "qemu_coroutine_enter")]
     #[track_caller]
-    #[inline]
+    #[inline(always)] // A call more would cost a return that the CPU predicts wrong.
     pub fn enter(&self) {
-        // Of this generation, neither parked nor queued, and not entered: the usual case in two
-        // compares.
-        if self.slot.word.is_plainly_running(self.generation) && self.co.phase() <= Phase::Suspended
-        {
-            return enter(self.co);
+        // Of this generation, and in one of the first two states: one comparison.
+        let base = key::of(self.generation);
+        if self.co.block().key().wrapping_sub(base) <= key::CREATED {
+            return switch::enter_as(self.co, base);
         }
         self.enter_slow();
     }
 
     #[cold]
+    #[inline(never)]
     #[track_caller]
     fn enter_slow(&self) {
-        let Some(co) = self.living() else {
-            enter_ended()
-        };
-        match co.phase() {
-            Phase::Created | Phase::Suspended if self.slot.word.is_running() => enter(co),
-            Phase::Suspended if self.slot.word.claim_parked(self.generation) => enter(co),
-            _ => enter_refused(co),
+        match self.co.block().state(self.generation) {
+            key::SUSPENDED | key::CREATED => enter(self.co),
+            key::WAITING if self.slot.word.claim_parked(self.generation) => enter(self.co),
+            key::ENDED => enter_ended(),
+            _ => enter_refused(self.co),
         }
     }
 
@@ -510,7 +531,7 @@ impl Drop for Coroutine {
     fn drop(&mut self) {
         let Some(co) = self.living() else { return };
         match co.phase() {
-            Phase::Created if !self.slot.word.is_scheduled() => switch::discard(co),
+            Phase::Created if !co.is_queued() => switch::discard(co),
             // While something unwinds nothing can be cancelled (`raise_cancel`): the home sees to
             // it later.
             Phase::Suspended if !std::thread::panicking() => {

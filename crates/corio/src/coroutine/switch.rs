@@ -8,16 +8,18 @@
 
 #![allow(unsafe_code)] // Stack switching; SAFETY comments name control's and stack's invariants.
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 
 use super::CoRef;
-use super::control::{Cancel, Cancelled, ControlBlock, Machine, Phase};
+use super::control::{Cancel, Cancelled, ControlBlock, Hot, Phase, Rest, key};
 use super::home::Home;
+use super::machine::Machine;
 use super::wake_queue::WakeQueue;
 use crate::stack::{self, Slot};
 use crate::tls;
@@ -25,8 +27,8 @@ use crate::track::{self, Kind};
 
 type Panic = Box<dyn Any + Send>;
 
-/// A closure that is larger, or aligned to more, in bytes, is boxed: corosensei copies at most
-/// 1024, bookkeeping and padding included.
+/// A closure that is larger, or aligned to more, in bytes, is boxed, as the smallest stack must hold
+/// it twice. (corosensei copies at most 1024, bookkeeping and padding included.)
 const INLINE_MAX: usize = 512;
 
 /// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
@@ -36,7 +38,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
     thread: &'static tls::ThreadState,
     home: &Home,
     slot: &'static Slot,
-    name: Option<Box<str>>,
+    name: Option<Rc<str>>,
     created_at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
@@ -53,33 +55,33 @@ pub(super) fn create<F: FnOnce() + 'static>(
         co: block,
         closure: ManuallyDrop::new(body),
     };
-    let machine = Machine::with_stack(slot.stack(), move |yielder, ()| run_body(yielder, body));
+    // SAFETY: an address within the control block's space.
+    let machine_at = unsafe { NonNull::new_unchecked(&raw mut (*at.as_ptr()).hot.machine) };
+    let machine = Machine::new(machine_at, slot, move || run_body(body));
     let generation = slot.word.generation();
+    let hot = Hot {
+        machine,
+        thread: Cell::new(thread),
+        suspended_key: Cell::new(key::of(generation) + key::SUSPENDED),
+        cancel: Cell::new(Cancel::None),
+        cancel_masks: Cell::new(0),
+    };
+    let rest = Rest {
+        woken: WakeQueue::new(),
+        locks_held: Cell::new(0),
+        generation,
+        slot,
+        home: Cell::new(home),
+        newer: Cell::new(ptr::null()),
+        older: Cell::new(ptr::null()),
+        panic: Cell::new(None),
+        unfinished: Cell::new(None),
+        name,
+        created_at,
+        scheduled_at: Cell::new(None),
+    };
     // SAFETY: the control block's space is ours, large enough and aligned (asserted in `control`).
-    unsafe {
-        at.write(ControlBlock {
-            machine: UnsafeCell::new(ManuallyDrop::new(machine)),
-            yielder: Cell::new(ptr::null()),
-            caller: Cell::new(ptr::null()),
-            phase: Cell::new(Phase::Created),
-            cancel: Cell::new(Cancel::None),
-            cancel_masks: Cell::new(0),
-            locks_held: Cell::new(0),
-            generation,
-            thread,
-            slot,
-            home,
-            newer: Cell::new(ptr::null()),
-            older: Cell::new(ptr::null()),
-            woken: WakeQueue::new(),
-            panic: Cell::new(None),
-            unfinished: Cell::new(None),
-            saved: Cell::new([0; 3]),
-            name,
-            created_at,
-            scheduled_at: Cell::new(None),
-        });
-    }
+    unsafe { ControlBlock::init(at, hot, rest) };
     // Relaxed: published by the park's compare-exchange.
     slot.inbox
         .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
@@ -91,8 +93,8 @@ pub(super) fn create<F: FnOnce() + 'static>(
     block
 }
 
-/// A coroutine's closure on its way to the first entry. corosensei cannot let a destructor's panic
-/// out of a coroutine that never ran, so it ends here; the panic hook has reported it. A
+/// A coroutine's closure on its way to the first entry. No panic of its destructor gets out of a
+/// coroutine that never ran (corosensei aborts): it ends here; the panic hook has reported it. A
 /// cancellation of the coroutine in which the destructor runs goes on in [`discard`].
 struct Body<F> {
     co: CoRef,
@@ -125,12 +127,12 @@ impl<F> Drop for Body<F> {
 
 /// The outermost frame of every coroutine.
 #[inline]
-fn run_body<F: FnOnce()>(yielder: &corosensei::Yielder<(), ()>, body: Body<F>) {
+fn run_body<F: FnOnce()>(body: Body<F>) {
     let co = body.co;
-    co.block().yielder.set(yielder);
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| body.run())) {
         keep_panic(co, payload);
     }
+    co.block().set_state(key::ENDED);
 }
 
 #[cold]
@@ -140,67 +142,86 @@ fn keep_panic(co: CoRef, payload: Panic) {
     }
 }
 
-/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends; true
-/// if it ended, and [`after_run`] must follow if it did or has woken others.
+/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends. True
+/// if that is all: it has suspended plainly and woken nobody. Else [`after_run`] must follow.
+///
+/// `base` is the key of its generation.
 #[inline(always)]
-fn switch_into(block: &ControlBlock) -> bool {
-    if block.thread.traced.get() {
-        return traced_switch(block);
+fn switch_into(block: &ControlBlock, base: u64) -> bool {
+    let thread = block.hot.thread.get();
+    if thread.traced.get() {
+        return traced_switch(block, base);
     }
-    switch(block)
+    switch(thread, block, base)
 }
 
 #[inline(always)]
-fn switch(block: &ControlBlock) -> bool {
-    let state = block.thread;
-    let caller = state.current.get();
-    block.caller.set(caller.cast());
-    block.phase.set(Phase::Entered);
-    state.current.set(ptr::from_ref(block).cast());
+fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> bool {
+    let caller = thread.current.get();
+    block.set_key(base + key::ENTERED);
+    thread.current.set(ptr::from_ref(block).cast());
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
-    let machine = unsafe { &mut *block.machine.get() };
-    let ended = machine.resume(()).as_return().is_some();
+    unsafe { block.hot.machine.resume() };
     // Still the same thread: this frame, which has entered another, cannot have been moved
     // meanwhile.
-    state.current.set(caller);
-    ended
+    thread.current.set(caller);
+    block.key() == base + key::SUSPENDED
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
 /// need not ask whether to tell. The end is told by `finish`.
 #[cold]
 #[inline(never)]
-fn traced_switch(block: &ControlBlock) -> bool {
+fn traced_switch(block: &ControlBlock, base: u64) -> bool {
     let co = reference(block);
     let caller = running().map_or(0, |caller| reference(caller).id());
     track::emit(Kind::Entered, caller, co.id(), 0);
-    let ended = switch(block);
-    if !ended {
+    let plain = switch(block.hot.thread.get(), block, base);
+    if block.key() != base + key::ENDED {
         track::emit(Kind::Yielded, co.id(), caller, 0);
     }
-    ended
+    plain
 }
 
 /// Runs a coroutine that is Created or Suspended, then what it woke, and so on (SPEC C4).
 #[inline(always)]
 pub(crate) fn enter(co: CoRef) {
-    let block = co.block();
-    let ended = switch_into(block);
-    if ended || !block.woken.is_empty() {
-        after_run(co, ended);
+    enter_as(co, key::of(co.generation()));
+}
+
+/// As [`enter`], for who has `base`, the key of the coroutine's generation, at hand.
+#[inline(always)]
+pub(super) fn enter_as(co: CoRef, base: u64) {
+    if !switch_into(co.block(), base) {
+        after_run(co);
     }
 }
 
 /// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
 #[inline(never)]
-fn after_run(co: CoRef, ended: bool) {
-    let woken = WakeQueue::new();
-    woken.prepend(&co.block().woken);
-    let panic = if ended { finish(co) } else { None };
-    if panic.is_some() || !woken.is_empty() {
-        run_queue(&woken, panic);
+fn after_run(co: CoRef) {
+    let queue = WakeQueue::new();
+    let panic = settle(co, &queue);
+    if panic.is_some() || !queue.is_empty() {
+        run_queue(&queue, panic);
     }
+}
+
+/// Puts what a coroutine woke at the front of the queue; and ends it, if it has ended.
+#[inline(always)] // A level of calls less for each coroutine that ends.
+fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
+    let block = co.block();
+    queue.prepend(&block.woken);
+    match block.state(block.generation) {
+        key::ENDED => return finish(co),
+        key::SUSPENDED_WOKE => {
+            block.set_state(key::SUSPENDED);
+            block.suspend_plainly();
+        }
+        _ => {}
+    }
+    None
 }
 
 /// Runs the queue empty. Each slot's coroutine is scheduled; the first panic is raised once all
@@ -209,11 +230,16 @@ fn after_run(co: CoRef, ended: bool) {
 pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
     while let Some(slot) = queue.pop() {
         let co = super::of_slot(slot);
-        slot.word.claim(co.generation());
-        let ended = switch_into(co.block());
-        queue.prepend(&co.block().woken);
-        let later = if ended { finish(co) } else { None };
-        match (&panic, later) {
+        let block = co.block();
+        // Who was woken at home is RUNNING already (stack::word I6).
+        if block.state(block.generation) != key::WOKEN {
+            slot.word.claim(block.generation);
+            block.suspend_plainly();
+        }
+        if switch_into(block, key::of(block.generation)) {
+            continue;
+        }
+        match (&panic, settle(co, queue)) {
             (Some(_), later) => core::mem::forget(later), // Its destructor could panic, and lose what is queued.
             (None, later) => panic = later,
         }
@@ -227,7 +253,6 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
 #[inline(always)] // A level of calls less for each coroutine that ends.
 fn finish(co: CoRef) -> Option<Panic> {
     let block = co.block();
-    block.phase.set(Phase::Ended);
     if track::is_enabled() {
         // Who has entered it goes on now.
         let to = running().map_or(0, |caller| reference(caller).id());
@@ -257,11 +282,10 @@ pub(crate) fn discard(co: CoRef) {
     // Ended from here on: the closure's destructor may look at its own handle. Off the list, too:
     // the destructor may suspend the coroutine that it runs in, and the home may be gone when it
     // goes on.
-    co.block().phase.set(Phase::Ended);
+    co.block().set_state(key::ENDED);
     unlink(co);
-    // SAFETY: never resumed, so nobody is inside (control I3). Dropping it drops the closure where
-    // it lies, and panics with nothing (`Body`).
-    unsafe { ManuallyDrop::drop(&mut *co.block().machine.get()) };
+    // SAFETY: never resumed. This drops the closure where it lies, and panics with nothing (`Body`).
+    unsafe { co.block().hot.machine.discard() };
     let cancelled = co.block().panic.take();
     give_up(co);
     // One that was kept from elsewhere and thrown again where no coroutine runs cancels nobody: it
@@ -277,7 +301,7 @@ pub(crate) fn discard(co: CoRef) {
 fn unlink(co: CoRef) {
     let block = co.block();
     // SAFETY: home I1: the coroutine is in its home's list still, so the home is there.
-    let home: &Home = unsafe { &*block.home };
+    let home: &Home = unsafe { &*block.home.get() };
     home.unlink(block);
 }
 
@@ -286,10 +310,10 @@ fn unlink(co: CoRef) {
 #[inline]
 fn give_up(co: CoRef) {
     let block = co.block();
-    let (slot, generation, thread) = (block.slot, block.generation, block.thread);
+    let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
-    // and done or dropped.
-    unsafe { ptr::drop_in_place(co.0.as_ptr()) };
+    // and done or dropped. The key has nothing to drop, and stays.
+    unsafe { ptr::drop_in_place(&raw mut (*co.0.as_ptr()).rest) };
     if slot.word.retire(generation) {
         // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone
         // stale.
@@ -299,14 +323,12 @@ fn give_up(co: CoRef) {
 
 /// Gives control back to whoever entered the running coroutine; returns when it is entered again.
 ///
-/// `block` is the running coroutine's.
+/// `block` is the running coroutine's; `key` is what it shows meanwhile.
 #[inline(always)]
-pub(super) fn switch_out(block: &ControlBlock) {
-    record_position(block);
-    block.phase.set(Phase::Suspended);
-    // SAFETY: set by `run_body` before the body ran; the yielder lives at the base of this very
-    // stack.
-    unsafe { (*block.yielder.get()).suspend(()) };
+pub(super) fn switch_out(block: &ControlBlock, key: u64) {
+    block.set_key(key);
+    // SAFETY: the caller is inside the coroutine.
+    unsafe { block.hot.machine.suspend() };
 }
 
 /// The running coroutine's block.
@@ -315,40 +337,6 @@ pub(super) fn running<'a>() -> Option<&'a ControlBlock> {
     // SAFETY: `current` is null or the running coroutine's block, which lives at least as long as
     // the coroutine runs; callers run inside it.
     unsafe { tls::current().cast::<ControlBlock>().as_ref() }
-}
-
-/// Notes where the coroutine stops, so that a suspended stack can be walked.
-#[inline(always)]
-fn record_position(block: &ControlBlock) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: writes the three words of `saved`, whose block is this thread's alone (control I2).
-    unsafe {
-        core::arch::asm!(
-            "lea {ip}, [rip]",
-            "mov [{block} + {saved}], {ip}",
-            "mov [{block} + {saved} + 8], rsp",
-            "mov [{block} + {saved} + 16], rbp",
-            ip = out(reg) _,
-            block = in(reg) block,
-            saved = const core::mem::offset_of!(ControlBlock, saved),
-            options(nostack, preserves_flags),
-        );
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "adr {tmp}, .",
-            "str {tmp}, [{block}, #{saved}]",
-            "mov {tmp}, sp",
-            "str {tmp}, [{block}, #{saved} + 8]",
-            "str x29, [{block}, #{saved} + 16]",
-            tmp = out(reg) _,
-            block = in(reg) block,
-            saved = const core::mem::offset_of!(ControlBlock, saved),
-            options(nostack, preserves_flags),
-        );
-    }
 }
 
 /// Unwinds the running coroutine (SPEC C12), which has been asked to end. The panic hook is not
@@ -361,7 +349,7 @@ pub(super) fn raise_cancel(block: &ControlBlock, may_unwind: bool) {
     if may_unwind && std::thread::panicking() {
         return;
     }
-    block.cancel.set(Cancel::Raised);
+    block.hot.cancel.set(Cancel::Raised);
     resume_unwind(Box::new(Cancelled))
 }
 

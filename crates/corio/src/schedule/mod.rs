@@ -61,27 +61,44 @@ impl CoWaker {
         let Some(slot) = stack::slot_at(self.index) else {
             return;
         };
+        // At home it goes on the running coroutine's wake queue.
+        if let Some(running) = coroutine::current()
+            && slot.word.is_parked_as(self.generation)
+            // Its home cannot change while it is parked, unless somebody else wins the wake.
+            && ptr::eq(running.inbox(), inbox_of(slot))
+        {
+            return self.wake_beside(running, slot);
+        }
         if slot.word.wake(self.generation) == Wake::Queue {
             self.deliver(slot);
         }
     }
 
-    /// The wake has been won: into the right queue.
+    /// As [`wake`](Self::wake) for a coroutine that was just seen parked in the home that runs
+    /// `running`.
+    fn wake_beside(self, running: CoRef, slot: &'static Slot) {
+        if slot.word.wake_here(self.generation) == Wake::Queue {
+            self.trace(inbox_of(slot));
+            running.queue_wake(coroutine::of_slot(slot));
+        }
+    }
+
+    /// The wake has been won: into the home's inbox.
     fn deliver(self, slot: &'static Slot) {
-        let running = coroutine::current();
-        // Relaxed: ordered by the acquire of the wake's compare-exchange.
-        let inbox = slot
-            .inbox
-            .load(crate::atomic::Ordering::Relaxed)
-            .cast_const();
+        let inbox = inbox_of(slot);
+        self.trace(inbox);
+        Inbox::push_remote(inbox, slot);
+    }
+
+    fn trace(self, inbox: *const ()) {
         if track::is_enabled() {
             let id = u64::from(self.generation) << 32 | u64::from(self.index);
-            let by = running.map_or(0, CoRef::id);
-            track::emit(Kind::Woken, id, by, Inbox::context_id(inbox));
-        }
-        match running {
-            Some(waker) if ptr::eq(waker.inbox(), inbox) => waker.queue_wake(slot),
-            _ => Inbox::push_remote(inbox, slot),
+            track::emit(
+                Kind::Woken,
+                id,
+                coroutine::running_id(),
+                Inbox::context_id(inbox),
+            );
         }
     }
 
@@ -101,6 +118,14 @@ impl CoWaker {
         }
         coroutine::enter(co);
     }
+}
+
+/// Where the wakes of the slot's coroutine go.
+fn inbox_of(slot: &Slot) -> *const () {
+    // Relaxed: ordered by the acquire with which its word was read.
+    slot.inbox
+        .load(crate::atomic::Ordering::Relaxed)
+        .cast_const()
 }
 
 /// The running coroutine, which has a context to park in. Panics with advice otherwise.
@@ -166,6 +191,7 @@ pub fn yield_now() {
     let co = parkable("yield_now");
     co.set_scheduled_at(Location::caller());
     if co.slot().word.schedule(co.generation()).is_ok() {
+        co.set_queued();
         if track::is_enabled() {
             track::emit_scheduled(co.id(), co.id(), Some(Location::caller()));
         }

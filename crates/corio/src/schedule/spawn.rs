@@ -315,6 +315,7 @@ fn start<T: 'static>(
     }
     co.set_scheduled_at(at);
     if co.slot().word.schedule(co.generation()).is_ok() {
+        co.set_queued();
         if track::is_enabled() {
             let by = if by == 0 { coroutine::running_id() } else { by };
             track::emit_scheduled(co.id(), by, Some(at));

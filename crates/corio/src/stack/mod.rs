@@ -130,7 +130,8 @@ impl Slot {
         unsafe { sys::mem::dont_need(self.low.add(guard), len) };
     }
 
-    /// What corosensei runs on.
+    /// What corosensei runs on, where it does.
+    #[allow(dead_code)]
     pub(crate) fn stack(&'static self) -> SlotStack {
         SlotStack {
             base: self.control_block().addr(),
@@ -156,6 +157,7 @@ impl Slot {
 }
 
 /// A slot's stack as corosensei wants to see it.
+#[allow(dead_code)]
 pub(crate) struct SlotStack {
     base: StackPointer,
     limit: StackPointer,

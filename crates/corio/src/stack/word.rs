@@ -21,6 +21,8 @@
 //!   else: yielding keeps it.
 //! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free
 //!   slot: neither may be queued.
+//! - I6 The home thread may win PARKED -> RUNNING for a coroutine that it queues in a list of its own.
+//!   What is woken meanwhile finds RUNNING, and leaves NOTIFIED for the next park.
 
 use crate::atomic::{AtomicU64, Ordering};
 
@@ -69,6 +71,19 @@ impl SlotWord {
 
     /// A wake with a token of `generation`. Any thread.
     pub(crate) fn wake(&self, generation: u32) -> Wake {
+        self.wake_to(generation, SCHEDULED)
+    }
+
+    /// The same by the home thread, which queues the winner in a list of its own: no claim follows
+    /// (I6).
+    #[inline]
+    pub(crate) fn wake_here(&self, generation: u32) -> Wake {
+        self.wake_to(generation, RUNNING)
+    }
+
+    /// A wake that leaves a parked coroutine in state `woken`.
+    #[inline(always)]
+    fn wake_to(&self, generation: u32, woken: u64) -> Wake {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
             // Planted: the slot may be another coroutine's by now.
@@ -79,7 +94,7 @@ impl SlotWord {
             let state = state(seen);
             let next = match state {
                 RUNNING => NOTIFIED,
-                PARKED => SCHEDULED,
+                PARKED => woken,
                 YIELDED => YIELDED_NOTIFIED,
                 // Planted: the publication of this waker is then ordered before nothing.
                 _ if cfg!(corio_planted_bug = "word_unwritten") => return Wake::Nothing,
@@ -166,10 +181,11 @@ impl SlotWord {
         }
     }
 
-    /// True if the slot is of this generation and in state RUNNING.
+    /// True if the slot is of this generation and parked. What was written before the park is seen.
     #[inline]
-    pub(crate) fn is_plainly_running(&self, generation: u32) -> bool {
-        self.0.load(Ordering::Relaxed) == pack(generation, RUNNING)
+    pub(crate) fn is_parked_as(&self, generation: u32) -> bool {
+        // Acquire: pairs with `park`.
+        self.0.load(Ordering::Acquire) == pack(generation, PARKED)
     }
 
     /// True if it is neither parked nor scheduled, so that it may be entered by hand.
@@ -239,8 +255,8 @@ mod tests {
         assert!(word.claim_parked(u32::MAX));
         assert!(!word.retire(u32::MAX));
         assert_eq!(word.wake(u32::MAX), Wake::Nothing);
-        assert!(!word.is_plainly_running(u32::MAX));
-        assert!(word.is_plainly_running(0), "no token has generation 0");
+        assert_eq!(word.generation(), 0, "no token has generation 0");
+        assert!(word.is_running());
     }
 
     // SPEC S7

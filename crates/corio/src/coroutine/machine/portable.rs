@@ -1,0 +1,71 @@
+//! Switching stacks by corosensei.
+
+#![allow(unsafe_code)] // SAFETY comments name the rules of the parent's documentation.
+
+use core::cell::{Cell, UnsafeCell};
+use core::mem::ManuallyDrop;
+use core::ptr::{self, NonNull};
+
+use corosensei::Yielder;
+
+use crate::stack::{Slot, SlotStack};
+
+type Coroutine = corosensei::Coroutine<(), (), (), SlotStack>;
+
+/// See the parent's documentation for the rules.
+pub(crate) struct Machine {
+    /// Borrowed mutably by `resume` and `discard` only, while the coroutine does not run (M2).
+    coroutine: UnsafeCell<ManuallyDrop<Coroutine>>,
+    yielder: Cell<*const Yielder<(), ()>>,
+}
+
+impl Machine {
+    /// A machine that runs `body` on the slot's stack when it is first resumed. It will be put at
+    /// `at`.
+    #[inline]
+    pub(crate) fn new<F: FnOnce() + 'static>(
+        at: NonNull<Machine>,
+        slot: &'static Slot,
+        body: F,
+    ) -> Machine {
+        let run = move |yielder: &Yielder<(), ()>, ()| {
+            // SAFETY: the machine is in place (M1) while its coroutine runs.
+            unsafe { at.as_ref() }.yielder.set(yielder);
+            body();
+        };
+        let coroutine = Coroutine::with_stack(slot.stack(), run);
+        Machine {
+            coroutine: UnsafeCell::new(ManuallyDrop::new(coroutine)),
+            yielder: Cell::new(ptr::null()),
+        }
+    }
+
+    /// Runs the coroutine until it suspends or ends.
+    ///
+    /// # Safety
+    /// M1 and M2.
+    #[inline(always)]
+    pub(crate) unsafe fn resume(&self) {
+        // SAFETY: not running, so nobody else is in here (M2).
+        let _ = unsafe { &mut *self.coroutine.get() }.resume(());
+    }
+
+    /// Gives control back to the resumer; returns when the coroutine is resumed again.
+    ///
+    /// # Safety
+    /// M2.
+    #[inline(always)]
+    pub(crate) unsafe fn suspend(&self) {
+        // SAFETY: inside the coroutine, so the yielder was set, and lies at the base of this stack.
+        unsafe { (*self.yielder.get()).suspend(()) };
+    }
+
+    /// Drops the body of one that was never resumed.
+    ///
+    /// # Safety
+    /// It was not; and it is not resumed afterwards, nor discarded again.
+    pub(crate) unsafe fn discard(&self) {
+        // SAFETY: not running (M2), and dropped once.
+        unsafe { ManuallyDrop::drop(&mut *self.coroutine.get()) };
+    }
+}
