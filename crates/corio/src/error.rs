@@ -38,6 +38,12 @@ pub enum Error {
         /// What it takes.
         expected: &'static str,
     },
+    /// Nothing can be cancelled in this program.
+    #[error(
+        "a coroutine cannot be cancelled in a program built with panic=abort, in which nothing \
+         unwinds: build it with panic=unwind, or tell the coroutine to end in some other way"
+    )]
+    CancelRefused,
 }
 
 impl Error {
@@ -55,6 +61,7 @@ impl Error {
             Self::Os { source, .. } => source.raw_os_error(),
             Self::StackLimit { .. } => Some(libc::ENOMEM),
             Self::Parameter { .. } => Some(libc::EINVAL),
+            Self::CancelRefused => Some(libc::ENOTSUP),
         }
     }
 }
@@ -65,6 +72,7 @@ impl From<Error> for io::Error {
             Error::Os { source, .. } => source.kind(),
             Error::StackLimit { .. } => io::ErrorKind::OutOfMemory,
             Error::Parameter { .. } => io::ErrorKind::InvalidInput,
+            Error::CancelRefused => io::ErrorKind::Unsupported,
         };
         io::Error::new(kind, error)
     }

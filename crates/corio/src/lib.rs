@@ -30,7 +30,8 @@ pub mod track;
 
 pub use context::AioContext;
 pub use coroutine::{
-    Builder, Coroutine, CoroutineId, current_id as current, home, in_coroutine, suspend,
+    Builder, CancelMask, Coroutine, CoroutineId, current_id as current, home, in_coroutine,
+    mask_cancel, suspend,
 };
 pub use error::Error;
 pub use schedule::{

@@ -103,6 +103,14 @@ impl CoRef {
         self.block().scheduled_at.set(Some(at));
     }
 
+    /// Takes note of a cancellation that was asked for with a token, perhaps on another thread.
+    #[inline]
+    pub(crate) fn accept_cancel(self) {
+        if self.slot().is_cancel_wanted(self.generation()) {
+            self.request_cancel();
+        }
+    }
+
     pub(crate) fn request_cancel(self) {
         if self.block().hot.cancel.get() == Cancel::None {
             self.block().hot.cancel.set(Cancel::Requested);
@@ -271,6 +279,10 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
         switch::raise_cancel(block, true);
     }
     if block.slot.word.park(block.generation) == Park::Notified {
+        co.accept_cancel();
+        if interruptible && block.hot.cancel.get() == Cancel::Requested {
+            switch::raise_cancel(block, true);
+        }
         return;
     }
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
@@ -301,38 +313,68 @@ fn yield_outside() -> ! {
     )
 }
 
-/// A stack of the default size for [`create_on`]. The caller uses it at once.
-pub(crate) fn reserve_stack() -> Result<&'static Slot, Error> {
-    stack::acquire(tls::thread(), stack::SIZE_DEFAULT)
-}
-
-/// Makes a coroutine on a stack from [`reserve_stack`], in a home of this thread.
+/// Makes a coroutine on a stack from [`Builder::reserve_stack`], in a home of this thread.
 pub(crate) fn create_on<F: FnOnce() + 'static>(
     home: &Home,
     stack: &'static Slot,
+    how: Builder,
     at: &'static Location<'static>,
     body: F,
 ) -> CoRef {
-    switch::create(tls::thread(), home, stack, None, at, body)
+    let name = how.name.map(Rc::from);
+    switch::create(tls::thread(), home, stack, name, at, body)
 }
 
-/// While it lives, the coroutine that made it is not cancelled (SPEC C12); outside a coroutine it
-/// does nothing.
-#[must_use]
-pub(crate) struct MaskCancel(Option<CoRef>);
+/// Drops a coroutine of this thread that has never started, closure and all.
+pub(crate) fn discard(co: CoRef) {
+    switch::discard(co);
+}
 
-impl MaskCancel {
-    pub(crate) fn new() -> Self {
-        let co = current();
-        if let Some(co) = co {
-            let masks = &co.block().hot.cancel_masks;
-            masks.set(masks.get() + 1);
-        }
-        Self(co)
+/// Whether anything can be cancelled in this program.
+pub(crate) fn can_cancel() -> Result<(), Error> {
+    if cfg!(panic = "abort") {
+        return Err(Error::CancelRefused);
     }
+    Ok(())
 }
 
-impl Drop for MaskCancel {
+/// While it lives, the coroutine that made it is not cancelled: that waits for the first park after
+/// it. From [`mask_cancel`].
+///
+/// ```
+/// # let io = corio::IoThread::builder().spawn()?;
+/// use std::time::Duration;
+/// let (tx, rx) = std::sync::mpsc::channel();
+/// let handle = io.context().spawn(move || {
+///     let mask = corio::mask_cancel();
+///     tx.send("begun").unwrap();
+///     corio::time::sleep(Duration::from_millis(5)); // Not to be left half done.
+///     tx.send("done").unwrap();
+///     drop(mask);
+///     corio::time::sleep(Duration::from_secs(3600)); // Ends here.
+/// });
+/// assert_eq!(rx.recv().unwrap(), "begun");
+/// handle.cancel()?;
+/// assert_eq!(rx.recv().unwrap(), "done");
+/// assert!(matches!(handle.join(), Err(corio::JoinError::Cancelled)));
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "the coroutine can be cancelled again once this is dropped"]
+pub struct CancelMask(Option<CoRef>);
+
+/// Keeps the running coroutine from being cancelled until what it returns is dropped (SPEC C12).
+/// Masks nest. Outside a coroutine it does nothing. Any thread; never suspends.
+pub fn mask_cancel() -> CancelMask {
+    let co = current();
+    if let Some(co) = co {
+        let masks = &co.block().hot.cancel_masks;
+        masks.set(masks.get() + 1);
+    }
+    CancelMask(co)
+}
+
+impl Drop for CancelMask {
     fn drop(&mut self) {
         if let Some(co) = self.0 {
             let masks = &co.block().hot.cancel_masks;
@@ -395,28 +437,25 @@ impl Builder {
             .map(Coroutine::from_ref)
     }
 
-    pub(crate) fn create_ref<F: FnOnce() + 'static>(
+    fn create_ref<F: FnOnce() + 'static>(
         self,
         body: F,
         at: &'static Location<'static>,
     ) -> Result<CoRef, Error> {
+        let Some(home) = home::of_thread(tls::thread()) else {
+            switch::no_home(at)
+        };
+        let stack = self.reserve_stack()?;
+        Ok(create_on(home, stack, self, at, body))
+    }
+
+    /// A stack for [`create_on`]. The caller uses it at once.
+    pub(crate) fn reserve_stack(&self) -> Result<&'static Slot, Error> {
         let size = match self.stack_size {
             None => stack::SIZE_DEFAULT,
             Some(wanted) => stack::class_size(wanted)?,
         };
-        let thread = tls::thread();
-        let Some(home) = home::of_thread(thread) else {
-            switch::no_home(at)
-        };
-        let slot = stack::acquire(thread, size)?;
-        Ok(switch::create(
-            thread,
-            home,
-            slot,
-            self.name.map(Rc::from),
-            at,
-            body,
-        ))
+        stack::acquire(tls::thread(), size)
     }
 }
 
@@ -518,17 +557,18 @@ impl Coroutine {
         self.living().is_none()
     }
 
-    /// True from being entered until it next suspends or ends, also while it has itself entered
-    /// another.
-    #[doc(alias = "qemu_coroutine_entered")]
-    #[must_use]
-    pub fn is_entered(&self) -> bool {
-        self.living().is_some_and(|co| co.phase() == Phase::Entered)
+    /// Asks it to end, as dropping the handle does: one that never started is dropped, one that is
+    /// suspended or parked unwinds now, one that runs where it next parks or suspends.
+    ///
+    /// # Errors
+    /// In a program built with `panic = "abort"`, where nothing can unwind.
+    pub fn cancel(&self) -> Result<(), Error> {
+        can_cancel()?;
+        self.end();
+        Ok(())
     }
-}
 
-impl Drop for Coroutine {
-    fn drop(&mut self) {
+    fn end(&self) {
         let Some(co) = self.living() else { return };
         match co.phase() {
             Phase::Created if !co.is_queued() => switch::discard(co),
@@ -539,6 +579,23 @@ impl Drop for Coroutine {
             }
             // One that runs or is queued goes on to where its cancellation is taken.
             _ => co.request_cancel(),
+        }
+    }
+
+    /// True from being entered until it next suspends or ends, also while it has itself entered
+    /// another.
+    #[doc(alias = "qemu_coroutine_entered")]
+    #[must_use]
+    pub fn is_entered(&self) -> bool {
+        self.living().is_some_and(|co| co.phase() == Phase::Entered)
+    }
+}
+
+impl Drop for Coroutine {
+    #[inline]
+    fn drop(&mut self) {
+        if self.living().is_some() {
+            self.end();
         }
     }
 }

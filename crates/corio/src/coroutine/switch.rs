@@ -236,6 +236,11 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
             slot.word.claim(block.generation);
             block.suspend_plainly();
         }
+        co.accept_cancel();
+        if block.phase() == Phase::Created && co.is_cancelled() {
+            discard_caught(co);
+            continue;
+        }
         if switch_into(block, key::of(block.generation)) {
             continue;
         }
@@ -294,6 +299,14 @@ pub(crate) fn discard(co: CoRef) {
         && running().is_some()
     {
         resume_unwind(payload);
+    }
+}
+
+/// As [`discard`], where no coroutine runs that could be cancelled by it.
+#[cold]
+fn discard_caught(co: CoRef) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| discard(co))) {
+        core::mem::forget(payload);
     }
 }
 

@@ -8,6 +8,8 @@
 mod home;
 mod inbox;
 mod io_thread;
+mod packet;
+mod recycle;
 mod spawn;
 
 use core::panic::Location;
@@ -43,6 +45,27 @@ impl CoWaker {
         Self {
             index: co.slot().index(),
             generation: co.generation(),
+        }
+    }
+
+    /// The token in one word, which is not 0.
+    fn pack(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // Halves of a word.
+    fn unpack(word: u64) -> Self {
+        Self {
+            index: word as u32,
+            generation: (word >> 32) as u32,
+        }
+    }
+
+    /// Asks the coroutine to end, and gets it going so that it does. Any thread.
+    fn cancel(self) {
+        if let Some(slot) = stack::slot_at(self.index) {
+            slot.want_cancel(self.generation);
+            self.wake();
         }
     }
 

@@ -4,18 +4,17 @@ use core::future::Future;
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::pin::Pin;
-use core::ptr::NonNull;
 use core::task::{Context, Poll, Waker};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::thread::{self, Thread};
 
-use parking_lot::{Condvar, Mutex};
-
-use super::{CoWaker, inbox::Inbox, park};
+use super::inbox::Inbox;
+use super::{CoWaker, packet, park};
 use crate::context::{AioContext, Local, LocalContext};
-use crate::coroutine::{self, Cancelled, Unfinished};
+use crate::coroutine::{self, Builder, Cancelled, Home, Unfinished};
 use crate::error::Error;
+use crate::stack::Slot;
 use crate::track;
 
 /// Why a coroutine gave no result.
@@ -50,109 +49,84 @@ impl JoinError {
 
 type Outcome<T> = Result<T, JoinError>;
 
-enum State<T> {
-    Running(Waiter),
-    Done(Outcome<T>),
-    Taken,
+/// An outcome on its way to whoever joins. If nobody does, a panic is not swallowed (SPEC C8).
+struct Unjoined<T>(Option<Outcome<T>>);
+
+impl<T> Unjoined<T> {
+    fn join(mut self) -> Outcome<T> {
+        self.0.take().unwrap_or(Err(JoinError::Cancelled))
+    }
+}
+
+impl<T> Drop for Unjoined<T> {
+    fn drop(&mut self) {
+        if matches!(self.0, Some(Err(JoinError::Panicked(_)))) {
+            tracing::error!("a coroutine that nobody joins panicked");
+        }
+    }
 }
 
 /// Who waits for the result.
 enum Waiter {
-    Nobody,
     Coroutine(CoWaker),
+    Thread(Thread),
     Task(Waker),
 }
 
-/// What a coroutine and its handle share.
-struct Packet<T> {
-    state: Mutex<State<T>>,
-    /// For plain threads.
-    done: Condvar,
-}
+type Packet<T> = packet::Packet<Unjoined<T>, Waiter>;
+type Shared<T> = packet::Shared<Unjoined<T>, Waiter>;
 
 impl<T> Packet<T> {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::new(State::Running(Waiter::Nobody)),
-            done: Condvar::new(),
-        })
-    }
-
-    fn finish(&self, outcome: Outcome<T>) {
-        let mut state = self.state.lock();
-        // The first outcome stands.
-        if !matches!(*state, State::Running(_)) {
-            return;
+    fn end(&self, outcome: Outcome<T>) {
+        match self.finish(Unjoined(Some(outcome))) {
+            None => {}
+            Some(Waiter::Coroutine(waker)) => waker.wake(),
+            Some(Waiter::Thread(thread)) => thread.unpark(),
+            Some(Waiter::Task(waker)) => wake_task(waker),
         }
-        if let State::Running(waiter) = core::mem::replace(&mut *state, State::Done(outcome)) {
-            drop(state);
-            self.done.notify_all();
-            match waiter {
-                Waiter::Nobody => {}
-                Waiter::Coroutine(waker) => waker.wake(),
-                Waiter::Task(waker) => wake_task(waker),
-            }
-        }
-    }
-
-    fn take(&self) -> Option<Outcome<T>> {
-        let mut state = self.state.lock();
-        match core::mem::replace(&mut *state, State::Taken) {
-            State::Done(outcome) => Some(outcome),
-            other => {
-                *state = other;
-                None
-            }
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        !matches!(*self.state.lock(), State::Running(_))
-    }
-
-    /// Notes who waits; false if there is nothing left to wait for.
-    fn wait_as(&self, waiter: Waiter) -> bool {
-        let before = match &mut *self.state.lock() {
-            State::Running(slot) => core::mem::replace(slot, waiter),
-            _ => return false,
-        };
-        drop(before); // Without the lock: a task's waker may own what ends this very packet.
-        true
     }
 
     fn join(&self) -> Outcome<T> {
+        if !self.is_done() {
+            self.wait();
+        }
+        self.take()
+            .map_or(Err(JoinError::Cancelled), Unjoined::join)
+    }
+
+    fn wait(&self) {
         if let Some(waker) = CoWaker::current() {
-            while self.wait_as(Waiter::Coroutine(waker)) {
-                park();
+            if self.wait_as(Waiter::Coroutine(waker)).is_ok() {
+                while !self.is_done() {
+                    park();
+                }
             }
-        } else {
-            assert!(
-                self.is_done() || Local::current().is_none(),
-                "join was called on a loop's thread outside a coroutine, which would stop the loop: join from a coroutine, or poll `is_finished`"
-            );
-            let mut state = self.state.lock();
-            while matches!(*state, State::Running(_)) {
-                self.done.wait(&mut state);
+            return;
+        }
+        assert!(
+            Local::current().is_none(),
+            "join was called on a loop's thread outside a coroutine, which would stop the loop: join from a coroutine, or poll `is_finished`"
+        );
+        if self.wait_as(Waiter::Thread(thread::current())).is_ok() {
+            while !self.is_done() {
+                thread::park();
             }
         }
-        self.take().unwrap_or(Err(JoinError::Cancelled))
+    }
+
+    /// Asks the coroutine to end; see [`JoinHandle::cancel`].
+    fn ask_to_end(&self) -> Result<(), Error> {
+        coroutine::can_cancel()?;
+        if let Some(token) = self.cancel() {
+            CoWaker::unpack(token).cancel();
+        }
+        Ok(())
     }
 }
 
 impl<T> Unfinished for Packet<T> {
     fn leaked(&self) {
-        self.finish(Err(JoinError::Leaked));
-    }
-}
-
-impl<T> Drop for Packet<T> {
-    fn drop(&mut self) {
-        if matches!(
-            self.state.get_mut(),
-            State::Done(Err(JoinError::Panicked(_)))
-        ) {
-            tracing::error!("a coroutine that nobody joins panicked");
-        }
+        self.end(Err(JoinError::Leaked));
     }
 }
 
@@ -165,24 +139,24 @@ fn wake_task(waker: Waker) {
 }
 
 /// The coroutine's side: however it ends, and also if it never begins, the handle learns of it.
-struct Finisher<T>(Arc<Packet<T>>);
+struct Finisher<T>(Shared<T>);
 
 impl<T> Finisher<T> {
     fn run(self, f: impl FnOnce() -> T) {
         let outcome = catch_unwind(AssertUnwindSafe(f));
         coroutine::forget_unfinished(); // The packet goes with this frame.
         match outcome {
-            Ok(value) => self.0.finish(Ok(value)),
+            Ok(value) => self.0.end(Ok(value)),
             // Goes on unwinding, so that the coroutine layer sees its own cancellation.
             Err(payload) if payload.is::<Cancelled>() => resume_unwind(payload),
-            Err(payload) => self.0.finish(Err(JoinError::Panicked(payload))),
+            Err(payload) => self.0.end(Err(JoinError::Panicked(payload))),
         }
     }
 }
 
 impl<T> Drop for Finisher<T> {
     fn drop(&mut self) {
-        self.0.finish(Err(JoinError::Cancelled)); // Does nothing after another outcome.
+        self.0.end(Err(JoinError::Cancelled)); // Does nothing after another outcome.
     }
 }
 
@@ -198,7 +172,7 @@ impl<T> Drop for Finisher<T> {
 /// ```
 #[must_use = "dropping the handle lets the coroutine go on by itself"]
 pub struct JoinHandle<T> {
-    packet: Arc<Packet<T>>,
+    packet: Shared<T>,
 }
 
 impl<T> JoinHandle<T> {
@@ -219,16 +193,45 @@ impl<T> JoinHandle<T> {
     pub fn is_finished(&self) -> bool {
         self.packet.is_done()
     }
+
+    /// Asks the coroutine to end: where it is parked, or next parks, it unwinds, destructors and
+    /// all, once nothing of it is in flight and no [`CancelMask`](crate::CancelMask) defers it.
+    /// One that has not begun never does. Joining it then gives [`JoinError::Cancelled`], or its
+    /// result, if it ended first. Any thread; waits for nothing and runs nothing.
+    ///
+    /// # Errors
+    /// In a program built with `panic = "abort"`, where nothing can unwind.
+    ///
+    /// ```
+    /// # use corio::JoinError;
+    /// # let io = corio::IoThread::builder().spawn()?;
+    /// let handle = io.context().spawn(|| {
+    ///     loop {
+    ///         corio::time::sleep(std::time::Duration::from_secs(3600));
+    ///     }
+    /// });
+    /// handle.cancel()?;
+    /// assert!(matches!(handle.join(), Err(JoinError::Cancelled)));
+    /// # Ok::<(), corio::Error>(())
+    /// ```
+    pub fn cancel(&self) -> Result<(), Error> {
+        self.packet.ask_to_end()
+    }
 }
 
 impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.packet.wait_as(Waiter::Task(task.waker().clone())) {
+        // Who waited before is dropped here, where nothing is half done: it is the user's.
+        if self
+            .packet
+            .wait_as(Waiter::Task(task.waker().clone()))
+            .is_ok()
+        {
             return Poll::Pending;
         }
-        Poll::Ready(self.packet.take().unwrap_or(Err(JoinError::Cancelled)))
+        Poll::Ready(self.packet.join())
     }
 }
 
@@ -258,7 +261,7 @@ impl<T> core::fmt::Debug for JoinHandle<T> {
 /// ```
 #[must_use = "dropping the handle lets the coroutine go on by itself"]
 pub struct LocalJoinHandle<T> {
-    packet: Arc<Packet<T>>,
+    packet: Shared<T>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -279,6 +282,14 @@ impl<T> LocalJoinHandle<T> {
     pub fn is_finished(&self) -> bool {
         self.packet.is_done()
     }
+
+    /// Asks the coroutine to end; see [`JoinHandle::cancel`].
+    ///
+    /// # Errors
+    /// In a program built with `panic = "abort"`, where nothing can unwind.
+    pub fn cancel(&self) -> Result<(), Error> {
+        self.packet.ask_to_end()
+    }
 }
 
 impl<T> core::fmt::Debug for LocalJoinHandle<T> {
@@ -289,45 +300,88 @@ impl<T> core::fmt::Debug for LocalJoinHandle<T> {
     }
 }
 
-/// Makes a coroutine in this thread's context home and queues it. In a home that ends, it is
-/// cancelled before it begins; its own failure to get a stack is the outcome. `by` is, for
-/// tracking, who asked for it on another thread; 0: whoever runs on this one.
-fn start<T: 'static>(
+/// A coroutine that is to be spawned: how, for whom, and from where.
+struct Spawn<T, F> {
+    how: Builder,
     finisher: Finisher<T>,
-    f: impl FnOnce() -> T + 'static,
+    f: F,
     at: &'static Location<'static>,
+    /// Who asked for it on another thread, for tracking; 0: whoever runs on this one.
     by: u64,
-) {
-    let Some(home) = coroutine::context_home().filter(|home| !home.is_closing()) else {
-        return;
-    };
-    let stack = match coroutine::reserve_stack() {
-        Ok(stack) => stack,
-        Err(error) => return finisher.0.finish(Err(JoinError::NoStack(error))),
-    };
-    let packet = NonNull::from(&*finisher.0);
-    let co = coroutine::create_on(home, stack, at, move || finisher.run(f));
-    #[allow(unsafe_code)] // A pointer to what the coroutine's own frame keeps.
-    // SAFETY: the finisher, which is in the coroutine's closure or frame, has a share of the packet
-    // until `run` has forgotten it or the coroutine has ended; a frame that is leaked stays.
-    unsafe {
-        co.set_unfinished(packet);
+}
+
+impl<T: 'static, F: FnOnce() -> T + 'static> Spawn<T, F> {
+    #[track_caller]
+    fn new(how: Builder, f: F) -> (Self, Shared<T>) {
+        let (ours, theirs) = Shared::pair();
+        let spawn = Self {
+            how,
+            finisher: Finisher(ours),
+            f,
+            at: Location::caller(),
+            by: 0,
+        };
+        (spawn, theirs)
     }
-    co.set_scheduled_at(at);
-    if co.slot().word.schedule(co.generation()).is_ok() {
+
+    /// Makes the coroutine in this thread's context home and queues it. In a home that ends, it is
+    /// cancelled before it begins.
+    fn start(self) -> Result<(), Error> {
+        let Some(home) = coroutine::context_home().filter(|home| !home.is_closing()) else {
+            return Ok(());
+        };
+        let stack = self.how.reserve_stack()?;
+        self.start_on(home, stack);
+        Ok(())
+    }
+
+    /// The same, for who is not there to be told of an error: it is the outcome.
+    fn start_unseen(self) {
+        let Some(home) = coroutine::context_home().filter(|home| !home.is_closing()) else {
+            return;
+        };
+        match self.how.reserve_stack() {
+            Ok(stack) => self.start_on(home, stack),
+            Err(error) => self.finisher.0.end(Err(JoinError::NoStack(error))),
+        }
+    }
+
+    fn start_on(self, home: &Home, stack: &'static Slot) {
+        let Self {
+            how,
+            finisher,
+            f,
+            at,
+            by,
+        } = self;
+        let packet = finisher.0.as_ptr();
+        let co = coroutine::create_on(home, stack, how, at, move || finisher.run(f));
+        #[allow(unsafe_code)] // Pointers to what the coroutine's own frame keeps.
+        // SAFETY: the finisher, which is in the coroutine's closure or frame, has a share of the
+        // packet until `run` has forgotten it or the coroutine has ended; a frame that is leaked
+        // stays.
+        let made = unsafe {
+            co.set_unfinished(packet);
+            packet.as_ref().set_target(CoWaker::of(co).pack())
+        };
+        if !made {
+            return coroutine::discard(co); // Cancelled before it was made.
+        }
+        co.set_scheduled_at(at);
+        co.slot().word.schedule_new(co.generation());
         co.set_queued();
         if track::is_enabled() {
             let by = if by == 0 { coroutine::running_id() } else { by };
             track::emit_scheduled(co.id(), by, Some(at));
         }
-        Inbox::push_remote(co.inbox(), co.slot());
+        Inbox::push_here(co.inbox(), co.slot());
     }
 }
 
 /// Starts a coroutine on the context whose home this thread is; see [`AioContext::spawn`].
 ///
 /// # Panics
-/// On a thread that is no context's home.
+/// On a thread that is no context's home; if no stack can be had.
 ///
 /// ```
 /// let io = corio::IoThread::builder().spawn()?;
@@ -341,34 +395,111 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let packet = Packet::new();
-    let handle = JoinHandle {
-        packet: Arc::clone(&packet),
-    };
     assert_home("spawn");
-    start(Finisher(packet), f, Location::caller(), 0);
-    handle
+    let (spawn, packet) = Spawn::new(Builder::new(), f);
+    spawn.start().unwrap_or_else(|error| no_stack(&error));
+    JoinHandle { packet }
 }
 
 /// Like [`spawn`] for a closure and a result that need not be `Send`; the handle stays on this
 /// thread.
 ///
 /// # Panics
-/// On a thread that is no context's home.
+/// On a thread that is no context's home; if no stack can be had.
 #[track_caller]
 pub fn spawn_local<F, T>(f: F) -> LocalJoinHandle<T>
 where
     F: FnOnce() -> T + 'static,
     T: 'static,
 {
-    let packet = Packet::new();
-    let handle = LocalJoinHandle {
-        packet: Arc::clone(&packet),
-        not_send: PhantomData,
-    };
     assert_home("spawn_local");
-    start(Finisher(packet), f, Location::caller(), 0);
-    handle
+    let (spawn, packet) = Spawn::new(Builder::new(), f);
+    spawn.start().unwrap_or_else(|error| no_stack(&error));
+    LocalJoinHandle {
+        packet,
+        not_send: PhantomData,
+    }
+}
+
+#[cold]
+#[track_caller]
+fn no_stack(error: &Error) -> ! {
+    panic!("no stack for a coroutine: {error}; `Builder` returns this as an error")
+}
+
+impl Builder {
+    /// Starts a coroutine on the context whose home this thread is, as [`spawn`] does.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    ///
+    /// # Panics
+    /// On a thread that is no context's home.
+    ///
+    /// ```
+    /// # let io = corio::IoThread::builder().spawn()?;
+    /// let reader = corio::Builder::new().name("reader").stack_size(64 * 1024);
+    /// let handle = reader.spawn_on(io.context(), || {
+    ///     corio::Builder::new().name("worker").spawn(|| 7)?.join().map_err(|_| unreachable!())
+    /// });
+    /// assert_eq!(handle.join().unwrap()?, 7);
+    /// # Ok::<(), corio::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn spawn<F, T>(self, f: F) -> Result<JoinHandle<T>, Error>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        assert_home("Builder::spawn");
+        let (spawn, packet) = Spawn::new(self, f);
+        spawn.start()?;
+        Ok(JoinHandle { packet })
+    }
+
+    /// The same as [`spawn_local`] does.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    ///
+    /// # Panics
+    /// On a thread that is no context's home.
+    #[track_caller]
+    pub fn spawn_local<F, T>(self, f: F) -> Result<LocalJoinHandle<T>, Error>
+    where
+        F: FnOnce() -> T + 'static,
+        T: 'static,
+    {
+        assert_home("Builder::spawn_local");
+        let (spawn, packet) = Spawn::new(self, f);
+        spawn.start()?;
+        Ok(LocalJoinHandle {
+            packet,
+            not_send: PhantomData,
+        })
+    }
+
+    /// Starts a coroutine in a context's home thread, as [`AioContext::spawn`] does. Any thread. If
+    /// there is no stack for it, that is what joining it gives.
+    #[track_caller]
+    pub fn spawn_on<F, T>(self, context: &AioContext, f: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let (mut spawn, packet) = Spawn::new(self, f);
+        // If the context never runs again the closure is dropped with it, and the finisher tells
+        // the handle.
+        if context.is_home() {
+            spawn.start_unseen();
+        } else {
+            if track::is_enabled() {
+                spawn.by = coroutine::running_id();
+            }
+            context.schedule_spawn(move || spawn.start_unseen());
+        }
+        JoinHandle { packet }
+    }
 }
 
 #[track_caller]
@@ -413,23 +544,7 @@ impl AioContext {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let at = Location::caller();
-        let packet = Packet::new();
-        let handle = JoinHandle {
-            packet: Arc::clone(&packet),
-        };
-        // If the context never runs again the closure is dropped with it, and the finisher tells
-        // the handle.
-        let finisher = Finisher(packet);
-        if self.is_home() {
-            start(finisher, f, at, 0);
-        } else if track::is_enabled() {
-            let by = coroutine::running_id();
-            self.schedule_spawn(move || start(finisher, f, at, by));
-        } else {
-            self.schedule_spawn(move || start(finisher, f, at, 0));
-        }
-        handle
+        Builder::new().spawn_on(self, f)
     }
 
     /// Runs `f` in this context's home thread, in a coroutine, and parks the caller until its
@@ -449,7 +564,7 @@ impl AioContext {
         if self.is_home() && coroutine::in_coroutine() {
             return f();
         }
-        let _mask = coroutine::MaskCancel::new();
+        let _mask = coroutine::mask_cancel();
         match self.spawn(f).join().map_err(JoinError::resume_panic) {
             Ok(value) => value,
             Err(error) => panic!("AioContext::run on `{}`: {error}", self.name()),

@@ -30,7 +30,7 @@ pub(crate) use pool::{acquire, flush_local, release};
 pub(crate) use slab::slot_at;
 pub(crate) use word::{Park, SlotWord, Wake};
 
-use crate::atomic::{AtomicPtr, Ordering};
+use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::error::Error;
 use crate::sys;
 
@@ -75,6 +75,9 @@ pub(crate) struct Slot {
     /// Link in an inbox or a wake queue; owned by whoever won [`Wake::Queue`] until the home thread
     /// takes it off.
     pub(crate) next: AtomicPtr<Slot>,
+    /// The latest generation whose coroutine was asked to end with a token. Published by the wake
+    /// that follows.
+    cancel_wanted: AtomicU32,
     /// Where wakes go. Written by the home thread before the coroutine first parks, read by the
     /// winner of a wake (stack::word I2, and its acquire). Owner: `schedule`.
     pub(crate) inbox: AtomicPtr<()>,
@@ -94,11 +97,25 @@ impl Slot {
         Self {
             word: SlotWord::new(),
             next: AtomicPtr::new(core::ptr::null_mut()),
+            cancel_wanted: AtomicU32::new(0),
             inbox: AtomicPtr::new(core::ptr::null_mut()),
             index,
             size,
             low,
         }
+    }
+
+    /// The coroutine of this generation shall end. Any thread; a wake must follow, which orders it.
+    pub(crate) fn want_cancel(&self, generation: u32) {
+        // The larger stands: a late token must not take back what a later coroutine was asked.
+        self.cancel_wanted.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    /// Whether the coroutine of this generation was asked to end. Its home, after a claim or a park
+    /// that was notified.
+    #[inline]
+    pub(crate) fn is_cancel_wanted(&self, generation: u32) -> bool {
+        self.cancel_wanted.load(Ordering::Relaxed) == generation
     }
 
     /// The number that a wake token carries.

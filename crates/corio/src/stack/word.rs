@@ -181,6 +181,14 @@ impl SlotWord {
         }
     }
 
+    /// As [`schedule`](Self::schedule) for a coroutine that was just made, of which nobody has a token
+    /// yet.
+    #[inline]
+    pub(crate) fn schedule_new(&self, generation: u32) {
+        // A plain store: tokens of other generations do not write (I1).
+        self.0.store(pack(generation, YIELDED), Ordering::Relaxed);
+    }
+
     /// True if the slot is of this generation and parked. What was written before the park is seen.
     #[inline]
     pub(crate) fn is_parked_as(&self, generation: u32) -> bool {

@@ -1,0 +1,298 @@
+//! The packet: what a spawned coroutine and its handle share.
+//!
+//! ```text
+//!                 the handle notes who waits            the coroutine ends
+//!   EMPTY ------------------------------------> WAITING -------------------+
+//!     |                                          |   ^                     v
+//!     |                          another waiter  v   |          wakes  +------+
+//!     |                                        CHANGING ------------> | DONE |
+//!     +--------------------------------------------------------------> +------+
+//! ```
+//!
+//! Invariants
+//! - P1 The outcome is written by the coroutine's side before DONE, once, and is the handle's from
+//!   then on.
+//! - P2 The waiter is the handle's in EMPTY and CHANGING, and nobody's to change in WAITING: who
+//!   turns WAITING into DONE takes it. The handle is in one hand at a time (`&mut`, or by value).
+//! - P3 Who finds that CHANGING has become DONE is the handle, which then does not wait; nobody
+//!   else wakes it.
+//! - P4 `target` is 0 until the coroutine is made; then its token; or `CANCELLED`, if it was
+//!   cancelled before it was made, which it is then not.
+
+#![allow(unsafe_code)] // A shared cell and a count of its own; SAFETY comments name P1 and P2.
+
+use core::ops::Deref;
+use core::ptr::NonNull;
+use std::alloc::Layout;
+
+use super::recycle;
+use crate::atomic::{AtomicU32, AtomicU64, Ordering};
+
+#[cfg(not(loom))]
+use core::cell::UnsafeCell;
+#[cfg(loom)]
+use loom::cell::UnsafeCell;
+
+const EMPTY: u32 = 0;
+const WAITING: u32 = 1;
+const CHANGING: u32 = 2;
+const DONE: u32 = 3;
+
+/// No token: tokens of generation 0 do not exist.
+const CANCELLED: u64 = 1;
+
+/// See the module's documentation. `O` is the outcome, `W` who waits.
+pub(super) struct Packet<O, W> {
+    state: AtomicU32,
+    references: AtomicU32,
+    target: AtomicU64,
+    outcome: UnsafeCell<Option<O>>,
+    waiter: UnsafeCell<Option<W>>,
+}
+
+// SAFETY: outcome and waiter go from one thread to another, one has each at a time (P1, P2).
+unsafe impl<O: Send, W: Send> Sync for Packet<O, W> {}
+// SAFETY: as above.
+unsafe impl<O: Send, W: Send> Send for Packet<O, W> {}
+
+impl<O, W> Packet<O, W> {
+    fn new() -> Self {
+        Self {
+            state: AtomicU32::new(EMPTY),
+            references: AtomicU32::new(2),
+            target: AtomicU64::new(0),
+            outcome: UnsafeCell::new(None),
+            waiter: UnsafeCell::new(None),
+        }
+    }
+
+    /// The coroutine's side: this is how it ended; the first time stands. Returns whom to wake.
+    pub(super) fn finish(&self, outcome: O) -> Option<W> {
+        // Relaxed: only this side writes DONE.
+        if self.state.load(Ordering::Relaxed) == DONE {
+            return None;
+        }
+        put(&self.outcome, outcome); // P1.
+        // AcqRel: publishes the outcome, pairs with the loads of DONE; and acquires the waiter,
+        // published by `wait_as`.
+        match self.state.swap(DONE, Ordering::AcqRel) {
+            WAITING => take(&self.waiter), // P2.
+            _ => None,
+        }
+    }
+
+    /// True once the outcome is there.
+    pub(super) fn is_done(&self) -> bool {
+        // Acquire: pairs with `finish`.
+        self.state.load(Ordering::Acquire) == DONE
+    }
+
+    /// The handle's side: notes who waits, in place of who did. Err: there is nothing left to wait
+    /// for. In either case the one that does not wait any more is given back, to be dropped outside
+    /// of all this.
+    pub(super) fn wait_as(&self, waiter: W) -> Result<Option<W>, Option<W>> {
+        let mut seen = self.state.load(Ordering::Acquire);
+        let mut before = None;
+        if seen == WAITING {
+            // Acquire on failure: as `is_done`. The finisher leaves the waiter alone from here on.
+            match self.state.compare_exchange(
+                WAITING,
+                CHANGING,
+                Ordering::Relaxed,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => {
+                    before = take(&self.waiter);
+                    seen = CHANGING;
+                }
+                Err(now) => seen = now,
+            }
+        }
+        if seen == DONE {
+            return Err(Some(waiter));
+        }
+        put(&self.waiter, waiter); // P2.
+        // Planted: whoever ends in this very moment wakes nobody.
+        if cfg!(corio_planted_bug = "packet_unseen") {
+            self.state.store(WAITING, Ordering::Release);
+            return Ok(before);
+        }
+        // Release: publishes the waiter to `finish`. Acquire on failure: as `is_done`.
+        match self
+            .state
+            .compare_exchange(seen, WAITING, Ordering::Release, Ordering::Acquire)
+        {
+            Ok(_) => Ok(before),
+            Err(_) => {
+                drop(before);
+                Err(take(&self.waiter)) // P3: it was not WAITING, so it is ours still.
+            }
+        }
+    }
+
+    /// The handle's side: the outcome, once it is there, and once only.
+    pub(super) fn take(&self) -> Option<O> {
+        self.is_done().then(|| take(&self.outcome)).flatten()
+    }
+
+    /// The coroutine is made, and this is its token. False: it was cancelled before.
+    pub(super) fn set_target(&self, token: u64) -> bool {
+        // Release: who cancels may look at the coroutine's slot. Pairs with `cancel`.
+        self.target
+            .compare_exchange(0, token, Ordering::Release, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Asks for the coroutine to be cancelled: gives the token of the one that is to be told, if it
+    /// is made already.
+    pub(super) fn cancel(&self) -> Option<u64> {
+        // Acquire: pairs with `set_target`.
+        match self
+            .target
+            .compare_exchange(0, CANCELLED, Ordering::Acquire, Ordering::Acquire)
+        {
+            Ok(_) | Err(CANCELLED) => None,
+            Err(token) => Some(token),
+        }
+    }
+}
+
+/// The caller has the cell for itself (P1, P2).
+fn put<T>(cell: &UnsafeCell<Option<T>>, value: T) {
+    // SAFETY: the caller's promise.
+    let put = |cell: *mut Option<T>| unsafe { *cell = Some(value) };
+    #[cfg(not(loom))]
+    put(cell.get());
+    #[cfg(loom)]
+    cell.with_mut(put);
+}
+
+/// As [`put`].
+fn take<T>(cell: &UnsafeCell<Option<T>>) -> Option<T> {
+    // SAFETY: the caller's promise.
+    let take = |cell: *mut Option<T>| unsafe { (*cell).take() };
+    #[cfg(not(loom))]
+    return take(cell.get());
+    #[cfg(loom)]
+    cell.with_mut(take)
+}
+
+/// One of the two references to a packet.
+pub(super) struct Shared<O, W>(NonNull<Packet<O, W>>);
+
+// SAFETY: as for the packet.
+unsafe impl<O: Send, W: Send> Send for Shared<O, W> {}
+// SAFETY: as for the packet.
+unsafe impl<O: Send, W: Send> Sync for Shared<O, W> {}
+
+impl<O, W> Shared<O, W> {
+    /// A packet, and its two references.
+    #[inline]
+    pub(super) fn pair() -> (Self, Self) {
+        let packet = recycle::allocate(Layout::new::<Packet<O, W>>()).cast::<Packet<O, W>>();
+        // SAFETY: fresh memory of the packet's layout.
+        unsafe { packet.write(Packet::new()) };
+        (Self(packet), Self(packet))
+    }
+
+    /// Where it is, for as long as one of the two is there.
+    pub(super) fn as_ptr(&self) -> NonNull<Packet<O, W>> {
+        self.0
+    }
+}
+
+impl<O, W> Deref for Shared<O, W> {
+    type Target = Packet<O, W>;
+
+    #[inline]
+    fn deref(&self) -> &Packet<O, W> {
+        // SAFETY: there as long as one of the two references is.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<O, W> Drop for Shared<O, W> {
+    fn drop(&mut self) {
+        // Acquire and release: what the other did to the packet is before it is freed. The last one
+        // need not lock.
+        if self.references.load(Ordering::Acquire) != 1
+            && self.references.fetch_sub(1, Ordering::AcqRel) != 1
+        {
+            return;
+        }
+        // SAFETY: nobody refers to it any more; it was made by `pair`. Copied out first, so that a
+        // panic in a destructor does not keep the memory.
+        let packet = unsafe {
+            let packet = self.0.read();
+            recycle::free(self.0.cast(), Layout::new::<Packet<O, W>>());
+            packet
+        };
+        drop(packet);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::{Arc, Condvar, Mutex};
+
+    /// A waiter that a waking is counted of.
+    #[derive(Clone)]
+    struct Bell(Arc<(Mutex<bool>, Condvar)>);
+
+    impl Bell {
+        fn new() -> Self {
+            Self(Arc::new((Mutex::new(false), Condvar::new())))
+        }
+
+        fn ring(&self) {
+            *self.0.0.lock().unwrap() = true;
+            self.0.1.notify_one();
+        }
+
+        /// loom reports it if nobody rings.
+        fn wait(&self) {
+            let mut rung = self.0.0.lock().unwrap();
+            while !*rung {
+                rung = self.0.1.wait(rung).unwrap();
+            }
+            *rung = false;
+        }
+    }
+
+    // SPEC L7, C10: whoever waits learns of the end, also when it changes its mind about who it is
+    // while the end comes.
+    #[test]
+    fn loom_packet_an_end_is_not_missed() {
+        loom::model(|| {
+            let (coroutine, handle) = Shared::<u32, Bell>::pair();
+            let ended = loom::thread::spawn(move || {
+                if let Some(bell) = coroutine.finish(7) {
+                    bell.ring();
+                }
+            });
+            let bells = [Bell::new(), Bell::new()];
+            for bell in &bells {
+                if handle.wait_as(bell.clone()).is_err() {
+                    break;
+                }
+            }
+            if !handle.is_done() {
+                bells[1].wait();
+            }
+            assert_eq!(handle.take(), Some(7));
+            ended.join().unwrap();
+        });
+    }
+
+    // SPEC L7, C12: a coroutine that is being made while it is cancelled is not made, or told.
+    #[test]
+    fn loom_packet_a_cancellation_is_not_lost() {
+        loom::model(|| {
+            let (coroutine, handle) = Shared::<u32, Bell>::pair();
+            let made = loom::thread::spawn(move || coroutine.set_target(5 << 32));
+            let told = handle.cancel();
+            assert_eq!(made.join().unwrap(), told == Some(5 << 32));
+        });
+    }
+}

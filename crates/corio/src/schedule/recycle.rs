@@ -1,0 +1,155 @@
+//! Memory of packets, kept for the next ones: spawning with warm pools allocates nothing.
+//!
+//! A thread keeps up to [`KEPT_MAX`] blocks of each of a few sizes; a block goes to the thread that
+//! frees it. Larger blocks, and more of them, are the allocator's.
+
+#![allow(unsafe_code)] // Raw memory; the contract is the allocator's.
+
+use core::cell::{Cell, UnsafeCell};
+use core::ptr::NonNull;
+use std::alloc::{Layout, handle_alloc_error};
+
+/// Block sizes go by this many bytes.
+const STEP: usize = 64;
+/// Sizes that are kept: 64 to 512 bytes.
+const CLASSES: usize = 8;
+/// Blocks of one size that a thread keeps at most.
+const KEPT_MAX: usize = 256;
+
+/// A thread's free blocks of one size.
+struct Kept {
+    blocks: UnsafeCell<Vec<NonNull<u8>>>,
+    size: Cell<usize>,
+}
+
+struct Blocks([Kept; CLASSES]);
+
+thread_local! {
+    static BLOCKS: Blocks = const {
+        Blocks([const { Kept { blocks: UnsafeCell::new(Vec::new()), size: Cell::new(0) } }; CLASSES])
+    };
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        for kept in &mut self.0 {
+            for block in kept.blocks.get_mut().drain(..) {
+                // SAFETY: `free` kept it, so it is of this size, and nobody else has it.
+                unsafe { std::alloc::dealloc(block.as_ptr(), class_layout(kept.size.get())) };
+            }
+        }
+    }
+}
+
+fn class_layout(size: usize) -> Layout {
+    // Of a size and alignment that every machine has.
+    Layout::from_size_align(size, STEP).unwrap_or_else(|_| Layout::new::<[u64; 8]>())
+}
+
+/// Which size holds this layout: its index, and its bytes.
+const fn class_of(layout: Layout) -> Option<(usize, usize)> {
+    if layout.align() > STEP || layout.size() == 0 || layout.size() > CLASSES * STEP {
+        return None;
+    }
+    let class = (layout.size() - 1) / STEP;
+    Some((class, (class + 1) * STEP))
+}
+
+/// The thread's blocks of a size, unless the thread ends. `f` neither switches stacks nor gets here
+/// again.
+#[inline(never)] // So that no address of a thread-local is kept by a caller that may switch.
+fn with_kept<R>(
+    class: usize,
+    f: impl FnOnce(&Cell<usize>, &mut Vec<NonNull<u8>>) -> R,
+) -> Option<R> {
+    let with = |blocks: &Blocks| {
+        let kept = &blocks.0[class];
+        // SAFETY: the blocks are this thread's, and `f` does not get here again.
+        f(&kept.size, unsafe { &mut *kept.blocks.get() })
+    };
+    BLOCKS.try_with(with).ok()
+}
+
+/// Memory for `layout`, which is not of size 0.
+#[inline]
+pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
+    let (class, layout) = match class_of(layout) {
+        Some((class, size)) => (Some(class), class_layout(size)),
+        None => (None, layout),
+    };
+    if let Some(block) = class.and_then(|class| with_kept(class, |_, kept| kept.pop()).flatten()) {
+        return block;
+    }
+    // SAFETY: not of size 0.
+    let block = unsafe { std::alloc::alloc(layout) };
+    NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// Takes memory back.
+///
+/// # Safety
+/// [`allocate`] gave it for this very layout, and nobody uses it any more.
+#[inline]
+pub(super) unsafe fn free(block: NonNull<u8>, layout: Layout) {
+    let Some((class, size)) = class_of(layout) else {
+        // SAFETY: `allocate` had it from the allocator for this layout.
+        return unsafe { std::alloc::dealloc(block.as_ptr(), layout) };
+    };
+    let keep = |size_kept: &Cell<usize>, kept: &mut Vec<NonNull<u8>>| {
+        if kept.len() >= KEPT_MAX {
+            return false;
+        }
+        if kept.capacity() == 0 {
+            kept.reserve_exact(KEPT_MAX); // So that a push never allocates.
+            size_kept.set(size);
+        }
+        kept.push(block);
+        true
+    };
+    if with_kept(class, keep) != Some(true) {
+        // SAFETY: `allocate` had it from the allocator, in its size's layout.
+        unsafe { std::alloc::dealloc(block.as_ptr(), class_layout(size)) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_given_out_again() {
+        let layout = Layout::new::<[u64; 20]>();
+        let first = allocate(layout);
+        // SAFETY: from `allocate`, for this layout.
+        unsafe { free(first, layout) };
+        assert_eq!(allocate(layout), first);
+        // SAFETY: as above.
+        unsafe { free(first, layout) };
+    }
+
+    #[test]
+    fn what_no_size_holds_is_the_allocators() {
+        let large = Layout::new::<[u8; CLASSES * STEP + 1]>();
+        assert_eq!(class_of(large), None);
+        let aligned = Layout::from_size_align(64, 2 * STEP).unwrap();
+        assert_eq!(class_of(aligned), None);
+        for layout in [large, aligned] {
+            let block = allocate(layout);
+            assert!(block.addr().get().is_multiple_of(layout.align()));
+            // SAFETY: from `allocate`, for this layout.
+            unsafe { free(block, layout) };
+        }
+    }
+
+    #[test]
+    fn a_thread_keeps_no_more_than_it_may() {
+        let layout = Layout::new::<[u8; 40]>();
+        let blocks: Vec<_> = (0..KEPT_MAX + 10).map(|_| allocate(layout)).collect();
+        for block in blocks {
+            // SAFETY: from `allocate`, for this layout.
+            unsafe { free(block, layout) };
+        }
+        let (class, _) = class_of(layout).unwrap();
+        assert_eq!(with_kept(class, |_, kept| kept.len()), Some(KEPT_MAX));
+    }
+}
