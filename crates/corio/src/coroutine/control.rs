@@ -56,10 +56,12 @@ pub(super) mod key {
     pub(crate) const CREATED_QUEUED: u64 = 4;
     /// Suspended a moment ago, with coroutines that it has woken and that run now.
     pub(crate) const SUSPENDED_WOKE: u64 = 5;
+    /// Suspended, and about to leave for another thread; its word says that it is scheduled.
+    pub(crate) const DEPARTING: u64 = 6;
     /// Running, or waiting for one that it has entered itself.
-    pub(crate) const ENTERED: u64 = 6;
+    pub(crate) const ENTERED: u64 = 7;
     /// Its body has returned.
-    pub(crate) const ENDED: u64 = 7;
+    pub(crate) const ENDED: u64 = 8;
 
     /// A key's generation is above this many bits.
     const STATE_BITS: u32 = 32;
@@ -106,6 +108,9 @@ pub(crate) enum Cancel {
 /// The payload that unwinds a cancelled coroutine.
 pub(crate) struct Cancelled;
 
+/// Sends a coroutine to another thread.
+pub(super) type Departure = Box<dyn FnOnce(super::CoRef)>;
+
 /// See the module's documentation.
 #[repr(C)] // What each switch needs lies in one cache line; the machine first.
 pub(crate) struct ControlBlock {
@@ -143,6 +148,8 @@ pub(crate) struct Rest {
     pub(super) older: Cell<*const ControlBlock>,
     /// What its body panicked with, on its way to whoever entered it.
     pub(super) panic: Cell<Option<Box<dyn Any + Send>>>,
+    /// What to do with it in state DEPARTING.
+    pub(super) departure: Cell<Option<Departure>>,
     /// Who is to be told if it never ends. Owns nothing, so that an end need not look at it.
     pub(super) unfinished: Cell<Option<NonNull<dyn Unfinished>>>,
     pub(super) name: Option<Rc<str>>,

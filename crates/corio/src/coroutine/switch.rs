@@ -75,6 +75,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
         newer: Cell::new(ptr::null()),
         older: Cell::new(ptr::null()),
         panic: Cell::new(None),
+        departure: Cell::new(None),
         unfinished: Cell::new(None),
         name,
         created_at,
@@ -214,6 +215,7 @@ fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     let block = co.block();
     queue.prepend(&block.woken);
     match block.state(block.generation) {
+        key::ENDED if block.slot.word.is_scheduled() => return Some(ended_queued(co)),
         key::ENDED => return finish(co),
         key::SUSPENDED_WOKE => {
             block.set_state(key::SUSPENDED);
@@ -231,10 +233,23 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
     while let Some(slot) = queue.pop() {
         let co = super::of_slot(slot);
         let block = co.block();
-        // Who was woken at home is RUNNING already (stack::word I6).
-        if block.state(block.generation) != key::WOKEN {
-            slot.word.claim(block.generation);
-            block.suspend_plainly();
+        match block.state(block.generation) {
+            key::WOKEN => {} // RUNNING already (stack::word I6).
+            key::DEPARTING => {
+                block.set_state(key::WAITING);
+                if let Some(departure) = block.departure.take() {
+                    departure(co);
+                }
+                continue;
+            }
+            key::ENDED => {
+                give_up(co); // `ended_queued` has done the rest.
+                continue;
+            }
+            _ => {
+                slot.word.claim(block.generation);
+                block.suspend_plainly();
+            }
         }
         co.accept_cancel();
         if block.phase() == Phase::Created && co.is_cancelled() {
@@ -270,6 +285,20 @@ fn finish(co: CoRef) -> Option<Panic> {
     unlink(co);
     give_up(co);
     panic
+}
+
+/// As [`finish`] for one that is in a queue still, and so keeps its slot until it is taken off.
+#[cold]
+fn ended_queued(co: CoRef) -> Panic {
+    let block = co.block();
+    unlink(co);
+    block.panic.take().unwrap_or_else(|| {
+        Box::new(format!(
+            "{} ended while it was scheduled: a coroutine that schedules itself must yield before \
+             it ends",
+            block.describe()
+        ))
+    })
 }
 
 #[cold]
@@ -311,7 +340,7 @@ fn discard_caught(co: CoRef) {
 }
 
 #[inline]
-fn unlink(co: CoRef) {
+pub(super) fn unlink(co: CoRef) {
     let block = co.block();
     // SAFETY: home I1: the coroutine is in its home's list still, so the home is there.
     let home: &Home = unsafe { &*block.home.get() };

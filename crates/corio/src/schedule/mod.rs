@@ -8,6 +8,7 @@
 mod home;
 mod inbox;
 mod io_thread;
+mod named;
 mod packet;
 mod recycle;
 mod spawn;
@@ -16,6 +17,7 @@ use core::panic::Location;
 use core::ptr;
 
 pub use io_thread::{IoThread, IoThreadBuilder};
+pub use named::move_to;
 pub use spawn::{JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local};
 
 use self::inbox::Inbox;
