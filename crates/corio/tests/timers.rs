@@ -626,3 +626,29 @@ fn disabling_a_clock_in_its_own_callback_is_misuse() {
         }
     });
 }
+
+// SPEC T5, A1
+#[test]
+fn a_home_ends_while_the_real_time_clock_is_disabled() {
+    let _clocks = OwnClocks::new();
+    let io = IoThread::builder().spawn().unwrap();
+    let sleeper = io.context().spawn(|| {
+        Clock::Realtime.disable();
+        let _stubborn = Stubborn;
+        corio::time::sleep(HOUR);
+    });
+    /// Has to be asked again, and nothing but the home's patience makes the loop turn.
+    struct Stubborn;
+    impl Drop for Stubborn {
+        fn drop(&mut self) {
+            for _ in 0..3 {
+                corio::park();
+            }
+        }
+    }
+    while Clock::Realtime.is_enabled() {
+        thread::yield_now();
+    }
+    io.join();
+    assert!(matches!(sleeper.join(), Err(corio::JoinError::Cancelled)));
+}
