@@ -279,6 +279,19 @@ impl<T> LocalJoinHandle<T> {
     pub fn is_finished(&self) -> bool {
         self.packet.is_done()
     }
+
+    /// Parks the running coroutine until the result is there, but only while `waits` says so, which
+    /// is asked again whenever the coroutine is woken; true if the result is there. A cancellation
+    /// point.
+    #[track_caller]
+    pub(crate) fn wait_while(&self, waits: impl Fn() -> bool) -> bool {
+        let waker = CoWaker::of(super::parkable("join"));
+        while waits() && self.packet.wait_as(Waiter::Coroutine(waker)) {
+            park();
+        }
+        // Not woken any more if it goes on without the result.
+        !self.packet.wait_as(Waiter::Nobody)
+    }
 }
 
 impl<T> core::fmt::Debug for LocalJoinHandle<T> {
