@@ -160,7 +160,7 @@ fn scheduling_what_is_scheduled_is_caught() {
         );
         says(
             &panic_of(|| co.wake()),
-            &["`twice`", &at(first), "queued already"],
+            &["`twice`", &at(first), "is scheduled on a context already"],
         );
         context.poll(false).unwrap();
         co.enter();

@@ -33,7 +33,7 @@ pub use bottom_half::BottomHalf;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
-pub use timer::Timer;
+pub use timer::{Clock, Timer, VirtualClock};
 
 pub(crate) use local::{Local, LocalHandler};
 pub(crate) use ring::Completion;
@@ -280,11 +280,6 @@ impl AioContext {
             .home
             .compare_exchange(0, thread_number(), Ordering::Acquire, Ordering::Relaxed)
             .map(|_| HomeScope(self))
-    }
-
-    /// Makes a timer, not armed; see [`Timer`]. Any thread.
-    pub fn timer(&self, callback: impl Fn() + Send + Sync + 'static) -> Timer {
-        Timer::new(self.clone(), Box::new(callback))
     }
 
     /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped
