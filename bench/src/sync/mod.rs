@@ -26,7 +26,7 @@ const SUITE: &str = "sync";
 /// Long enough that two threads which begin and end at slightly different times are contending for
 /// nearly all of it.
 const RACE: Size = Size {
-    rounds: 50_000,
+    rounds: 20_000,
     repeats: 4,
 };
 const MILLION: Size = Size {
