@@ -40,7 +40,7 @@ const MADV_GUARD_INSTALL: i32 = 102;
 /// Coroutines of a measurement of `suspend_cold`.
 const COLD: u32 = 20_000;
 /// Measurements of each side of `suspend_cold` a round of the plan.
-const REPEATS: usize = 3;
+const REPEATS: usize = 5;
 /// Coroutines of `million_kib`.
 const MILLION: u32 = 1_000_000;
 /// What each may take before the machine has too little memory to try: more than the limit, so that
