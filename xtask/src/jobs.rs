@@ -107,7 +107,7 @@ pub(crate) const JOBS: &[Job] = &[
     job("xtask", "tests of these commands", 50, |r| {
         r.test(&["-p", "xtask"])
     }),
-    job("bench", "tests of the bench program", 31, |r| {
+    job("bench", "tests of the bench program", 50, |r| {
         r.test(&["-p", "bench"])
     }),
     Job {
