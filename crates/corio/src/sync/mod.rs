@@ -8,10 +8,13 @@
 //! if it had been served in that very moment, passes on what it got.
 //!
 //! Files: `record` is the wait record and the lists; `waiter` the coroutine or thread that waits;
-//! each lock has its state machine in a `state` of its own, which knows no stacks, so that loom
-//! checks what is shipped.
+//! `holder` the coroutine that holds a lock. Each lock has its state machine in a `state` of its
+//! own, which knows no stacks, so that loom checks what is shipped; `permits` is that of
+//! [`Semaphore`].
 
+mod holder;
 mod mutex;
+mod permits;
 mod queue;
 mod record;
 mod semaphore;
