@@ -1,4 +1,4 @@
-//! Waiting for one another: [`Mutex`], [`Queue`], [`Semaphore`] (SPEC section 3).
+//! Waiting for one another: [`Mutex`], [`RwLock`], [`Queue`], [`Semaphore`] (SPEC section 3).
 //!
 //! They work between coroutines of any threads and contexts: whoever has to wait parks, and its
 //! thread goes on with others. A plain thread that is no loop's may use them as well: it blocks.
@@ -10,16 +10,18 @@
 //! Files: `record` is the wait record and the lists; `waiter` the coroutine or thread that waits;
 //! `holder` the coroutine that holds a lock. Each lock has its state machine in a `state` of its
 //! own, which knows no stacks, so that loom checks what is shipped; `permits` is that of
-//! [`Semaphore`].
+//! [`Semaphore`] and [`RwLock`].
 
 mod holder;
 mod mutex;
 mod permits;
 mod queue;
 mod record;
+mod rwlock;
 mod semaphore;
 mod waiter;
 
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{Place, Queue};
+pub use rwlock::{ReadGuard, RwLock, WriteGuard};
 pub use semaphore::{Permit, Semaphore};

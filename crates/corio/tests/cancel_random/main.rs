@@ -2,6 +2,7 @@
 //! say who has them. The seed is printed; `CORIO_TEST_SEED=N` plays one again.
 
 mod mutex;
+mod rwlock;
 
 use std::cell::Cell;
 use std::rc::Rc;
