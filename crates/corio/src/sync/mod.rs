@@ -1,4 +1,5 @@
-//! Waiting for one another: [`Mutex`], [`RwLock`], [`Queue`], [`Semaphore`] (SPEC section 3).
+//! Waiting for one another: [`Mutex`], [`RwLock`], [`Queue`], [`Semaphore`], [`Barrier`] (SPEC
+//! section 3).
 //!
 //! They work between coroutines of any threads and contexts: whoever has to wait parks, and its
 //! thread goes on with others. A plain thread that is no loop's may use them as well: it blocks.
@@ -12,6 +13,7 @@
 //! own, which knows no stacks, so that loom checks what is shipped; `permits` is that of
 //! [`Semaphore`] and [`RwLock`].
 
+mod barrier;
 mod holder;
 mod mutex;
 mod permits;
@@ -21,6 +23,7 @@ mod rwlock;
 mod semaphore;
 mod waiter;
 
+pub use barrier::{Barrier, BarrierWaitResult};
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{Place, Queue};
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};

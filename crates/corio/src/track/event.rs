@@ -210,8 +210,9 @@ pub enum Event {
         /// What it gave: a count, or an errno negated.
         result: i64,
     },
-    /// A coroutine began to wait for a mutex, a reader-writer lock, a semaphore's permits, or in a
-    /// queue. A queue hands nothing on when it ends the wait: what tells of that is `Woken`.
+    /// A coroutine began to wait for a mutex, a reader-writer lock, a semaphore's permits, at a
+    /// barrier or in a queue. The last two hand nothing on when they end the wait: what tells of
+    /// that is `Woken`.
     LockWait {
         /// What it waits for.
         lock: u64,

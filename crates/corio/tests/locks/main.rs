@@ -1,5 +1,7 @@
-//! Reader-writer lock between coroutines of several threads, and plain threads (SPEC L2).
+//! Reader-writer lock and barrier between coroutines of several threads, and plain threads (SPEC
+//! L2, L5).
 
+mod barrier;
 mod rwlock;
 mod rwlock_cancel;
 mod rwlock_misuse;
