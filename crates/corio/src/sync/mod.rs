@@ -8,6 +8,8 @@
 //! All are fair: the oldest waiter is served first. A waiter that is cancelled leaves the line, and
 //! if it had been served in that very moment, passes on what it got.
 //!
+//! [`LockCnt`] is another kind: a lock for a few instructions, which blocks the thread.
+//!
 //! Files: `record` is the wait record and the lists; `waiter` the coroutine or thread that waits;
 //! `holder` the coroutine that holds a lock. Each lock has its state machine in a `state` of its
 //! own, which knows no stacks, so that loom checks what is shipped; `permits` is that of
@@ -23,6 +25,7 @@ mod rwlock;
 mod semaphore;
 mod waiter;
 
+pub use crate::context::lock_cnt::{LockCnt, LockCntGuard, Visit};
 pub use barrier::{Barrier, BarrierWaitResult};
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{Place, Queue};

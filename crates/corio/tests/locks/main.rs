@@ -1,7 +1,8 @@
-//! Reader-writer lock and barrier between coroutines of several threads, and plain threads (SPEC
-//! L2, L5).
+//! Reader-writer lock, barrier and LockCnt between coroutines of several threads, and plain
+//! threads (SPEC L2, L5, L6).
 
 mod barrier;
+mod lock_cnt;
 mod rwlock;
 mod rwlock_cancel;
 mod rwlock_misuse;
