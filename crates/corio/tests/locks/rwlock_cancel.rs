@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use corio::sync::{ReadGuard, RwLock, WriteGuard};
 use corio::{AioContext, Coroutine, IoThread, JoinError};
@@ -240,4 +241,46 @@ fn grants_survive_cancellation_under_load() {
         drop(cancelled);
     }
     assert!(*lock.try_write().unwrap() >= 40 * 3 * 20);
+}
+
+// SPEC L2, C12: cancelled from another thread, at any moment of the hand-off.
+#[test]
+fn lock_is_free_and_whole_after_waiters_were_cancelled_by_their_handles() {
+    let contexts = [io("a"), io("b")];
+    let shared = Arc::new((RwLock::new(0), AtomicUsize::new(0)));
+    let mut cancelled = 0;
+    for round in 0..100 {
+        let spawn = |seed: usize| {
+            let shared = Arc::clone(&shared);
+            contexts[seed % 2].context().spawn(move || {
+                let (lock, written) = &*shared;
+                for turn in 0..10 {
+                    let reader = lock.read();
+                    corio::yield_now();
+                    let mut writer = if (turn + seed).is_multiple_of(2) {
+                        ReadGuard::upgrade(reader)
+                    } else {
+                        drop(reader);
+                        lock.write()
+                    };
+                    *writer += 1;
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let workers: Vec<_> = (0..6).map(spawn).collect();
+        for worker in workers.iter().skip(round % 3).step_by(2) {
+            worker.cancel().unwrap();
+        }
+        for worker in workers {
+            match worker.join() {
+                Ok(()) => {}
+                Err(JoinError::Cancelled) => cancelled += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let free = shared.0.try_write().expect("nobody holds it any more");
+        assert_eq!(*free, shared.1.load(Ordering::Relaxed));
+    }
+    assert!(cancelled > 0, "all ended before they were cancelled");
 }
