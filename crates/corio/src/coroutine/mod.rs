@@ -77,18 +77,16 @@ impl CoRef {
         self.block().is_queued()
     }
 
-    /// Runs `co`, of the same home, once this one, which is running, yields or ends. The caller has
-    /// won the wake, and left the word RUNNING (stack::word I6).
+    /// Runs `co`, of the same thread, once this one, which is running, yields or ends. Its word is
+    /// RUNNING (stack::word I6).
     pub(crate) fn queue_wake(self, co: CoRef) {
-        co.block().set_state(key::WOKEN);
+        co.set_queued();
         self.block().suspend_having_woken();
         self.block().woken.push(co.slot());
     }
 
-    /// The same for a coroutine of this thread whose word says that it is scheduled.
-    pub(crate) fn queue_named(self, co: CoRef) {
-        self.block().suspend_having_woken();
-        self.block().woken.push(co.slot());
+    pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
+        self.block().scheduled_at.set(Some(at));
     }
 
     /// Takes a coroutine that is not running off its home's list, on its way to another thread.
@@ -110,22 +108,26 @@ impl CoRef {
         home.link(block);
     }
 
-    /// Notes that the coroutine, whose word says it is queued, is to be entered from there only.
+    /// Notes that its home thread queues the coroutine, which is to be entered from there only. Its
+    /// word is RUNNING (stack::word I6).
+    #[inline]
     pub(crate) fn set_queued(self) {
         let block = self.block();
         match block.state(block.generation) {
             // It suspends soon.
-            key::ENTERED => block
-                .hot
-                .suspended_key
-                .set(key::of(block.generation) + key::WAITING),
+            key::ENTERED => {
+                let suspended = &block.hot.suspended_key;
+                suspended.set(suspended.get() | key::QUEUES);
+            }
             key::CREATED => block.set_state(key::CREATED_QUEUED),
-            _ => block.set_state(key::WAITING),
+            _ => block.set_state(key::QUEUED),
         }
     }
 
-    pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
-        self.block().scheduled_at.set(Some(at));
+    /// True if it has queued itself already, and runs still.
+    #[inline]
+    pub(crate) fn has_queued_itself(self) -> bool {
+        self.block().has_queued_itself()
     }
 
     /// Takes note of a cancellation that was asked for with a token, perhaps on another thread.
@@ -299,7 +301,10 @@ fn suspend_block(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     let block = co.block();
-    if block.hot.cancel.get() != Cancel::None || !block.slot.word.park_now(block.base()) {
+    // With a flag in the key it fails, as there is something else to be done.
+    if block.hot.cancel.get() != Cancel::None
+        || !block.slot.word.park_now(block.hot.suspended_key.get())
+    {
         return park_slow(co, uninterruptible);
     }
     suspend_parked(block, uninterruptible);
@@ -311,7 +316,7 @@ fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
     // may, and wait for this one to end.
     let may_unwind = std::thread::panicking();
-    switch::switch_out(block, block.hot.suspended_key.get() | key::WAITS);
+    switch::switch_out(block, block.hot.suspended_key.get() | key::PARKS);
     if block.hot.cancel.get() == Cancel::Requested {
         take_cancel(block, uninterruptible, may_unwind);
     }
@@ -323,6 +328,9 @@ fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
 fn park_slow(co: CoRef, uninterruptible: bool) {
     let block = co.block();
     take_cancel(block, uninterruptible, true);
+    if block.has_queued_itself() {
+        return suspend_parked(block, uninterruptible); // It will be entered from there.
+    }
     match block.slot.word.park(block.generation) {
         Park::Suspend => suspend_parked(block, uninterruptible),
         Park::Notified => {
@@ -371,7 +379,7 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
     switch::create(tls::thread(), home, stack, name, at, body)
 }
 
-/// Suspends the running coroutine, whose word says that it is scheduled, and has `departure` done
+/// Suspends the running coroutine and has `departure` done
 /// with it once it is not running any more. Returns when it is entered again, perhaps on another
 /// thread. A cancellation point.
 #[inline(never)] // Nothing that the compiler knows of this thread is kept across it.
@@ -603,7 +611,7 @@ impl Coroutine {
     pub(crate) fn enter_parked(&self) -> bool {
         let base = key::of(self.generation);
         let block = self.co.block();
-        if block.key() != base + key::WAITING {
+        if block.key() != base + key::PARKED {
             return false;
         }
         let thread = block.hot.thread.get();
@@ -655,7 +663,7 @@ impl Coroutine {
     fn enter_slow(&self) {
         match self.co.block().state(self.generation) {
             key::SUSPENDED | key::CREATED => enter(self.co),
-            key::WAITING if self.slot.word.claim_parked(self.generation) => enter(self.co),
+            key::PARKED if self.slot.word.claim_parked(self.generation) => enter(self.co),
             key::ENDED => self.ended("entered"),
             _ => enter_refused(self.co),
         }

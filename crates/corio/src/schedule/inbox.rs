@@ -2,12 +2,14 @@
 //! run (SPEC S1).
 //!
 //! Pushed from any thread without a lock, newest first; one bottom half takes the list as it
-//! stands, turns it round and runs it (S2).
+//! stands, turns it round and runs it (S2). For what its own thread has pushed the loop runs it
+//! without one.
 //!
 //! Invariants
 //! - I1 A slot is pushed once for each wake that was won (stack::word I2), so `Slot::next` has one
 //!   writer.
-//! - I2 Whoever turns the list from empty to not empty schedules the bottom half.
+//! - I2 Whoever turns the list from empty to not empty sees to it that it is run: the home thread by
+//!   a flag of its loop, everyone else by the bottom half, which notifies.
 //! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while
 //!   one is scheduled and not entered, and if the home has to leak one, it leaks the inbox as well.
 //! - I4 A closed inbox runs nothing: what is queued in it then is leaked, or was dropped before it
@@ -16,10 +18,11 @@
 #![allow(unsafe_code)] // The list's links.
 
 use core::ptr;
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
-use crate::context::{AioContext, BottomHalf};
+use crate::context::{AioContext, BottomHalf, Local};
 use crate::coroutine::{self, WakeQueue};
 use crate::stack::Slot;
 
@@ -135,9 +138,17 @@ impl Inbox {
         // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox, which the home holds for
         // as long as its coroutines run.
         let inbox = unsafe { &*inbox.cast::<Inbox>() };
-        if inbox.pushed.push(slot) {
-            inbox.drain.schedule_here();
+        if inbox.pushed.push(slot)
+            && let Some(local) = Local::current()
+        {
+            local.drain_soon();
         }
+    }
+
+    /// What the home's loop runs for [`push_here`](Self::push_here).
+    pub(super) fn run_by_home(self: &Arc<Self>) -> Rc<dyn Fn()> {
+        let this = Arc::clone(self);
+        Rc::new(move || this.run())
     }
 
     /// Queues from another thread: the home may be gone as soon as the slot is in the list, so the
