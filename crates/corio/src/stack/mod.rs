@@ -41,22 +41,26 @@ pub(crate) const SIZE_DEFAULT: usize = 256 * 1024;
 pub(crate) const SIZE_MAX: usize = 1 << 30;
 /// What a stack keeps for Rust code above what the kernel needs to deliver a signal, in bytes.
 const HEADROOM: usize = 16 * 1024;
+/// What part of a stack its guard is, and how many bytes at most.
+const GUARD_SHARE: usize = 16;
+const GUARD_MAX: usize = 64 * 1024;
 /// Space for the control block at the top of each slot, in bytes.
 pub(crate) const CONTROL_SIZE: usize = 512;
 
-/// Bytes that fault below each stack: a page, or on aarch64, where the compiler probes in larger
-/// steps, 64 KiB.
-pub(crate) fn guard_size() -> usize {
-    if cfg!(target_arch = "aarch64") {
-        64 * 1024
+/// Bytes that fault at the low end of a stack of `size` bytes: a sixteenth of it, as far as C code
+/// that touches no page of a large frame is concerned, but at least a page. On aarch64, where the
+/// compiler probes in larger steps, it is 64 KiB.
+pub(crate) fn guard_size(size: usize) -> usize {
+    let least = if cfg!(target_arch = "aarch64") {
+        GUARD_MAX
     } else {
         sys::mem::page_size()
-    }
+    };
+    (size / GUARD_SHARE).clamp(least, GUARD_MAX.max(least))
 }
 
 /// Rounds a wanted stack size to the power of two that is given out.
 pub(crate) fn class_size(wanted: usize) -> Result<usize, Error> {
-    let least = sys::mem::min_signal_stack() + HEADROOM + guard_size() + CONTROL_SIZE;
     if wanted > SIZE_MAX {
         return Err(Error::Parameter {
             name: "stack_size",
@@ -64,7 +68,12 @@ pub(crate) fn class_size(wanted: usize) -> Result<usize, Error> {
             expected: "at most 1 GiB",
         });
     }
-    Ok(wanted.max(least).next_power_of_two())
+    let least = sys::mem::min_signal_stack() + HEADROOM + CONTROL_SIZE;
+    let mut size = wanted.max(least).next_power_of_two();
+    while size - guard_size(size).min(size) < least {
+        size *= 2;
+    }
+    Ok(size)
 }
 
 /// One stack's place, for ever. Fields without an atomic are set once, when the slab is made.
@@ -135,12 +144,25 @@ impl Slot {
         unsafe { self.low.add(self.size - CONTROL_SIZE) }
     }
 
+    /// True if `address` lies in the guard below the stack.
+    pub(crate) fn is_guard(&self, address: usize) -> bool {
+        let low = self.low.addr().get();
+        (low..low + guard_size(self.size)).contains(&address)
+    }
+
+    /// True if below `stack_pointer`, which is of this stack, a signal has no room.
+    pub(crate) fn is_full(&self, stack_pointer: usize) -> bool {
+        let low = self.low.addr().get();
+        let needed = guard_size(self.size) + sys::mem::min_signal_stack();
+        (low..low + needed).contains(&stack_pointer)
+    }
+
     /// Gives back the pages of the stack but those of its top `keep` bytes.
     ///
     /// # Safety
     /// The slot is free (I3).
     unsafe fn trim(&self, keep: usize) {
-        let guard = guard_size();
+        let guard = guard_size(self.size);
         let len = self.size - guard - keep;
         // SAFETY: the range is this slot's stack above its guard; it is free by the caller's
         // promise.

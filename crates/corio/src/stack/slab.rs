@@ -78,7 +78,8 @@ pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
         });
     }
     let len = count * size;
-    let start = sys::mem::reserve(len, sys::mem::page_size())?;
+    // Aligned, so that a stack of up to 2 MiB has all of it in one page of the page table.
+    let start = sys::mem::reserve(len, size.min(2 << 20))?;
     let count = match guard_all(start, size, count) {
         Ok(guarded) => guarded,
         Err(error) => {
@@ -106,7 +107,7 @@ pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
 /// Guards the low end of each stack; how many are usable, at least one. An error leaves nothing
 /// counted.
 fn guard_all(start: NonNull<u8>, size: usize, count: usize) -> Result<usize, Error> {
-    let guard = guard_size();
+    let guard = guard_size(size);
     let mut kind = preferred_guard();
     let mut usable = count;
     for i in 0..count {
