@@ -172,6 +172,11 @@ fn neither_recursion_nor_a_large_frame_reaches_the_neighbouring_stack() {
         });
         unreachable!("the stack held it");
     }
+    if cfg!(feature = "asan") {
+        return println!(
+            "SKIPPED: a look at a suspended stack: AddressSanitizer takes it for a bug"
+        );
+    }
     for (what, kind) in ["deep", "wide"].into_iter().zip(KINDS.repeat(2)) {
         let file = tempfile::NamedTempFile::new().unwrap();
         let output = child(NAME, &format!("{what} {}", file.path().display()), kind);
@@ -439,6 +444,9 @@ fn every_other_fault_goes_to_the_handler_that_was_there() {
     const NAME: &str = "every_other_fault_goes_to_the_handler_that_was_there";
     if let Some(what) = is_child(NAME) {
         return fault(&what);
+    }
+    if cfg!(feature = "asan") {
+        return println!("SKIPPED: other faults: AddressSanitizer reports them");
     }
     let (segv, bus) = (libc::SIGSEGV, libc::SIGBUS);
     for (what, code, signal) in [

@@ -637,7 +637,11 @@ impl Coroutine {
     /// The coroutine, if it has not ended.
     #[inline]
     fn living(&self) -> Option<CoRef> {
-        (self.co.block().state(self.generation) != key::ENDED).then_some(self.co)
+        // The slot first: where the coroutine has ended, to look at its block could bring back a
+        // page, and a page of page table, that have been given to the system.
+        (self.slot.word.generation() == self.generation
+            && self.co.block().state(self.generation) != key::ENDED)
+            .then_some(self.co)
     }
 
     /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then

@@ -365,6 +365,10 @@ pub(super) fn unlink(co: CoRef) {
 fn give_up(co: CoRef) {
     let block = co.block();
     let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
+    if !stack::is_settled(slot) {
+        // SAFETY: the coroutine is over, and the block lies above what is trimmed.
+        unsafe { stack::settle(slot) };
+    }
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
     // and done or dropped. The key has nothing to drop, and stays.
     unsafe { ptr::drop_in_place(&raw mut (*co.0.as_ptr()).rest) };

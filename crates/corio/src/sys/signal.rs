@@ -232,7 +232,7 @@ fn provide() -> Option<Ours> {
     }
     let page = mem::page_size();
     let len = (frame + ALTERNATE_SIZE).next_multiple_of(page) + page;
-    let mapping = mem::reserve(len, page).ok()?;
+    let mapping = mem::reserve(len, page, mem::Access::ReadWrite).ok()?;
     // SAFETY: the lowest page of a reservation that nobody else knows.
     let guarded = unsafe { mem::protect_none(mapping, page) };
     let stack = libc::stack_t {

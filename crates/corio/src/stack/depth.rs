@@ -1,0 +1,95 @@
+//! How far down a stack has been used, as cheaply as an end of a coroutine allows: a deep recursion
+//! must not pin its pages in a pool (SPEC C5), and asking the kernel costs more than a coroutine.
+//!
+//! ```text
+//!   | guard | ............... |m........|..............|m.......|.. frames | control block |
+//!                              ^ DEEP from the top       ^ SHALLOW from the top
+//! ```
+//!
+//! A line of marks lies at the low end of the top page, which every coroutine touches. One that
+//! stays in it leaves the marks alone, and its end costs a look at them. One that goes further runs
+//! over them. Whether it also went below DEEP, which a second line tells that lies there once the
+//! stack has been that far, decides whether the stack is trimmed to DEEP.
+//!
+//! A frame may jump over a line: a large buffer of which only a part was written. Such a stack keeps
+//! its pages until it moves to the global pool, or its thread next sweeps its own (`pool`).
+
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use super::Slot;
+use crate::sys;
+
+/// Where the two lines begin, in bytes below the slot's top. The first is in the top page, however
+/// small pages are; DEEP is what most coroutines touch, and what a pooled stack keeps.
+const SHALLOW: usize = 4 * 1024;
+pub(super) const DEEP: usize = 16 * 1024;
+
+/// A line of marks, and what it holds: no address, no small number, not all the same.
+type Line = [u64; 4];
+const MARKS: Line = [
+    0x9e37_79b9_7f4a_7c15,
+    0xbf58_476d_1ce4_e5b9,
+    0x94d0_49bb_1331_11eb,
+    0xd6e8_feb8_6659_fd93,
+];
+
+/// Why marks are not looked at; 0 when they are.
+static MODE: AtomicU8 = AtomicU8::new(0);
+/// Valgrind and AddressSanitizer take a look at what lies below a stack's frames for a mistake.
+const WATCHED: u8 = 1;
+
+/// Called before the first slab is made.
+pub(super) fn prepare() {
+    let is_valgrind = std::env::var_os("LD_PRELOAD")
+        .is_some_and(|preloaded| preloaded.to_string_lossy().contains("/vgpreload_"));
+    if is_valgrind || cfg!(feature = "asan") {
+        MODE.fetch_or(WATCHED, Ordering::Relaxed);
+    }
+}
+
+#[inline]
+fn line(slot: &Slot, below_top: usize) -> *mut Line {
+    // SAFETY: within the slot, as the smallest class is larger.
+    unsafe { slot.low().add(slot.size() - below_top) }
+        .cast()
+        .as_ptr()
+}
+
+/// True if the coroutine that ends on this stack has left nothing to be done about it: see
+/// [`settle`]. Called while the slot is still the coroutine's.
+#[inline]
+pub(crate) fn is_settled(slot: &Slot) -> bool {
+    // Relaxed: who changes it does not wait for those that end.
+    MODE.load(Ordering::Relaxed) == 0
+        // SAFETY: aligned memory of the slot, in which nothing runs any more.
+        && unsafe { line(slot, SHALLOW).read() } == MARKS
+}
+
+/// Trims the stack if it was used deeply, so that it may be pooled.
+///
+/// # Safety
+/// Nothing runs on the stack any more, and the slot is the caller's.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe fn settle(slot: &Slot) {
+    let is_watched = MODE.load(Ordering::Relaxed) & WATCHED != 0;
+    // SAFETY: as in `is_settled`.
+    if is_watched || unsafe { line(slot, DEEP).read() } != MARKS {
+        // SAFETY: the caller's promise.
+        _ = unsafe { sys::mem::dont_need_all(&[slot.below(DEEP)]) };
+        write(slot, DEEP);
+    }
+    write(slot, SHALLOW);
+}
+
+/// Readies a stack without pages for its first coroutine.
+pub(super) fn mark(slot: &Slot) {
+    write(slot, SHALLOW);
+}
+
+fn write(slot: &Slot, below_top: usize) {
+    if MODE.load(Ordering::Relaxed) & WATCHED == 0 {
+        // SAFETY: aligned memory of the slot, in which nothing runs.
+        unsafe { line(slot, below_top).write(MARKS) };
+    }
+}
