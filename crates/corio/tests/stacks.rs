@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::rc::Rc;
 use std::time::Instant;
 
-use corio::{Builder, Coroutine, Error, stack_pool};
+use corio::{Builder, Coroutine, Error, IoThread, stack_pool, stack_usage};
 
 const DEFAULT: usize = 256 * 1024;
 const PAGE: usize = 4096;
@@ -409,4 +409,82 @@ fn locked_memory_has_guards_made_by_mprotect() {
         all.iter().for_each(Coroutine::enter);
     });
     println!("mappings, of {}: {}", max_map_count(), mappings());
+}
+
+/// The line of its caller, and a coroutine made there that uses so many bytes of stack.
+#[track_caller]
+fn measured(name: &str, size: usize, bytes: usize) -> u32 {
+    let co = Builder::new().name(name).stack_size(size);
+    let co = co.create(move || _ = black_box(recurse(bytes)));
+    co.unwrap().enter();
+    std::panic::Location::caller().line()
+}
+
+// Issue 3: high-water marks of each entry point's stack.
+#[test]
+fn the_deepest_use_of_each_entry_points_stacks_is_kept() {
+    const NAME: &str = "the_deepest_use_of_each_entry_points_stacks_is_kept";
+    if is_child(NAME).is_none() {
+        return child_succeeds(NAME, "");
+    }
+    let find = |line: u32| {
+        let usage = stack_usage::snapshot();
+        let at = |at: &&stack_usage::EntryPoint| {
+            at.location.file() == file!() && at.location.line() == line
+        };
+        usage.entry_points.iter().find(at).cloned()
+    };
+    let is_of = |used: usize, bytes: usize| (bytes..bytes + 3 * PAGE).contains(&used);
+    corio::home(|| {
+        let line = measured("off", DEFAULT, 100_000);
+        assert!(find(line).is_none(), "it is off by default");
+        // Neither what was there before, nor what ran before on the same stack, is counted.
+        let early = Coroutine::new(corio::suspend);
+        early.enter();
+        stack_usage::enable();
+        early.enter();
+        drop(early);
+        assert!(stack_usage::snapshot().entry_points.is_empty());
+        for (nth, bytes) in (1..).zip([5_000, 120_000, 60_000]) {
+            let line = measured(&format!("{bytes}"), DEFAULT, bytes);
+            let found = find(line).unwrap();
+            assert_eq!((found.count, found.stack_size), (nth, DEFAULT));
+            let most = if nth == 1 { 5_000 } else { 120_000 };
+            assert!(is_of(found.used_max, most), "{found:?}");
+            assert_eq!(found.name, Some(most.to_string()));
+        }
+        for _ in 0..1000 {
+            Coroutine::new(|| ()).enter();
+        }
+        let usage = stack_usage::snapshot();
+        let small = usage
+            .entry_points
+            .iter()
+            .find(|at| at.count == 1000)
+            .unwrap();
+        assert_eq!((small.used_max, small.name.as_deref()), (PAGE, None));
+        assert!(
+            usage.entry_points[0].used_max >= 120_000,
+            "the deepest comes first"
+        );
+        let found = find(measured(&"é".repeat(50), 16 << 20, 10 << 20)).unwrap();
+        assert!(is_of(found.used_max, 10 << 20) && found.stack_size == 16 << 20);
+        assert_eq!(found.name, Some("é".repeat(32)));
+    });
+    let io = IoThread::builder().spawn().unwrap();
+    let line = line!() + 1;
+    let spawned = io.context().spawn(|| black_box(recurse(50_000)));
+    spawned.join().unwrap();
+    drop(io);
+    assert!(is_of(find(line).unwrap().used_max, 50_000));
+    stack_usage::disable();
+    corio::home(|| {
+        let before = stack_usage::snapshot().entry_points.len();
+        measured("off again", DEFAULT, 100_000);
+        assert_eq!(stack_usage::snapshot().entry_points.len(), before);
+        let (_, after) = pages_of(DEFAULT, || _ = black_box(recurse(100_000)));
+        assert!(after <= 4, "{after} pages");
+    });
+    stack_usage::clear();
+    assert!(stack_usage::snapshot().entry_points.is_empty());
 }

@@ -367,7 +367,7 @@ fn give_up(co: CoRef) {
     let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
     if !stack::is_settled(slot) {
         // SAFETY: the coroutine is over, and the block lies above what is trimmed.
-        unsafe { stack::settle(slot) };
+        unsafe { stack::settle(slot, block.created_at, block.name.as_deref()) };
     }
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
     // and done or dropped. The key has nothing to drop, and stays.

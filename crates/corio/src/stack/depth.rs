@@ -14,9 +14,10 @@
 //! A frame may jump over a line: a large buffer of which only a part was written. Such a stack keeps
 //! its pages until it moves to the global pool, or its thread next sweeps its own (`pool`).
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::panic::Location;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use super::Slot;
+use super::{Slot, guard_size, stack_usage};
 use crate::sys;
 
 /// Where the two lines begin, in bytes below the slot's top. The first is in the top page, however
@@ -37,6 +38,11 @@ const MARKS: Line = [
 static MODE: AtomicU8 = AtomicU8::new(0);
 /// Valgrind and AddressSanitizer take a look at what lies below a stack's frames for a mistake.
 const WATCHED: u8 = 1;
+/// High-water marks are kept: every end is looked at, and leaves no page but the top one.
+const MEASURED: u8 = 2;
+/// How often measuring has begun. A slot that bears this number began its use without any page but
+/// the top one.
+static MEASUREMENT: AtomicU64 = AtomicU64::new(0);
 
 /// Called before the first slab is made.
 pub(super) fn prepare() {
@@ -45,6 +51,32 @@ pub(super) fn prepare() {
     if is_valgrind || cfg!(feature = "asan") {
         MODE.fetch_or(WATCHED, Ordering::Relaxed);
     }
+}
+
+/// Has high-water marks kept from now on, or no longer.
+pub(super) fn measure(is_on: bool) {
+    if !is_on {
+        MODE.fetch_and(!MEASURED, Ordering::Relaxed);
+    } else if MODE.load(Ordering::Relaxed) & MEASURED == 0 {
+        // Release: pairs with `measurement`, so that who finds it on has its number.
+        MEASUREMENT.fetch_add(1, Ordering::Relaxed);
+        MODE.fetch_or(MEASURED, Ordering::Release);
+    }
+}
+
+/// The number of the measurement that goes on; None if none does.
+fn measurement() -> Option<u64> {
+    // Acquire: pairs with `measure`.
+    let is_on = MODE.load(Ordering::Acquire) & MEASURED != 0;
+    is_on.then(|| MEASUREMENT.load(Ordering::Relaxed))
+}
+
+/// Where a slot bears the number of a measurement: above the control block. It reads as 0 once the
+/// page was given back.
+fn stamp(slot: &Slot) -> *mut u64 {
+    // SAFETY: within the slot.
+    let stamp = unsafe { slot.low().add(slot.size() - size_of::<u64>()) };
+    stamp.cast().as_ptr()
 }
 
 #[inline]
@@ -65,13 +97,22 @@ pub(crate) fn is_settled(slot: &Slot) -> bool {
         && unsafe { line(slot, SHALLOW).read() } == MARKS
 }
 
-/// Trims the stack if it was used deeply, so that it may be pooled.
+/// Trims the stack if it was used deeply, so that it may be pooled. `created_at` and `name` are the
+/// coroutine's.
 ///
 /// # Safety
 /// Nothing runs on the stack any more, and the slot is the caller's.
 #[cold]
 #[inline(never)]
-pub(crate) unsafe fn settle(slot: &Slot) {
+pub(crate) unsafe fn settle(
+    slot: &Slot,
+    created_at: &'static Location<'static>,
+    name: Option<&str>,
+) {
+    if let Some(measurement) = measurement() {
+        // SAFETY: the caller's promise.
+        return unsafe { take_measure(slot, measurement, created_at, name) };
+    }
     let is_watched = MODE.load(Ordering::Relaxed) & WATCHED != 0;
     // SAFETY: as in `is_settled`.
     if is_watched || unsafe { line(slot, DEEP).read() } != MARKS {
@@ -82,9 +123,35 @@ pub(crate) unsafe fn settle(slot: &Slot) {
     write(slot, SHALLOW);
 }
 
+/// # Safety
+/// As for [`settle`].
+unsafe fn take_measure(
+    slot: &Slot,
+    measurement: u64,
+    created_at: &'static Location<'static>,
+    name: Option<&str>,
+) {
+    let page = sys::mem::page_size();
+    // SAFETY: the top of the slot; the control block ends below.
+    if unsafe { stamp(slot).read() } == measurement {
+        let lowest = sys::mem::lowest_resident(&slot.below(page));
+        let used = lowest.map_or(page, |at| slot.size() - guard_size(slot.size()) - at);
+        stack_usage::record(created_at, name, used, slot.size());
+    }
+    // SAFETY: the caller's promise, and as above.
+    unsafe {
+        _ = sys::mem::dont_need_all(&[slot.below(page)]);
+        stamp(slot).write(measurement);
+    }
+}
+
 /// Readies a stack without pages for its first coroutine.
 pub(super) fn mark(slot: &Slot) {
-    write(slot, SHALLOW);
+    match measurement() {
+        // SAFETY: the slot is free, and only its owner looks there.
+        Some(measurement) => unsafe { stamp(slot).write(measurement) },
+        None => write(slot, SHALLOW),
+    }
 }
 
 fn write(slot: &Slot, below_top: usize) {

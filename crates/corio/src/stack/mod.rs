@@ -40,6 +40,7 @@ mod depth;
 mod pool;
 mod slab;
 pub mod stack_pool;
+pub mod stack_usage;
 mod table;
 mod word;
 
@@ -72,6 +73,8 @@ const GUARD_SHARE: usize = 16;
 const GUARD_MAX: usize = 64 * 1024;
 /// Space for the control block at the top of each slot, in bytes.
 pub(crate) const CONTROL_SIZE: usize = 512;
+/// What of it the control block may take: the rest is `depth`'s.
+pub(crate) const CONTROL_MAX: usize = CONTROL_SIZE - size_of::<u64>();
 
 /// Bytes that fault at the low end of a stack of `size` bytes: a sixteenth of it, as far as C code
 /// that touches no page of a large frame is concerned, but at least a page. On aarch64, where the

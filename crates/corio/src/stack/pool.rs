@@ -243,6 +243,18 @@ pub(crate) fn flush_local() {
     }
 }
 
+/// Has the stacks of the global pool, and of this thread's, without pages when they are next used.
+pub(super) fn discard_warm() {
+    flush_local();
+    let mut global = global();
+    let Global { classes, budget } = &mut *global;
+    for class in classes {
+        POOLED.fetch_sub(class.warm.len(), Ordering::Relaxed);
+        class.slabs.give(&class.warm, budget);
+        class.warm.clear();
+    }
+}
+
 #[inline]
 fn with_local<R>(thread: &ThreadState, f: impl FnOnce(&mut Local) -> R) -> R {
     let mut local = thread.pool.get().cast::<Local>();

@@ -1,4 +1,4 @@
-//! mmap(2), madvise(2), process_madvise(2) and mprotect(2) for stacks.
+//! mmap(2), madvise(2), process_madvise(2), mincore(2) and mprotect(2) for stacks.
 
 #![allow(unsafe_code)] // Raw memory calls; each says which range it may touch.
 
@@ -222,6 +222,17 @@ unsafe fn advise_all(ranges: &[Range], advice: libc::c_int, op: &'static str) ->
         }
     }
     result
+}
+
+/// How far into `range`, which is of whole pages, the first page is that is in memory.
+pub(crate) fn lowest_resident(range: &Range) -> Option<usize> {
+    let page = page_size();
+    let mut resident = vec![0; range.0.iov_len / page];
+    // SAFETY: fills a byte for each page of the range.
+    let done = unsafe { libc::mincore(range.0.iov_base, range.0.iov_len, resident.as_mut_ptr()) };
+    // Refused only where nothing is mapped.
+    let is_resident = |state: &u8| done == 0 && state & 1 == 1;
+    resident.iter().position(is_resident).map(|at| at * page)
 }
 
 /// vm.max_map_count, or the kernel's default where it cannot be read.
