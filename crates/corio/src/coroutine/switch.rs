@@ -365,8 +365,9 @@ pub(super) fn unlink(co: CoRef) {
 fn give_up(co: CoRef) {
     let block = co.block();
     let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
-    if !stack::is_settled(slot) {
-        // SAFETY: the coroutine is over, and the block lies above what is trimmed.
+    // SAFETY: the coroutine is over, and gives its slot up below.
+    if !unsafe { stack::is_settled(co.0.cast()) } {
+        // SAFETY: as above; the block lies above what is trimmed.
         unsafe { stack::settle(slot, block.created_at, block.name.as_deref()) };
     }
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
@@ -375,7 +376,7 @@ fn give_up(co: CoRef) {
     if slot.word.retire(generation) {
         // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone
         // stale.
-        unsafe { stack::release(thread, slot) };
+        unsafe { stack::release(thread, slot, generation) };
     }
 }
 

@@ -15,9 +15,10 @@
 //! its pages until it moves to the global pool, or its thread next sweeps its own (`pool`).
 
 use core::panic::Location;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use super::{Slot, guard_size, stack_usage};
+use super::{CONTROL_SIZE, Slot, guard_size, stack_usage};
 use crate::sys;
 
 /// Where the two lines begin, in bytes below the slot's top. The first is in the top page, however
@@ -74,27 +75,24 @@ fn measurement() -> Option<u64> {
 /// Where a slot bears the number of a measurement: above the control block. It reads as 0 once the
 /// page was given back.
 fn stamp(slot: &Slot) -> *mut u64 {
-    // SAFETY: within the slot.
-    let stamp = unsafe { slot.low().add(slot.size() - size_of::<u64>()) };
-    stamp.cast().as_ptr()
+    slot.below_top(size_of::<u64>()).cast().as_ptr()
 }
 
 #[inline]
 fn line(slot: &Slot, below_top: usize) -> *mut Line {
-    // SAFETY: within the slot, as the smallest class is larger.
-    unsafe { slot.low().add(slot.size() - below_top) }
-        .cast()
-        .as_ptr()
+    slot.below_top(below_top).cast().as_ptr()
 }
 
-/// True if the coroutine that ends on this stack has left nothing to be done about it: see
-/// [`settle`]. Called while the slot is still the coroutine's.
+/// True if the coroutine that ends has left nothing to be done about its stack: see [`settle`].
+///
+/// # Safety
+/// `control_block` is the coroutine's, which does not run any more and has the slot still.
 #[inline]
-pub(crate) fn is_settled(slot: &Slot) -> bool {
+pub(crate) unsafe fn is_settled(control_block: NonNull<u8>) -> bool {
     // Relaxed: who changes it does not wait for those that end.
     MODE.load(Ordering::Relaxed) == 0
-        // SAFETY: aligned memory of the slot, in which nothing runs any more.
-        && unsafe { line(slot, SHALLOW).read() } == MARKS
+        // SAFETY: aligned memory of the slot, by the caller's promise.
+        && unsafe { control_block.sub(SHALLOW - CONTROL_SIZE).cast::<Line>().read() } == MARKS
 }
 
 /// Trims the stack if it was used deeply, so that it may be pooled. `created_at` and `name` are the

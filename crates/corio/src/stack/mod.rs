@@ -121,8 +121,8 @@ pub(crate) struct Slot {
     /// Where wakes go. Written by the home thread before the coroutine first parks, read by the
     /// winner of a wake (stack::word I2, and its acquire). Owner: `schedule`.
     pub(crate) inbox: AtomicPtr<()>,
-    /// The lowest address, in units of [`SIZE_MIN`]: 48 bits of address.
-    place: u32,
+    /// The address above the highest, in units of [`SIZE_MIN`]: 48 bits of address.
+    top: u32,
     /// The index, and above [`INDEX_BITS`] the size's logarithm.
     number: u32,
 }
@@ -138,7 +138,7 @@ impl Slot {
             next: AtomicPtr::new(core::ptr::null_mut()),
             cancel_wanted: AtomicU32::new(0),
             inbox: AtomicPtr::new(core::ptr::null_mut()),
-            place: u32::try_from(low.expose_provenance().get() / SIZE_MIN)
+            top: u32::try_from((low.expose_provenance().get() + size) / SIZE_MIN)
                 .expect("user space has at most 48 bits of address, unless more is asked for"),
             number: size.ilog2() << INDEX_BITS | index,
         }
@@ -168,19 +168,29 @@ impl Slot {
         1 << (self.number >> INDEX_BITS)
     }
 
+    /// True if it is of the default size.
+    #[inline]
+    fn is_default(&self) -> bool {
+        self.number >> INDEX_BITS == SIZE_DEFAULT.ilog2()
+    }
+
     /// The lowest address.
     #[inline]
     fn low(&self) -> NonNull<u8> {
-        let low = usize::try_from(self.place).unwrap_or_default() * SIZE_MIN;
-        // SAFETY: made from the address of a reservation, which is not null.
-        unsafe { NonNull::new_unchecked(core::ptr::with_exposed_provenance_mut(low)) }
+        self.below_top(self.size())
+    }
+
+    /// So many bytes below the top; at most the size.
+    #[inline]
+    fn below_top(&self, bytes: usize) -> NonNull<u8> {
+        let top = usize::try_from(self.top).unwrap_or_default() * SIZE_MIN;
+        // SAFETY: within a reservation, which is not at 0.
+        unsafe { NonNull::new_unchecked(core::ptr::with_exposed_provenance_mut(top - bytes)) }
     }
 
     /// Where the control block lies: aligned for it, and the initial stack pointer.
     pub(crate) fn control_block(&self) -> NonNull<u8> {
-        // SAFETY: `size` bytes from `low` on are this slot's, and CONTROL_SIZE is less than the
-        // smallest class.
-        unsafe { self.low().add(self.size() - CONTROL_SIZE) }
+        self.below_top(CONTROL_SIZE)
     }
 
     /// True if `address` lies in the guard below the stack.
@@ -268,12 +278,12 @@ mod tests {
     fn a_released_slot_is_given_out_again() {
         let first = acquire(crate::tls::thread(), SIZE_DEFAULT).unwrap();
         // SAFETY: nothing uses the slot.
-        unsafe { release(crate::tls::thread(), first) };
+        unsafe { release(crate::tls::thread(), first, 1) };
         let second = acquire(crate::tls::thread(), SIZE_DEFAULT).unwrap();
         assert!(core::ptr::eq(first, second));
         assert!(core::ptr::eq(slot_at(second.index()).unwrap(), second));
         // SAFETY: nothing uses the slot.
-        unsafe { release(crate::tls::thread(), second) };
+        unsafe { release(crate::tls::thread(), second, 1) };
         flush_local();
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! where `used` ones may hold pages that their last coroutine left where its depth was not noticed
-//! (`depth`). Every [`SWEEP`] ends the thread trims those.
+//! (`depth`). About every [`SWEEP`] ends the thread trims those.
 //!
 //! A stack past the thread's two batches goes to the global pool, trimmed, and from there, past the
 //! bound, back to its slab, without any page.
@@ -29,7 +29,8 @@ const LOCAL_MAX: usize = 2 * BATCH;
 /// Stacks that a thread takes when it first needs one. It doubles each time up to a batch, so that
 /// a thread with few coroutines pays for few guards: these have one page of page table in common.
 const GRAB_MIN: usize = 8;
-/// Ends on a thread between two sweeps of its pool.
+/// A thread sweeps its pool when a stack's generation is a multiple of this: as often, in the mean,
+/// as so many of its coroutines have ended, without a counter.
 const SWEEP: u32 = 16 * 1024;
 /// Stacks in the global pool at most, if nobody asks for more.
 pub(super) const POOLED_DEFAULT: usize = 1024;
@@ -66,7 +67,6 @@ impl Free {
 /// A thread's pool.
 struct Local {
     free: Vec<Free>,
-    until_sweep: u32,
     grab: usize,
 }
 
@@ -172,23 +172,22 @@ fn take(size: usize, wanted: usize) -> Result<Vec<Free>, Error> {
     Ok(taken.into_iter().rev().map(cold).collect())
 }
 
-/// Gives a stack back. `thread` is this thread's state.
+/// Gives a stack back. `thread` is this thread's state, and `generation` was the coroutine's.
 ///
 /// # Safety
 /// The caller owns the slot and nothing refers to its memory any more (I1, I3), and
 /// [`depth::is_settled`] has been asked about it.
 #[inline]
-pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot) {
+pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot, generation: u32) {
     let free = Free::new(slot, 0);
-    if slot.size() != SIZE_DEFAULT {
+    if !slot.is_default() {
         return release_global(&[free]);
     }
-    let is_untidy = with_local(thread, |local| {
+    let is_full = with_local(thread, |local| {
         local.free.push(free);
-        local.until_sweep -= 1;
-        local.until_sweep == 0 || local.free.len() > LOCAL_MAX
+        local.free.len() > LOCAL_MAX
     });
-    if is_untidy {
+    if is_full || generation.is_multiple_of(SWEEP) {
         tidy(thread);
     }
 }
@@ -196,27 +195,20 @@ pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot) {
 #[cold]
 #[inline(never)]
 fn tidy(thread: &ThreadState) {
-    let batch = with_local(thread, |local| {
-        if local.until_sweep == 0 {
+    let batch: Vec<_> = with_local(thread, |local| {
+        if local.free.len() <= LOCAL_MAX {
             local.sweep();
+            return Vec::new();
         }
         // The oldest go: the newest are the warmest.
-        let excess = if local.free.len() > LOCAL_MAX {
-            BATCH
-        } else {
-            0
-        };
-        local.free.drain(..excess).collect::<Vec<_>>()
+        local.free.drain(..BATCH).collect()
     });
-    if !batch.is_empty() {
-        release_global(&batch);
-    }
+    release_global(&batch);
 }
 
 impl Local {
     /// Trims what has been used since the last time.
     fn sweep(&mut self) {
-        self.until_sweep = SWEEP;
         let used = self.free.iter_mut().rev();
         let used = used.take_while(|free| !free.is(COLD) && !free.is(SWEPT));
         let ranges: Vec<_> = used
@@ -270,7 +262,6 @@ fn make_local(thread: &ThreadState) -> *mut Local {
     let local = Box::into_raw(Box::new(Local {
         // Room for one more than is kept, so that a push never allocates.
         free: Vec::with_capacity(LOCAL_MAX + 1),
-        until_sweep: SWEEP,
         grab: GRAB_MIN,
     }));
     thread.pool.set(local.cast());
@@ -367,7 +358,7 @@ mod tests {
         flush_local();
         for slot in slots {
             // SAFETY: nothing uses the slot.
-            unsafe { release(tls::thread(), slot) };
+            unsafe { release(tls::thread(), slot, 1) };
         }
         assert_eq!(
             with_local(tls::thread(), |local| local.free.len()),
@@ -395,13 +386,12 @@ mod tests {
         for &slot in &slots {
             touch(slot);
             // SAFETY: nothing uses the slot.
-            unsafe { release(tls::thread(), slot) };
+            unsafe { release(tls::thread(), slot, 1) };
         }
         assert!(local().iter().all(|free| !free.is(SWEPT)));
-        with_local(tls::thread(), |local| local.until_sweep = 1);
         let again = acquire(tls::thread(), SIZE_DEFAULT).unwrap();
         // SAFETY: nothing uses the slot.
-        unsafe { release(tls::thread(), again) };
+        unsafe { release(tls::thread(), again, SWEEP) };
         assert!(
             local()
                 .iter()
@@ -410,9 +400,8 @@ mod tests {
         // Only what was taken since is looked at the next time.
         let again = acquire(tls::thread(), SIZE_DEFAULT).unwrap();
         slots.iter().for_each(|slot| touch(slot));
-        with_local(tls::thread(), |local| local.until_sweep = 1);
         // SAFETY: nothing uses the slot.
-        unsafe { release(tls::thread(), again) };
+        unsafe { release(tls::thread(), again, SWEEP) };
         let touched = local()
             .iter()
             .filter(|free| is_touched(free.slot()))
