@@ -38,6 +38,7 @@ pub use schedule::{
     CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, move_to, park,
     spawn, spawn_local, yield_now,
 };
+pub use stack::{stack_pool, stack_usage};
 
 /// The README's examples.
 #[cfg(doctest)]

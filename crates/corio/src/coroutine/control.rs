@@ -39,7 +39,7 @@ use super::home::{Home, Unfinished};
 use super::machine::Machine;
 use super::wake_queue::WakeQueue;
 use crate::atomic::{AtomicU64, Ordering};
-use crate::stack::{CONTROL_SIZE, Slot};
+use crate::stack::{CONTROL_MAX, CONTROL_SIZE, Slot};
 use crate::tls::ThreadState;
 
 /// The states of a key. In the first two a coroutine may be entered by hand; in the first four there
@@ -169,7 +169,7 @@ pub(crate) struct Rest {
     pub(super) scheduled_at: Cell<Option<&'static Location<'static>>>,
 }
 
-const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_SIZE);
+const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_MAX);
 #[cfg(target_arch = "x86_64")]
 #[cfg(not(feature = "asan"))]
 const _: () = assert!(core::mem::offset_of!(ControlBlock, rest) <= 64);

@@ -5,11 +5,13 @@
 //! knows no event loop: `schedule` joins the two.
 //!
 //! Files: `control` is the control block and its invariants, `machine` what switches stacks, `switch`
-//! the hot paths, `home` the scope, `wake_queue` the order in which the woken run.
+//! the hot paths, `home` the scope, `wake_queue` the order in which the woken run, `overflow` the
+//! report of a stack that was too small.
 
 mod control;
 mod home;
 mod machine;
+mod overflow;
 mod switch;
 mod wake_queue;
 
@@ -498,6 +500,13 @@ impl Builder {
     /// Address space for the stack in bytes, guard and control block included; rounded up to a
     /// power of two and to what a signal handler needs. At most 1 GiB. Memory is used only where
     /// the stack is touched.
+    ///
+    /// The lowest sixteenth, but at least a page and at most 64 KiB, is the guard: a coroutine that
+    /// runs into it ends the process by SIGSEGV, after a line on standard error that names it. Rust
+    /// code touches every page of a large frame and cannot miss the guard; C code does so only if it
+    /// was built with `-fstack-clash-protection`, and without it a frame larger than the guard may
+    /// reach past it. A handler of SIGSEGV that is installed after the first home and does not pass
+    /// on what is not its own replaces the report.
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
@@ -636,7 +645,11 @@ impl Coroutine {
     /// The coroutine, if it has not ended.
     #[inline]
     fn living(&self) -> Option<CoRef> {
-        (self.co.block().state(self.generation) != key::ENDED).then_some(self.co)
+        // The slot first: where the coroutine has ended, to look at its block could bring back a
+        // page, and a page of page table, that have been given to the system.
+        (self.slot.word.generation() == self.generation
+            && self.co.block().state(self.generation) != key::ENDED)
+            .then_some(self.co)
     }
 
     /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then

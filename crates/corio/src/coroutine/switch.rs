@@ -361,13 +361,18 @@ pub(super) fn unlink(co: CoRef) {
 fn give_up(co: CoRef) {
     let block = co.block();
     let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
+    // SAFETY: the coroutine is over, and gives its slot up below.
+    if !unsafe { stack::is_settled(co.0.cast()) } {
+        // SAFETY: as above; the block lies above what is trimmed.
+        unsafe { stack::settle(slot, block.created_at, block.name.as_deref()) };
+    }
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
     // and done or dropped. The key has nothing to drop, and stays.
     unsafe { ptr::drop_in_place(&raw mut (*co.0.as_ptr()).rest) };
     if slot.word.retire(generation) {
         // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone
         // stale.
-        unsafe { stack::release(thread, slot) };
+        unsafe { stack::release(thread, slot, generation) };
     }
 }
 

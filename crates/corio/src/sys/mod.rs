@@ -14,6 +14,7 @@ pub(crate) mod futex;
 pub(crate) mod mem;
 #[cfg(feature = "power-loss-shim")]
 pub(crate) mod power_loss;
+pub(crate) mod signal;
 pub(crate) mod tcp;
 pub(crate) mod thread;
 pub(crate) mod uring;
