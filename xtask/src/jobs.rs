@@ -17,7 +17,7 @@ use crate::child::{self, Stream};
 use crate::tally::Tally;
 use crate::tools::{self, Tool};
 use crate::workspace::{Workspace, entries};
-use crate::{docs, fuzz, layers, planted};
+use crate::{docs, fuzz, layers, loom, planted};
 
 /// How long a job may take where nothing else is said, on a slow machine, builds included. It is
 /// there to end what hangs.
@@ -152,7 +152,12 @@ pub(crate) const JOBS: &[Job] = &[
         18,
         power,
     ),
-    job("loom", "model checks of the runtime's protocols", 12, loom),
+    job(
+        "loom",
+        "model checks of the runtime's protocols",
+        17,
+        models,
+    ),
     Job {
         unit: Unit::Bugs,
         ..job(
@@ -373,11 +378,10 @@ fn put_aside(program: &Path, copy: &Path) -> Result<()> {
     Ok(())
 }
 
-fn loom(runner: &mut Runner<'_>) -> Result<()> {
-    let mut command = runner
-        .workspace
-        .cargo_apart("loom", ["test", "-p", "corio", "--lib", "loom_"]);
-    runner.tests(planted::for_models(&mut command).args(["--", "--show-output"]))
+fn models(runner: &mut Runner<'_>) -> Result<()> {
+    let faults = loom::check(runner.workspace, runner.deadline, &mut runner.tally)?;
+    runner.faults.extend(faults);
+    Ok(())
 }
 
 fn planted_bugs(runner: &mut Runner<'_>) -> Result<()> {

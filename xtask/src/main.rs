@@ -10,6 +10,7 @@ mod docs;
 mod fuzz;
 mod jobs;
 mod layers;
+mod loom;
 mod planted;
 mod tally;
 mod test;
@@ -63,7 +64,7 @@ fn run(arguments: Arguments) -> Result<bool> {
     match arguments.command {
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Layers => layers::run(&workspace),
-        Command::Loom => test::run(&workspace, &test::Arguments::only(&["loom", "planted"])),
+        Command::Loom => loom::run(&workspace),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
     }

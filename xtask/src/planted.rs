@@ -13,6 +13,7 @@ use anyhow::Result;
 
 use crate::child::{self, Stream};
 use crate::layers::paths;
+use crate::loom;
 use crate::tally::Tally;
 use crate::workspace::{Workspace, files_below, read};
 
@@ -24,15 +25,6 @@ const MARK: &str = "corio_planted_bug = \"";
 pub(crate) struct Outcome {
     pub(crate) caught: u64,
     pub(crate) faults: Vec<String>,
-}
-
-/// Sets `command` up to build for loom: optimised, as models take millions of steps, and with
-/// assertions.
-pub(crate) fn for_models(command: &mut Command) -> &mut Command {
-    command
-        .env("RUSTFLAGS", "--cfg loom")
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "3")
-        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
 }
 
 /// Runs, for each planted bug, the models of the module it is planted in.
@@ -126,7 +118,7 @@ fn models(
     }
     let mut program = None;
     let built = child::watch(
-        for_models(&mut build),
+        loom::for_models(&mut build),
         deadline,
         false,
         &mut |stream, line| {
@@ -149,7 +141,7 @@ fn failures(
 ) -> Result<Result<BTreeSet<String>, String>> {
     let mut tally = Tally::default();
     let mut models = Command::new(program);
-    models
+    loom::for_models(&mut models)
         .arg(format!("{module}::loom_"))
         .current_dir(&workspace.root);
     // Traces of expected failures would hide an unexpected one.

@@ -19,6 +19,8 @@ mod coroutine;
 pub mod engine;
 mod error;
 pub mod fs;
+#[cfg(all(test, loom))]
+mod model;
 pub mod net;
 mod schedule;
 mod stack;

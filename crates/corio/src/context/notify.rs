@@ -118,6 +118,7 @@ impl NotifyState {
 mod loom_tests {
     use super::*;
     use crate::atomic::AtomicBool as Flag;
+    use crate::model;
     use loom::sync::{Arc, Condvar, Mutex};
 
     struct Model {
@@ -192,7 +193,7 @@ mod loom_tests {
     // SPEC L7, N1, N4
     #[test]
     fn loom_notify_is_never_lost() {
-        loom::model(lost_wakeup);
+        model::check(None, lost_wakeup);
     }
 
     /// A flag of the poll's caller, who looks at it between two polls only, as an IoThread does at
@@ -215,7 +216,7 @@ mod loom_tests {
     // SPEC L7, N1, W1
     #[test]
     fn loom_notify_a_flag_of_the_callers_is_not_slept_over() {
-        loom::model(kick);
+        model::check(None, kick);
     }
 
     /// What shortens a wait without being work (an idle bottom half): the poll must not block
@@ -241,6 +242,6 @@ mod loom_tests {
     // SPEC L7, N1, B4
     #[test]
     fn loom_notify_a_shortened_wait_is_not_slept_over() {
-        loom::model(shortened);
+        model::check(None, shortened);
     }
 }

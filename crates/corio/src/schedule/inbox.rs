@@ -166,6 +166,7 @@ impl Inbox {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::cell::UnsafeCell;
     use loom::sync::{Condvar, Mutex};
 
@@ -253,7 +254,7 @@ mod loom_tests {
     // its pusher pushed.
     #[test]
     fn loom_inbox_loses_nobody() {
-        loom::model(|| {
+        model::check(None, || {
             let model = Model::new();
             let first = loom::thread::spawn(|| {
                 model.push(0);
@@ -275,7 +276,7 @@ mod loom_tests {
     // home never blocks with its own in the list, nor for ever with the other's.
     #[test]
     fn loom_inbox_a_push_at_home_needs_no_notification() {
-        loom::model(|| {
+        model::check(None, || {
             let model = Model::new();
             let other = loom::thread::spawn(|| {
                 model.push(0);

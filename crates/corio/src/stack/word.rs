@@ -292,6 +292,7 @@ mod tests {
 mod loom_tests {
     use super::*;
     use crate::atomic::AtomicBool;
+    use crate::model;
     use loom::sync::{Arc, Condvar, Mutex};
 
     /// A slot's word, and the queue that winners put it on.
@@ -342,12 +343,6 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     fn work_and_wake(model: &Arc<Model>, i: usize) -> loom::thread::JoinHandle<()> {
         let model = Arc::clone(model);
         loom::thread::spawn(move || {
@@ -359,7 +354,7 @@ mod loom_tests {
     // SPEC L7, S7: two wakers against park and claim: the work of neither is overlooked.
     #[test]
     fn loom_wake_is_never_lost() {
-        model(|| {
+        model::check(3, || {
             let model = Model::new();
             let wakers = [work_and_wake(&model, 0), work_and_wake(&model, 1)];
             model.wait_for_work();
@@ -373,7 +368,7 @@ mod loom_tests {
     // both.
     #[test]
     fn loom_wake_outlives_a_yield() {
-        model(|| {
+        model::check(None, || {
             let model = Model::new();
             model.work[1].store(true, Ordering::Relaxed);
             let waker = work_and_wake(&model, 0);
@@ -396,7 +391,7 @@ mod loom_tests {
     // now.
     #[test]
     fn loom_stale_token_wakes_nobody() {
-        model(|| {
+        model::check(None, || {
             let model = Model::new();
             let waker = {
                 let model = Arc::clone(&model);

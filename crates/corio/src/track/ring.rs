@@ -175,6 +175,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::sync::Arc;
 
     fn record(i: u64) -> Words {
@@ -184,7 +185,7 @@ mod loom_tests {
     /// SPEC K1, L7. Planted bug: `track_ring_no_fence`.
     #[test]
     fn loom_copied_records_are_whole() {
-        loom::model(|| {
+        model::check(None, || {
             let ring = Arc::new(Ring::new(1));
             let writer = {
                 let ring = Arc::clone(&ring);

@@ -321,6 +321,7 @@ fn relax(rounds: &mut u32) {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
@@ -376,16 +377,10 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     /// SPEC L1, L7. Planted bug: `mutex_push_relaxed`.
     #[test]
     fn loom_lockers_exclude_each_other_and_none_is_forgotten() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             let others = [(); 2].map(|()| {
                 let guarded = Arc::clone(&guarded);
@@ -402,7 +397,7 @@ mod loom_tests {
     /// SPEC L1, L7, C12. Planted bugs: `mutex_no_look_back`, `mutex_grant_dropped`.
     #[test]
     fn loom_cancelled_waiter_loses_no_grant() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             assert!(guarded.state.try_lock());
             let cancelled = {
@@ -423,7 +418,7 @@ mod loom_tests {
     /// SPEC L1, L7, C12.
     #[test]
     fn loom_two_cancelled_waiters_leave_the_mutex_free() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             assert!(guarded.state.try_lock());
             let cancelled = [(); 2].map(|()| {

@@ -99,6 +99,7 @@ fn wake_oldest<W: Wake>(waiting: &List<W>, grant: Grant) -> bool {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
@@ -106,7 +107,7 @@ mod loom_tests {
     /// SPEC L3, L7, C12. Planted bug: `queue_wake_dropped`.
     #[test]
     fn loom_cancelled_waiter_passes_its_wake_on() {
-        loom::model(|| {
+        model::check(None, || {
             let queue = Arc::new(State::<LoomWaker>::new());
             let cancelled = LoomWaker::record(1);
             let waiter = LoomWaker::record(1);
@@ -131,7 +132,7 @@ mod loom_tests {
     /// SPEC L3, L7, C12. Planted bug: `queue_wake_multiplied`.
     #[test]
     fn loom_waking_all_wakes_nobody_that_comes_later() {
-        loom::model(|| {
+        model::check(None, || {
             let queue = Arc::new(State::<LoomWaker>::new());
             let cancelled = LoomWaker::record(1);
             // SAFETY: abandoned below.
@@ -157,7 +158,7 @@ mod loom_tests {
     /// SPEC L3, L7.
     #[test]
     fn loom_all_that_wait_are_woken() {
-        loom::model(|| {
+        model::check(None, || {
             let queue = Arc::new(State::<LoomWaker>::new());
             let records = [(); 2].map(|()| LoomWaker::record(1));
             for record in &records {

@@ -191,6 +191,7 @@ impl<W: Wake> State<W> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
@@ -217,16 +218,10 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     /// SPEC L5, L7. Planted bug: `semaphore_no_second_look`.
     #[test]
     fn loom_waiter_and_release_do_not_miss_each_other() {
-        model(|| {
+        model::check(None, || {
             let semaphore = Arc::new(LoomState::new(2));
             let other = {
                 let semaphore = Arc::clone(&semaphore);
@@ -245,7 +240,7 @@ mod loom_tests {
     /// SPEC L5, L7, C12. Planted bug: `semaphore_grant_dropped`.
     #[test]
     fn loom_cancelled_waiter_loses_no_permit_and_blocks_nobody() {
-        model(|| {
+        model::check(None, || {
             let semaphore = Arc::new(LoomState::new(2));
             assert!(semaphore.try_acquire(1));
             let cancelled = {
