@@ -99,7 +99,8 @@ pub(crate) fn fuzz(
         );
     }
     targets.retain(|name| wanted.is_empty() || wanted.contains(name));
-    let triple = host(workspace)?;
+    // With it given, build scripts and macros are built without the sanitizer.
+    let triple = workspace.host()?;
     let built = child::watch(
         workspace
             .cargo_apart(
@@ -202,20 +203,6 @@ fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     ensure!(!names.is_empty(), "no fuzz targets in {}", dir.display());
     names.sort();
     Ok(names)
-}
-
-/// The compiler's own target triple: with it given, build scripts and macros are built without the
-/// sanitizer.
-fn host(workspace: &Workspace) -> Result<String> {
-    let output = workspace
-        .cargo(["--version", "--verbose"])
-        .output()
-        .context("cannot start cargo")?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .map(str::to_owned)
-        .context("cargo does not name its host")
 }
 
 fn make(dir: PathBuf) -> Result<PathBuf> {

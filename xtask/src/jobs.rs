@@ -67,7 +67,7 @@ impl Unit {
 }
 
 /// A job that counts tests, with the defaults.
-const fn job(
+pub(crate) const fn job(
     name: &'static str,
     about: &'static str,
     floor: u64,
@@ -191,7 +191,7 @@ pub(crate) struct Runner<'w> {
 
 impl Runner<'_> {
     /// Runs a command whose output holds test results.
-    fn tests(&mut self, command: &mut Command) -> Result<()> {
+    pub(crate) fn tests(&mut self, command: &mut Command) -> Result<()> {
         let tally = &mut self.tally;
         let ended = child::watch(command, self.deadline, true, &mut |_, line| {
             tally.line(line)

@@ -12,6 +12,7 @@ mod jobs;
 mod layers;
 mod loom;
 mod planted;
+mod sanitize;
 mod tally;
 mod test;
 mod tools;
@@ -40,6 +41,8 @@ enum Command {
     Layers,
     /// Model-check the runtime's protocols with loom, and check that the models catch planted bugs
     Loom,
+    /// Run the runtime's tests under AddressSanitizer, valgrind and ThreadSanitizer
+    Sanitize(sanitize::Arguments),
     /// Feed each fuzz target random input for SECONDS
     Fuzz(fuzz::Arguments),
     /// Measure Corio beside its peers; arguments go to the bench program
@@ -65,6 +68,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Layers => layers::run(&workspace),
         Command::Loom => loom::run(&workspace),
+        Command::Sanitize(arguments) => sanitize::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
     }

@@ -76,11 +76,20 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         }
         return Ok(true);
     }
-    let jobs = select(&arguments.jobs)?;
+    let jobs = select(JOBS, &arguments.jobs)?;
+    run_jobs(workspace, &jobs, !arguments.no_install)
+}
+
+/// Runs these jobs, one after the other, and prints the table; true if none failed.
+pub(crate) fn run_jobs(
+    workspace: &Workspace,
+    jobs: &[&'static Job],
+    allow_install: bool,
+) -> Result<bool> {
     let began = Instant::now();
     let mut wanted: Vec<_> = jobs.iter().flat_map(|job| job.tools.concat()).collect();
     wanted.dedup();
-    let absent = tools::provide(&wanted, !arguments.no_install);
+    let absent = tools::provide(&wanted, allow_install);
     let lacks = |job: &Job| {
         job.tools
             .concat()
@@ -93,7 +102,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     };
 
     let mut reports = Vec::new();
-    for job in jobs {
+    for &job in jobs {
         let missing = match job.name {
             "fmt" if components.contains(&"rustfmt") => Some("rustfmt"),
             "clippy" if components.contains(&"clippy") => Some("clippy"),
@@ -117,15 +126,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     Ok(reports.iter().all(Report::ok))
 }
 
-fn select(names: &[String]) -> Result<Vec<&'static Job>> {
+/// The jobs named of those there are; all if none is named.
+pub(crate) fn select(jobs: &'static [Job], names: &[String]) -> Result<Vec<&'static Job>> {
     for name in names {
-        if !JOBS.iter().any(|job| job.name == name) {
-            let known: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        if !jobs.iter().any(|job| job.name == name) {
+            let known: Vec<_> = jobs.iter().map(|job| job.name).collect();
             bail!("no job {name}; there are: {}", known.join(" "));
         }
     }
     let wanted = |job: &&Job| names.is_empty() || names.iter().any(|name| name == job.name);
-    Ok(JOBS.iter().filter(wanted).collect())
+    Ok(jobs.iter().filter(wanted).collect())
 }
 
 fn skip(job: &'static Job, why: String) -> Report {
@@ -349,7 +359,7 @@ mod tests {
     fn jobs_are_found_by_name_and_keep_their_order() {
         let names = |wanted: &[&str]| -> Option<Vec<&str>> {
             let wanted: Vec<_> = wanted.iter().map(ToString::to_string).collect();
-            select(&wanted)
+            select(JOBS, &wanted)
                 .ok()
                 .map(|jobs| jobs.iter().map(|job| job.name).collect())
         };

@@ -268,6 +268,7 @@ fn finish(co: CoRef) -> Option<Panic> {
         panic = Some(ended_with_locks(block));
     }
     unlink(co);
+    co.slot().clear();
     give_up(co);
     panic
 }

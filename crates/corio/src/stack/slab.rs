@@ -91,7 +91,9 @@ pub(super) fn create(size: usize) -> Result<&'static [Slot], Error> {
         .map(|i| {
             let index = u32::try_from(number * SLOTS + i).unwrap_or(u32::MAX);
             // SAFETY: `i * size` lies within the reservation.
-            Slot::new(index, unsafe { start.add(i * size) }, size)
+            let slot = Slot::new(index, unsafe { start.add(i * size) }, size);
+            slot.register();
+            slot
         })
         .collect();
     let slab: &'static Slab = Box::leak(Box::new(Slab { slots }));
