@@ -14,6 +14,7 @@ use anyhow::Result;
 
 use crate::child::{self, Ended};
 use crate::layers::paths;
+use crate::planted;
 use crate::tally::{self, Tally};
 use crate::test;
 use crate::workspace::{Workspace, files_below, read};
@@ -40,9 +41,25 @@ pub(crate) fn for_models(command: &mut Command) -> &mut Command {
         .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
 }
 
-/// Whether loom takes a limit, or a place to begin, from this variable of the environment.
+/// Builds and runs the models; more arguments may follow.
+pub(crate) fn build(workspace: &Workspace) -> Command {
+    let mut command = workspace.cargo_apart("loom", ["test", "-p", "corio", "--lib"]);
+    // What else loom brings is not where models spend their time.
+    command.args(["--config", r#"profile.dev.package."*".opt-level=0"#]);
+    for busy in ["loom", "generator"] {
+        let optimised = format!("profile.dev.package.{busy}.opt-level=3");
+        command.args(["--config", &optimised]);
+    }
+    for_models(&mut command);
+    command
+}
+
+/// Whether loom takes a limit, or a place to begin, from this variable of the environment, or the
+/// protocols a mistake.
 fn weakens(variable: &str) -> bool {
-    variable.starts_with("LOOM_MAX_") || variable.starts_with("LOOM_CHECKPOINT_")
+    variable.starts_with("LOOM_MAX_")
+        || variable.starts_with("LOOM_CHECKPOINT_")
+        || variable == planted::VARIABLE
 }
 
 /// Runs all models, and adds their tests to `tally`. What is wrong beside a failed test.
@@ -59,8 +76,8 @@ pub(crate) fn check(
         }
     }
     let mut faults = strays(workspace)?;
-    let mut command = workspace.cargo_apart("loom", ["test", "-p", "corio", "--lib", "loom_"]);
-    for_models(&mut command).args(["--", "--show-output"]);
+    let mut command = build(workspace);
+    command.args(["loom_", "--", "--show-output"]);
     let mut models = Models::default();
     let ended = child::watch(&mut command, deadline, true, &mut |_, line| {
         tally.line(line);

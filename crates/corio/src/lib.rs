@@ -13,6 +13,9 @@
 // them rarer.
 #![allow(clippy::result_large_err)]
 
+#[macro_use]
+mod planted;
+
 mod atomic;
 pub mod context;
 mod coroutine;

@@ -48,7 +48,7 @@ impl NotifyState {
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
         // Planted: a poll that accepts this may then overlook what was published before.
-        let order = if cfg!(corio_planted_bug = "notify_relaxed") {
+        let order = if planted!("notify_relaxed") {
             Ordering::Relaxed
         } else {
             Ordering::Release // Pairs with (c): I2.
@@ -56,7 +56,7 @@ impl NotifyState {
         self.notified.store(true, order);
         self.let_loom_switch();
         // Planted: without the fence the two sides can miss each other.
-        if !cfg!(corio_planted_bug = "notify_fence") {
+        if !planted!("notify_fence") {
             fence(Ordering::SeqCst); // (2): pairs with `begin_wait` and `accept`.
         }
         self.notify_me.load(Ordering::Relaxed) != 0
@@ -69,7 +69,7 @@ impl NotifyState {
     pub(crate) fn shorten_wait(&self) -> bool {
         self.let_loom_switch();
         // As (2): the poll sees what was published, or we see the poll. Planted: as in `notify`.
-        if !cfg!(corio_planted_bug = "shorten_fence") {
+        if !planted!("shorten_fence") {
             fence(Ordering::SeqCst);
         }
         self.notify_me.load(Ordering::Relaxed) != 0

@@ -60,7 +60,7 @@ impl<T: Linked> Pushed<T> {
                 .newest
                 .compare_exchange_weak(seen, raw, Ordering::Release, Ordering::Relaxed)
             {
-                Ok(_) if cfg!(corio_planted_bug = "inbox_stale") => return stale.is_null(),
+                Ok(_) if planted!("inbox_stale") => return stale.is_null(),
                 Ok(_) => return seen.is_null(),
                 Err(now) => seen = now,
             }

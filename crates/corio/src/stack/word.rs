@@ -88,7 +88,7 @@ impl SlotWord {
         loop {
             // Planted: the slot may be another coroutine's by now.
             let is_stale = seen >> STATE_BITS != u64::from(generation);
-            if is_stale && !cfg!(corio_planted_bug = "word_stale") {
+            if is_stale && !planted!("word_stale") {
                 return Wake::Nothing;
             }
             let state = state(seen);
@@ -97,7 +97,7 @@ impl SlotWord {
                 PARKED => woken,
                 YIELDED => YIELDED_NOTIFIED,
                 // Planted: the publication of this waker is then ordered before nothing.
-                _ if cfg!(corio_planted_bug = "word_unwritten") => return Wake::Nothing,
+                _ if planted!("word_unwritten") => return Wake::Nothing,
                 other => other, // Written all the same: I3.
             };
             // AcqRel: releases what the waker published to the claim or park that reads this;

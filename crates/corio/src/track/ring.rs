@@ -62,7 +62,7 @@ impl Ring {
         // that reading `committed` would hide the reader's load of it from the model.
         let index = self.begun.load(Ordering::Relaxed);
         self.begun.store(index + 1, Ordering::Relaxed);
-        if !cfg!(corio_planted_bug = "track_ring_no_fence") {
+        if !planted!("track_ring_no_fence") {
             // Orders `begun` before the words: pairs with the fence in `copy`. A reader that sees
             // one of the new words sees that the slot's old record is gone.
             fence(Ordering::Release);

@@ -118,7 +118,7 @@ impl<W: Wake> State<W> {
                 with(ptr::from_ref(record).cast_mut(), flags)
             };
             // Acquire for the lock, as in `try_lock`. Release for the record: pairs with `collect`.
-            let order = if cfg!(corio_planted_bug = "mutex_push_relaxed") {
+            let order = if planted!("mutex_push_relaxed") {
                 Ordering::Acquire
             } else {
                 Ordering::AcqRel
@@ -171,7 +171,7 @@ impl<W: Wake> State<W> {
     pub(super) unsafe fn abandon(&self, record: &Record<W>) {
         // SAFETY: as the caller promises.
         let withdrawn = unsafe { self.withdraw(record) };
-        if !withdrawn && !cfg!(corio_planted_bug = "mutex_grant_dropped") {
+        if !withdrawn && !planted!("mutex_grant_dropped") {
             self.unlock();
         }
     }
@@ -266,7 +266,7 @@ impl<W: Wake> State<W> {
             let next = with(without(word, LISTED | READY), ready);
             // Release: the list, to the next owner of LISTED; and what the last holder did, if this
             // frees the mutex (its release is in this word's release sequence).
-            if cfg!(corio_planted_bug = "mutex_no_look_back") {
+            if planted!("mutex_no_look_back") {
                 self.word.store(next, Ordering::Release);
                 break;
             }

@@ -76,8 +76,8 @@ impl<W: Wake> State<W> {
         match record.granted() {
             // SAFETY: the list is under its lock; not granted, so in it.
             None => unsafe { waiting.unlink(record) },
-            Some(Grant::Turn) if cfg!(corio_planted_bug = "queue_wake_dropped") => {}
-            Some(Grant::Own) if !cfg!(corio_planted_bug = "queue_wake_multiplied") => {}
+            Some(Grant::Turn) if planted!("queue_wake_dropped") => {}
+            Some(Grant::Own) if !planted!("queue_wake_multiplied") => {}
             Some(_) => {
                 wake_oldest(&waiting, Grant::Turn);
             }

@@ -83,8 +83,7 @@ impl<W: Wake> State<W> {
         let waiting = self.waiting.lock();
         let mut word = self.word.load(Ordering::Relaxed);
         while word & AWAITED == 0 {
-            let enough = word >> SHIFT >= record.amount()
-                && !cfg!(corio_planted_bug = "semaphore_no_second_look");
+            let enough = word >> SHIFT >= record.amount() && !planted!("semaphore_no_second_look");
             let next = if enough {
                 word - (record.amount() << SHIFT)
             } else {
@@ -142,7 +141,7 @@ impl<W: Wake> State<W> {
     pub(super) unsafe fn abandon(&self, record: &Record<W>) {
         // SAFETY: as the caller promises.
         let withdrawn = unsafe { self.withdraw(record) };
-        if !withdrawn && !cfg!(corio_planted_bug = "semaphore_grant_dropped") {
+        if !withdrawn && !planted!("semaphore_grant_dropped") {
             self.release(record.amount());
         }
     }
