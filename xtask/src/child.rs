@@ -243,7 +243,7 @@ impl Lines {
 }
 
 /// Kills `root` and all its descendants.
-fn kill_tree(root: Pid) {
+pub(crate) fn kill_tree(root: Pid) {
     let mut stopped = HashSet::new();
     loop {
         let fresh: Vec<Pid> = descendants(root)

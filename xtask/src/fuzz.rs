@@ -99,19 +99,9 @@ pub(crate) fn fuzz(
         );
     }
     targets.retain(|name| wanted.is_empty() || wanted.contains(name));
-    // With it given, build scripts and macros are built without the sanitizer.
     let triple = workspace.host()?;
     let built = child::watch(
-        workspace
-            .cargo_apart(
-                "fuzz",
-                ["build", "--release", "--package", "corio-fuzz", "--target"],
-            )
-            .arg(&triple)
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
-            // Link-time optimisation merges the counters' sections away.
-            .env("CARGO_PROFILE_RELEASE_LTO", "off"),
+        &mut build(workspace, &triple),
         deadline.min(Instant::now() + BUILD_MAX),
         true,
         &mut |_, _| {},
@@ -126,6 +116,21 @@ pub(crate) fn fuzz(
         run_target(workspace, &triple, &target, seconds, deadline, &mut outcome)?;
     }
     Ok(outcome)
+}
+
+/// Builds the targets. With the triple given, build scripts and macros go without the sanitizer.
+pub(crate) fn build(workspace: &Workspace, triple: &str) -> Command {
+    let mut command = workspace.cargo_apart(
+        "fuzz",
+        ["build", "--release", "--package", "corio-fuzz", "--target"],
+    );
+    command
+        .arg(triple)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        // Link-time optimisation merges the counters' sections away.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off");
+    command
 }
 
 fn run_target(

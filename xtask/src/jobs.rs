@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::ahead::Build;
 use crate::child::{self, Stream};
 use crate::tally::Tally;
 use crate::tools::{self, Tool};
@@ -38,6 +39,27 @@ pub(crate) struct Job {
     /// What it counts.
     pub(crate) unit: Unit,
     pub(crate) work: fn(&mut Runner<'_>) -> Result<()>,
+}
+
+/// Those of the jobs' builds that can be made beside other jobs: they go into directories of their
+/// own, so that nobody else waits for cargo's lock.
+pub(crate) fn builds(workspace: &Workspace, jobs: &[&Job]) -> Result<Vec<Build>> {
+    let mut builds = Vec::new();
+    for job in jobs {
+        let command = match job.name {
+            "clients" => release(workspace),
+            "loom" => {
+                let mut command = loom::build(workspace);
+                command.arg("--no-run");
+                command
+            }
+            "fuzz" => fuzz::build(workspace, &workspace.host()?),
+            _ => continue,
+        };
+        let job = job.name;
+        builds.push(Build { job, command });
+    }
+    Ok(builds)
 }
 
 /// What a job counts.
@@ -321,9 +343,17 @@ fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What is to be built of the program.
+const PROGRAM: &[&str] = &["--package", "corio-cli", "--bin", "corio"];
+
+fn release(workspace: &Workspace) -> Command {
+    let mut command = workspace.cargo(["build", "--release"]);
+    command.args(PROGRAM);
+    command
+}
+
 /// Builds the program; false if that failed.
 fn build(runner: &mut Runner<'_>, mut command: Command) -> Result<bool> {
-    command.args(["--package", "corio-cli", "--bin", "corio"]);
     runner.check("building corio", &mut command, true, |_| false)?;
     Ok(runner.faults.is_empty())
 }
@@ -333,7 +363,7 @@ const POWER_TEST: &str = "power_loss";
 
 /// The program's unit tests, and all it does seen from outside.
 fn clients(runner: &mut Runner<'_>) -> Result<()> {
-    if !build(runner, runner.workspace.cargo(["build", "--release"]))? {
+    if !build(runner, release(runner.workspace))? {
         return Ok(());
     }
     let mut command = runner
@@ -355,7 +385,9 @@ fn power(runner: &mut Runner<'_>) -> Result<()> {
     // A debug build: what is asked is whether data is lost, not how fast, and what it depends on
     // is there already. The tests' own build takes its place, so it is put aside.
     let shimmed = ["build", "--features", "corio/power-loss-shim"];
-    if !build(runner, runner.workspace.cargo(shimmed))? {
+    let mut command = runner.workspace.cargo(shimmed);
+    command.args(PROGRAM);
+    if !build(runner, command)? {
         return Ok(());
     }
     let shim = runner.workspace.target.join("shim/corio");

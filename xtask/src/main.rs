@@ -4,6 +4,7 @@
 //! pass, do the layers hold, how fast is it, does the fuzzer find a crash. `docs/HACKING.md` lists
 //! them with examples.
 
+mod ahead;
 mod bench;
 mod child;
 mod docs;

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::jobs::{JOBS, Job, Runner, Unit};
+use crate::ahead::Ahead;
+use crate::jobs::{self, JOBS, Job, Runner, Unit};
 use crate::tally::Tally;
 use crate::tools;
 use crate::workspace::Workspace;
@@ -101,6 +102,14 @@ pub(crate) fn run_jobs(
         false => Vec::new(),
     };
 
+    // Not of the first, which would wait for it at once.
+    let later = jobs.get(1..).unwrap_or_default();
+    let later: Vec<_> = later
+        .iter()
+        .copied()
+        .filter(|job| !job.needs_tools || lacks(job).is_none())
+        .collect();
+    let mut ahead = Ahead::new(jobs::builds(workspace, &later)?);
     let mut reports = Vec::new();
     for &job in jobs {
         let missing = match job.name {
@@ -112,7 +121,7 @@ pub(crate) fn run_jobs(
         println!("\n== {}: {}", job.name, job.about);
         let report = match missing {
             Some(program) => skip(job, format!("{program} is absent")),
-            None => execute(workspace, job),
+            None => execute(workspace, job, &mut ahead),
         };
         println!(
             "== {}: {} in {:.1} s",
@@ -152,8 +161,9 @@ fn skip(job: &'static Job, why: String) -> Report {
     }
 }
 
-fn execute(workspace: &Workspace, job: &'static Job) -> Report {
+fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Report {
     let began = Instant::now();
+    ahead.finish(job.name, began + job.limit);
     let mut runner = Runner {
         workspace,
         deadline: began + job.limit,
@@ -289,7 +299,7 @@ mod tests {
             unit,
             work,
         }));
-        execute(&Workspace::find().unwrap(), job)
+        execute(&Workspace::find().unwrap(), job, &mut Ahead::default())
     }
 
     const OK: &str = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
