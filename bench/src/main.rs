@@ -11,10 +11,15 @@
 //! Exit codes: 0 measured (whatever the targets say), 1 a suite failed, the floor is no floor, or
 //! `--check` and a target was missed; 2 usage.
 
+mod alloc;
+mod contest;
 mod coroutine;
 mod nbd;
+mod place;
 mod report;
 mod stats;
+mod sync;
+mod tally;
 mod targets;
 
 use std::path::PathBuf;
@@ -22,6 +27,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+
+use coroutine::cold::Alone;
 
 /// Rounds below which a median is no figure.
 const ROUNDS_MIN: usize = 5;
@@ -70,11 +77,20 @@ enum Command {
         #[arg(long)]
         unix: PathBuf,
     },
+    /// One measurement in this process, which must not have seen a coroutine before; part of the
+    /// coroutine suite
+    #[command(hide = true)]
+    Alone {
+        what: Alone,
+        /// Of how many coroutines or stacks
+        count: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Suite {
     Coroutine,
+    Sync,
     Nbd,
 }
 
@@ -89,6 +105,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match &args.command {
         Some(Command::FloorServer { file, unix }) => nbd::floor::serve(file, unix).map(|()| true),
+        Some(Command::Alone { what, count }) => what.measure(*count).map(|value| {
+            println!("{value}");
+            true
+        }),
         None => measure(&args),
     };
     match outcome {
@@ -134,6 +154,7 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
     // A suite that fails must not take the figures of those before it along.
     let outcome = suites.iter().try_for_each(|suite| match suite {
         Suite::Coroutine => coroutine::run(&plan, &mut report),
+        Suite::Sync => sync::run(&plan, &mut report),
         Suite::Nbd => nbd::run(&plan, &mut report),
     });
     report.print_table()?;
@@ -150,13 +171,14 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Args, Command, Suite};
+    use super::{Alone, Args, Command, Suite};
     use clap::Parser as _;
 
     #[test]
     fn suites_and_options_parse() {
-        let args = Args::try_parse_from(["bench", "nbd", "coroutine", "--rounds", "7"]).unwrap();
-        assert_eq!(args.suites, [Suite::Nbd, Suite::Coroutine]);
+        let args =
+            Args::try_parse_from(["bench", "nbd", "sync", "coroutine", "--rounds", "7"]).unwrap();
+        assert_eq!(args.suites, [Suite::Nbd, Suite::Sync, Suite::Coroutine]);
         assert_eq!(args.rounds, 7);
         assert!(args.command.is_none());
     }
@@ -167,6 +189,16 @@ mod tests {
             Args::try_parse_from(["bench", "floor-server", "disk", "--unix", "sock"]).unwrap();
         assert!(matches!(args.command, Some(Command::FloorServer { .. })));
         assert!(Args::try_parse_from(["bench", "floor"]).is_err());
+    }
+
+    #[test]
+    fn alone_is_a_command_and_not_a_suite() {
+        let args = Args::try_parse_from(["bench", "alone", "bare", "20000"]).unwrap();
+        let Some(Command::Alone { what, count }) = args.command else {
+            panic!("it is a command");
+        };
+        assert_eq!((what, count), (Alone::Bare, 20_000));
+        assert!(Args::try_parse_from(["bench", "alone", "nothing", "1"]).is_err());
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! ```text
 //! {"suite":"coroutine","name":"enter_yield","value":3.1,"unit":"ns","peer":"corosensei","peer_value":2.3,"ratio":1.348}
 //! ```
+//!
+//! A figure without a peer has `null` in the last three.
 
 mod picture;
 
@@ -13,10 +15,10 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::stats::{self, Better, Samples};
-use crate::targets::{TARGETS, Target};
+use crate::targets::{Of, TARGETS, Target};
 
 /// What is measured: the name's suffix, the unit, and which way it is better.
 #[derive(Clone, Copy, Debug)]
@@ -25,31 +27,37 @@ pub(crate) struct Metric {
     pub(crate) better: Better,
 }
 
-/// One figure of ours against one peer's. Field order is the order in the JSON line.
-#[derive(Clone, Debug, Serialize)]
+/// One figure of ours, mostly against one peer's.
+#[derive(Clone, Debug)]
 pub(crate) struct Figure {
     pub(crate) suite: &'static str,
     pub(crate) name: String,
-    #[serde(serialize_with = "four_digits")]
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
-    pub(crate) peer: &'static str,
-    #[serde(serialize_with = "four_digits")]
-    pub(crate) peer_value: f64,
-    /// Below 1 is better, whatever the unit.
-    #[serde(serialize_with = "four_digits")]
-    pub(crate) ratio: f64,
+    pub(crate) peer: Option<Peer>,
     /// The larger of both sides' [`Samples::spread`].
-    #[serde(skip)]
     pub(crate) spread: f64,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands fields by reference"
-)]
-fn four_digits<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(stats::rounded(*value))
+/// What a figure is compared with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    /// Below 1 is better, whatever the unit.
+    pub(crate) ratio: f64,
+}
+
+/// A figure as a JSON line. Field order is the order in the line.
+#[derive(Serialize)]
+struct Line<'a> {
+    suite: &'static str,
+    name: &'a str,
+    value: f64,
+    unit: &'static str,
+    peer: Option<&'static str>,
+    peer_value: Option<f64>,
+    ratio: Option<f64>,
 }
 
 impl Figure {
@@ -61,21 +69,51 @@ impl Figure {
         peer: &'static str,
         theirs: &Samples,
     ) -> Self {
-        let (value, peer_value) = (ours.median(), theirs.median());
+        let mut figure = Self::alone(suite, name, metric, ours);
+        let value = theirs.median();
+        figure.peer = Some(Peer {
+            name: peer,
+            value,
+            ratio: stats::ratio(metric.better, figure.value, value),
+        });
+        figure.spread = figure.spread.max(theirs.spread());
+        figure
+    }
+
+    /// A figure without a peer.
+    pub(crate) fn alone(suite: &'static str, name: &str, metric: Metric, ours: &Samples) -> Self {
         Self {
             suite,
             name: name.to_owned(),
-            value,
+            value: ours.median(),
             unit: metric.unit,
-            peer,
-            peer_value,
-            ratio: stats::ratio(metric.better, value, peer_value),
-            spread: ours.spread().max(theirs.spread()),
+            peer: None,
+            spread: ours.spread(),
         }
     }
 
+    fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string(&Line {
+            suite: self.suite,
+            name: &self.name,
+            value: stats::rounded(self.value),
+            unit: self.unit,
+            peer: self.peer.map(|peer| peer.name),
+            peer_value: self.peer.map(|peer| stats::rounded(peer.value)),
+            ratio: self.peer.map(|peer| stats::rounded(peer.ratio)),
+        })
+    }
+
+    /// Its target, if it has one.
     fn target(&self) -> Option<&'static Target> {
-        TARGETS.iter().find(|target| target.is_of(self))
+        TARGETS
+            .iter()
+            .find(|target| target.measured(self).is_some())
+    }
+
+    /// `SUITE/NAME`.
+    fn title(&self) -> String {
+        format!("{}/{}", self.suite, self.name)
     }
 }
 
@@ -111,7 +149,7 @@ impl Report {
 
     /// Keeps a figure and writes its line at once.
     pub(crate) fn push(&mut self, figure: Figure) -> anyhow::Result<()> {
-        let mut line = serde_json::to_string(&figure)?;
+        let mut line = figure.json()?;
         line.push('\n');
         self.lines.write_all(line.as_bytes())?;
         self.lines.flush()?;
@@ -124,25 +162,9 @@ impl Report {
         if self.figures.is_empty() {
             return Ok(());
         }
-        writeln!(
-            self.prose,
-            "\n{:<34} {:>11} {:<11} {:>11} {:<10} {:>7} {:>7}  target",
-            "figure", "corio", "unit", "theirs", "peer", "ratio", "spread"
-        )?;
+        writeln!(self.prose, "\n{}", head())?;
         for figure in &self.figures {
-            let target = figure.target().map(|target| target.limit.to_string());
-            writeln!(
-                self.prose,
-                "{:<34} {:>11} {:<11} {:>11} {:<10} {:>7.3} {:>6.0}%  {}",
-                format!("{}/{}", figure.suite, figure.name),
-                stats::rounded(figure.value),
-                figure.unit,
-                stats::rounded(figure.peer_value),
-                figure.peer,
-                figure.ratio,
-                figure.spread * 100.0,
-                target.unwrap_or_default(),
-            )?;
+            writeln!(self.prose, "{}", row(figure))?;
         }
         writeln!(
             self.prose,
@@ -172,6 +194,38 @@ impl Report {
     }
 }
 
+/// The table's first line.
+fn head() -> String {
+    format!(
+        "{:<34} {:>11} {:<11} {:>11} {:<15} {:>7} {:>7}  target",
+        "figure", "corio", "unit", "theirs", "peer", "ratio", "spread",
+    )
+}
+
+/// A figure's line in the table.
+fn row(figure: &Figure) -> String {
+    let (theirs, peer, ratio) = match &figure.peer {
+        Some(peer) => (
+            stats::rounded(peer.value).to_string(),
+            peer.name,
+            format!("{:.3}", peer.ratio),
+        ),
+        None => Default::default(),
+    };
+    let target = figure.target().map(Target::to_string);
+    format!(
+        "{:<34} {:>11} {:<11} {:>11} {:<15} {:>7} {:>6.0}%  {}",
+        figure.title(),
+        stats::rounded(figure.value),
+        figure.unit,
+        theirs,
+        peer,
+        ratio,
+        figure.spread * 100.0,
+        target.unwrap_or_default(),
+    )
+}
+
 struct Verdict {
     met: bool,
     text: String,
@@ -183,20 +237,18 @@ fn verdicts(figures: &[Figure]) -> Vec<Verdict> {
         .iter()
         .filter(|target| figures.iter().any(|figure| figure.suite == target.suite))
         .map(|target| {
-            let ratio = figures
-                .iter()
-                .find(|figure| target.is_of(figure))
-                .map(|figure| figure.ratio);
-            let met = ratio.is_some_and(|ratio| target.limit.met_by(ratio));
-            let found = ratio.map_or("not measured".to_owned(), |ratio| format!("{ratio:.3}"));
+            let found = figures.iter().find_map(|figure| target.measured(figure));
+            let met = found.is_some_and(|found| target.limit.met_by(found));
+            let found = found.map_or("not measured".to_owned(), |found| format!("{found:.3}"));
             let Target {
-                suite,
-                name,
-                peer,
-                limit,
+                suite, name, of, ..
             } = target;
+            let to = match of {
+                Of::RatioTo(peer) => format!(" to {peer}"),
+                Of::Value { .. } => String::new(),
+            };
             let word = if met { "met    " } else { "not met" };
-            let text = format!("target {word}  {suite}/{name} to {peer}: {found} (limit {limit})");
+            let text = format!("target {word}  {suite}/{name}{to}: {found} (limit {target})");
             Verdict { met, text }
         })
         .collect()
@@ -204,7 +256,7 @@ fn verdicts(figures: &[Figure]) -> Vec<Verdict> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Figure, Metric, verdicts};
+    use super::{Figure, Metric, head, row, verdicts};
     use crate::stats::{Better, Samples};
 
     pub(crate) fn figure(name: &str, better: Better, ours: f64, theirs: f64) -> Figure {
@@ -220,34 +272,76 @@ pub(crate) mod tests {
         )
     }
 
+    pub(crate) fn alone(name: &str, value: f64) -> Figure {
+        let metric = Metric {
+            unit: "KiB",
+            better: Better::Lower,
+        };
+        Figure::alone("coroutine", name, metric, &std::iter::once(value).collect())
+    }
+
     #[test]
     fn a_line_has_the_documented_fields_in_order() {
         let figure = figure("enter_yield", Better::Lower, 3.1, 2.3);
         assert_eq!(
-            serde_json::to_string(&figure).unwrap(),
+            figure.json().unwrap(),
             "{\"suite\":\"coroutine\",\"name\":\"enter_yield\",\"value\":3.1,\"unit\":\"ns\",\
              \"peer\":\"corosensei\",\"peer_value\":2.3,\"ratio\":1.348}"
         );
     }
 
     #[test]
+    fn a_line_without_a_peer_has_nulls() {
+        assert_eq!(
+            alone("million_kib", 5.25).json().unwrap(),
+            "{\"suite\":\"coroutine\",\"name\":\"million_kib\",\"value\":5.25,\"unit\":\"KiB\",\
+             \"peer\":null,\"peer_value\":null,\"ratio\":null}"
+        );
+    }
+
+    #[test]
     fn rates_are_turned_round() {
-        assert_eq!(figure("x", Better::Higher, 200.0, 100.0).ratio, 0.5);
-        assert_eq!(figure("x", Better::Lower, 200.0, 100.0).ratio, 2.0);
+        let ratio = |better| figure("x", better, 200.0, 100.0).peer.unwrap().ratio;
+        assert_eq!(ratio(Better::Higher), 0.5);
+        assert_eq!(ratio(Better::Lower), 2.0);
+    }
+
+    #[test]
+    fn rows_stand_below_their_heads() {
+        let head = head();
+        let with = row(&figure("enter_yield", Better::Lower, 3.1, 2.3));
+        let without = row(&alone("million_kib", 5.25));
+        let end = |text: &str, word| text.find(word).unwrap() + str::len(word);
+        let start = |text: &str, word| text.find(word).unwrap();
+        for (line, value, unit) in [(&with, "3.1", "ns"), (&without, "5.25", "KiB")] {
+            assert_eq!(end(line, value), end(&head, "corio"), "{line}");
+            assert_eq!(start(line, unit), start(&head, "unit"), "{line}");
+            assert_eq!(start(line, "<="), start(&head, "target"), "{line}");
+        }
+        assert_eq!(end(&with, "2.3"), end(&head, "theirs"));
+        assert_eq!(start(&with, "corosensei"), start(&head, "peer"));
+        assert_eq!(end(&with, "1.348"), end(&head, "ratio"));
     }
 
     #[test]
     fn a_target_is_met_missed_or_not_measured() {
         let figures = [
-            figure("enter_yield", Better::Lower, 2.0, 1.0),
-            figure("create_run_end", Better::Lower, 4.1, 1.0),
+            figure("enter_yield", Better::Lower, 1.7, 1.0),
+            figure("create_run_end", Better::Lower, 3.1, 1.0),
+            alone("million_kib", 6.0),
         ];
-        let met: Vec<_> = verdicts(&figures)
-            .iter()
-            .map(|verdict| verdict.met)
-            .collect();
-        assert_eq!(met, [true, false, false]);
-        assert!(verdicts(&figures)[1].text.contains("not measured"));
+        let verdicts = verdicts(&figures);
+        let of = |name: &str| {
+            let has_name = |text: &str| text.contains(&format!("/{name}"));
+            verdicts
+                .iter()
+                .find(|verdict| has_name(&verdict.text))
+                .unwrap()
+        };
+        assert!(of("enter_yield to corosensei: 1.700 (limit <= 1.7)").met);
+        assert!(!of("create_run_end to corosensei: 3.100").met);
+        assert!(of("million_kib: 6.000 (limit <= 6 KiB)").met);
+        assert!(!of("spawn_join to tokio: not measured").met);
     }
 
     #[test]

@@ -35,11 +35,17 @@ impl Samples {
     }
 
     /// The width of the middle half of the values, as a part of the median: how noisy the machine
-    /// was.
+    /// was. 0 if it has none.
     pub(crate) fn spread(&self) -> f64 {
         let sorted = self.sorted();
         let quarter = sorted.len() / 4;
-        (sorted[sorted.len() - 1 - quarter] - sorted[quarter]) / self.median()
+        let width = sorted[sorted.len() - 1 - quarter] - sorted[quarter];
+        // Also where all are 0, of which nothing is a part.
+        if width == 0.0 {
+            0.0
+        } else {
+            width / self.median()
+        }
     }
 
     fn sorted(&self) -> Vec<f64> {
@@ -55,8 +61,12 @@ impl FromIterator<f64> for Samples {
     }
 }
 
-/// Ours against theirs, so that below 1 is always better.
+/// Ours against theirs, so that below 1 is always better. Two nothings, as of allocations, are
+/// equal.
 pub(crate) fn ratio(better: Better, ours: f64, theirs: f64) -> f64 {
+    if ours == 0.0 && theirs == 0.0 {
+        return 1.0;
+    }
     match better {
         Better::Lower => ours / theirs,
         Better::Higher => theirs / ours,
@@ -100,6 +110,7 @@ mod tests {
     fn spread_is_that_of_the_middle_half_and_relative() {
         assert_eq!(samples(&[1000.0, 8.0, 10.0, 13.0, 1.0]).spread(), 0.5);
         assert_eq!(samples(&[7.0]).spread(), 0.0);
+        assert_eq!(samples(&[0.0, 0.0]).spread(), 0.0);
     }
 
     #[test]
@@ -112,6 +123,13 @@ mod tests {
     fn ratio_below_one_is_better_for_rates() {
         assert_eq!(ratio(Better::Higher, 4.0, 2.0), 0.5);
         assert_eq!(ratio(Better::Higher, 2.0, 4.0), 2.0);
+    }
+
+    #[test]
+    fn two_nothings_are_equal() {
+        assert_eq!(ratio(Better::Lower, 0.0, 0.0), 1.0);
+        assert_eq!(ratio(Better::Lower, 0.0, 2.0), 0.0);
+        assert_eq!(ratio(Better::Lower, 2.0, 0.0), f64::INFINITY);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::report::Figure;
 
-/// A limit on a ratio, in which below 1 is better whatever the unit.
+/// A limit on what is better the less it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     AtMost(f64),
@@ -17,10 +17,10 @@ impl Limit {
         }
     }
 
-    pub(crate) fn met_by(self, ratio: f64) -> bool {
+    pub(crate) fn met_by(self, found: f64) -> bool {
         match self {
-            Self::AtMost(limit) => ratio <= limit,
-            Self::Below(limit) => ratio < limit,
+            Self::AtMost(limit) => found <= limit,
+            Self::Below(limit) => found < limit,
         }
     }
 }
@@ -34,21 +34,48 @@ impl std::fmt::Display for Limit {
     }
 }
 
-/// The ratio of one figure to one peer, and its limit.
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// The ratio to this peer, in which below 1 is better whatever the unit.
+    RatioTo(&'static str),
+    /// Our own value, which is in this unit.
+    Value { unit: &'static str },
+}
+
+/// One figure's limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     pub(crate) suite: &'static str,
     pub(crate) name: &'static str,
-    pub(crate) peer: &'static str,
+    pub(crate) of: Of,
     pub(crate) limit: Limit,
 }
 
 impl Target {
-    pub(crate) fn is_of(&self, figure: &Figure) -> bool {
-        self.suite == figure.suite && self.name == figure.name && self.peer == figure.peer
+    /// What the figure has that is limited here, if anything.
+    pub(crate) fn measured(&self, figure: &Figure) -> Option<f64> {
+        if self.suite != figure.suite || self.name != figure.name {
+            return None;
+        }
+        match (self.of, &figure.peer) {
+            (Of::RatioTo(name), Some(peer)) => (peer.name == name).then_some(peer.ratio),
+            (Of::RatioTo(_), None) => None,
+            (Of::Value { .. }, _) => Some(figure.value),
+        }
     }
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.of {
+            Of::RatioTo(_) => self.limit.fmt(f),
+            Of::Value { unit } => write!(f, "{} {unit}", self.limit),
+        }
+    }
+}
+
+/// A limit on the ratio to a peer.
 const fn target(
     suite: &'static str,
     name: &'static str,
@@ -58,26 +85,61 @@ const fn target(
     Target {
         suite,
         name,
-        peer,
+        of: Of::RatioTo(peer),
+        limit,
+    }
+}
+
+/// A limit on our own value.
+const fn target_value(
+    suite: &'static str,
+    name: &'static str,
+    unit: &'static str,
+    limit: Limit,
+) -> Target {
+    Target {
+        suite,
+        name,
+        of: Of::Value { unit },
         limit,
     }
 }
 
 /// All targets.
 pub(crate) const TARGETS: &[Target] = &[
-    target("coroutine", "enter_yield", "corosensei", Limit::AtMost(2.5)),
+    target("coroutine", "enter_yield", "corosensei", Limit::AtMost(1.7)),
     target(
         "coroutine",
         "enter_yield_deep",
         "corosensei",
-        Limit::AtMost(1.5),
+        Limit::AtMost(1.3),
     ),
     target(
         "coroutine",
         "create_run_end",
         "corosensei",
-        Limit::AtMost(4.0),
+        Limit::AtMost(3.0),
     ),
+    target(
+        "coroutine",
+        "park_wake",
+        "corosensei+2cas",
+        Limit::AtMost(1.3),
+    ),
+    target("coroutine", "spawn_join", "tokio", Limit::AtMost(0.5)),
+    target("coroutine", "yield_loop", "tokio", Limit::AtMost(0.5)),
+    target("coroutine", "suspend_cold", "bare", Limit::AtMost(1.6)),
+    target_value("coroutine", "million_kib", "KiB", Limit::AtMost(6.0)),
+    target(
+        "sync",
+        "mutex_uncontended",
+        "parking_lot",
+        Limit::AtMost(1.5),
+    ),
+    target_value("sync", "spawn_allocs", "/op", Limit::AtMost(0.0)),
+    target_value("sync", "wake_allocs", "/op", Limit::AtMost(0.0)),
+    target_value("sync", "lock_allocs", "/op", Limit::AtMost(0.0)),
+    target_value("sync", "lock_wait_allocs", "/op", Limit::AtMost(0.0)),
     target("nbd", "rr4k_qd32_iops", "qemu-nbd", Limit::Below(1.0)),
     target("nbd", "rr4k_qd32_iops", "nbdkit", Limit::Below(1.0)),
     target("nbd", "rr4k_qd32_cpu", "qemu-nbd", Limit::Below(1.0)),
@@ -92,7 +154,9 @@ pub(crate) const TARGETS: &[Target] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::{Limit, TARGETS};
+    use super::{Limit, TARGETS, target, target_value};
+    use crate::report::tests::{alone, figure};
+    use crate::stats::Better;
 
     #[test]
     fn a_limit_is_met_at_itself_only_when_it_says_at_most() {
@@ -112,8 +176,30 @@ mod tests {
     fn no_figure_has_two_targets() {
         for (i, a) in TARGETS.iter().enumerate() {
             for b in &TARGETS[i + 1..] {
-                assert!((a.suite, a.name, a.peer) != (b.suite, b.name, b.peer));
+                assert!((a.suite, a.name, a.of) != (b.suite, b.name, b.of));
             }
         }
+    }
+
+    #[test]
+    fn a_target_looks_at_its_own_figure_only() {
+        let ratio = target("coroutine", "a", "corosensei", Limit::AtMost(1.0));
+        let value = target_value("coroutine", "a", "ns", Limit::AtMost(1.0));
+        let a = figure("a", Better::Lower, 6.0, 3.0);
+        assert_eq!(
+            (ratio.measured(&a), value.measured(&a)),
+            (Some(2.0), Some(6.0))
+        );
+        let b = figure("b", Better::Lower, 6.0, 3.0);
+        assert_eq!((ratio.measured(&b), value.measured(&b)), (None, None));
+        let other_peer = target("coroutine", "a", "tokio", Limit::AtMost(1.0));
+        assert_eq!(other_peer.measured(&a), None);
+        assert_eq!(
+            (
+                ratio.measured(&alone("a", 5.0)),
+                value.measured(&alone("a", 5.0))
+            ),
+            (None, Some(5.0))
+        );
     }
 }

@@ -17,24 +17,32 @@ pub(crate) struct Arguments {
     rest: Vec<OsString>,
 }
 
-/// Builds the program and the benches in release and runs the latter; true if it succeeded.
+/// Builds the benches in release, and the program if it is measured; runs the former; true if they
+/// succeeded.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
     let asks = arguments
         .rest
         .iter()
         .any(|argument| argument == "--help" || argument == "-h");
-    if !asks {
+    let serves = !asks && runs_nbd(&arguments.rest);
+    if serves {
         tools::provide(&[tools::PEERS, tools::OBSERVERS].concat(), true);
         if !succeeds(&mut workspace.cargo(["build", "--release", "--package", "corio-cli"]))? {
             return Ok(false);
         }
     }
     let mut bench = workspace.cargo(["run", "--release", "--package", "bench", "--"]);
-    succeeds(
-        bench
-            .args(&arguments.rest)
-            .env("CORIO_BIN", workspace.corio()),
-    )
+    bench.args(&arguments.rest);
+    if serves {
+        bench.env("CORIO_BIN", workspace.corio());
+    }
+    succeeds(&mut bench)
+}
+
+/// Whether the suite runs that needs the program and its peers: it is named, or no suite is.
+fn runs_nbd(arguments: &[OsString]) -> bool {
+    let named = |suite| arguments.iter().any(|argument| argument == suite);
+    named("nbd") || !["coroutine", "sync"].into_iter().any(named)
 }
 
 /// Runs a command on the caller's own terminal: figures are taken with nothing in between.
@@ -43,4 +51,21 @@ fn succeeds(command: &mut Command) -> Result<bool> {
         .status()
         .with_context(|| format!("cannot start {command:?}"))?;
     Ok(status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs_nbd;
+    use std::ffi::OsString;
+
+    #[test]
+    fn peers_are_provided_only_for_the_suite_that_has_them() {
+        let runs = |text: &str| {
+            let arguments: Vec<_> = text.split_whitespace().map(OsString::from).collect();
+            runs_nbd(&arguments)
+        };
+        assert!(runs("") && runs("--quick") && runs("--json nowhere"));
+        assert!(runs("nbd") && runs("coroutine nbd"));
+        assert!(!runs("coroutine") && !runs("coroutine sync --quick"));
+    }
 }

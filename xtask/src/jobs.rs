@@ -129,7 +129,7 @@ pub(crate) const JOBS: &[Job] = &[
     job("xtask", "tests of these commands", 50, |r| {
         r.test(&["-p", "xtask"])
     }),
-    job("bench", "tests of the bench program", 31, |r| {
+    job("bench", "tests of the bench program", 50, |r| {
         r.test(&["-p", "bench"])
     }),
     Job {
@@ -185,7 +185,7 @@ pub(crate) const JOBS: &[Job] = &[
         ..job(
             "planted",
             "each bug planted in a protocol is caught by its model",
-            10,
+            20,
             planted_bugs,
         )
     },

@@ -1,5 +1,6 @@
 //! All ratios as one SVG: a bar a figure on a logarithmic axis that grows away from 1, better to
-//! the left, with a tick where its target is.
+//! the left, with a tick where its target is. A figure without a peer, or whose limit is on its
+//! value, has that in words.
 
 use std::path::Path;
 
@@ -11,6 +12,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{BLACK, Color as _, IntoFont as _, RGBColor, ShapeStyle, TextStyle, WHITE};
 
 use super::Figure;
+use crate::stats;
+use crate::targets::Of;
 
 const ROW: i32 = 22;
 const HEAD: i32 = 64;
@@ -18,6 +21,8 @@ const WIDTH: i32 = 1000;
 /// Where the labels end and where the axis begins and ends.
 const LABEL_END: i32 = 400;
 const AXIS: (i32, i32) = (470, 940);
+/// How far from 1 a value in words begins: past the number of a bar that ends there.
+const WORDS: i32 = 44;
 /// The axis goes from 1/16 to 16; what lies beyond is drawn at its end, with its number.
 const DECADES_2: f64 = 4.0;
 
@@ -58,27 +63,47 @@ pub(super) fn draw(path: &Path, figures: &[Figure]) -> anyhow::Result<()> {
     let mut y = HEAD;
     for figure in figures {
         let middle = y + ROW / 2;
-        let label = format!("{}/{} to {}", figure.suite, figure.name, figure.peer);
+        let label = match &figure.peer {
+            Some(peer) => format!("{} to {}", figure.title(), peer.name),
+            None => figure.title(),
+        };
         put(label, (LABEL_END, middle), 16, HPos::Right)?;
-        if figure.ratio.is_finite() && figure.ratio > 0.0 {
-            let (x, one) = (position(figure.ratio), position(1.0));
-            let colour = if figure.ratio < 1.0 { BETTER } else { WORSE };
+        let ratio = figure.peer.map(|peer| peer.ratio);
+        // Not a number is not drawn; nothing, and infinity, reach to the ends.
+        if let Some(ratio) = ratio.filter(|ratio| *ratio >= 0.0) {
+            let (x, one) = (position(ratio), position(1.0));
+            let colour = if ratio < 1.0 { BETTER } else { WORSE };
             let corners = [(x.min(one), y + 4), (x.max(one), y + ROW - 4)];
             area.draw(&Rectangle::new(corners, colour.filled()))
                 .map_err(|e| failed(&e))?;
-            let side = if figure.ratio < 1.0 {
-                HPos::Right
+            let (side, gap) = if ratio < 1.0 {
+                (HPos::Right, -4)
             } else {
-                HPos::Left
+                (HPos::Left, 4)
             };
-            let gap = if figure.ratio < 1.0 { -4 } else { 4 };
-            put(format!("{:.2}", figure.ratio), (x + gap, middle), 15, side)?;
+            put(format!("{ratio:.2}"), (x + gap, middle), 15, side)?;
         }
-        if let Some(target) = figure.target() {
-            let x = position(target.limit.value());
-            let tick = ShapeStyle::from(&BLACK).stroke_width(2);
-            area.draw(&PathElement::new([(x, y + 2), (x, y + ROW - 2)], tick))
-                .map_err(|e| failed(&e))?;
+        match figure.target() {
+            Some(target) if matches!(target.of, Of::RatioTo(_)) => {
+                let x = position(target.limit.value());
+                let tick = ShapeStyle::from(&BLACK).stroke_width(2);
+                area.draw(&PathElement::new([(x, y + 2), (x, y + ROW - 2)], tick))
+                    .map_err(|e| failed(&e))?;
+            }
+            None if ratio.is_some() => {}
+            target => {
+                let mut words = format!("{} {}", stats::rounded(figure.value), figure.unit);
+                if let Some(target) = target {
+                    words.push_str(&format!(" (limit {target})"));
+                }
+                // On the side where no bar is.
+                let (side, gap) = if ratio.is_some_and(|ratio| ratio > 1.0) {
+                    (HPos::Right, -WORDS)
+                } else {
+                    (HPos::Left, WORDS)
+                };
+                put(words, (position(1.0) + gap, middle), 15, side)?;
+            }
         }
         y += ROW;
     }
@@ -98,7 +123,7 @@ fn position(ratio: f64) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::{AXIS, draw, position};
-    use crate::report::tests::figure;
+    use crate::report::tests::{alone, figure};
     use crate::stats::Better;
 
     #[test]
@@ -114,12 +139,19 @@ mod tests {
         let path = std::env::temp_dir().join(format!("bench-picture-{}.svg", std::process::id()));
         let figures = [
             figure("quick_one", Better::Lower, 1.0, 2.0),
-            figure("no_ratio", Better::Lower, 0.0, 0.0),
+            figure("no_ratio", Better::Lower, f64::NAN, 1.0),
+            figure("nothing", Better::Lower, 0.0, 2.0),
+            figure("infinite", Better::Lower, 2.0, 0.0),
+            alone("million_kib", 5.25),
         ];
         draw(&path, &figures).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(svg.contains("coroutine/quick_one to corosensei"));
-        assert!(svg.contains("coroutine/no_ratio"));
+        for name in ["no_ratio", "nothing", "infinite", "million_kib"] {
+            assert!(svg.contains(&format!("coroutine/{name}")), "{name}");
+        }
+        assert!(svg.contains("5.25 KiB (limit &lt;= 6 KiB)"), "{svg}");
+        assert!(!svg.contains("NaN"), "{svg}");
     }
 }

@@ -40,8 +40,8 @@ pub use coroutine::{
 };
 pub use error::Error;
 pub use schedule::{
-    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, park, spawn,
-    spawn_local, yield_now,
+    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, move_to, park,
+    spawn, spawn_local, yield_now,
 };
 
 /// The README's examples.

@@ -10,12 +10,14 @@
 //!
 //! `AioContext` is what any thread may hold; `local::Local` is what only the home thread has.
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
-//! `monitor` how it waits, `ring` the io_uring it shares with the disk engine.
+//! `monitor` how it waits, `ring` the io_uring it shares with the disk engine, `lock_cnt` the lock
+//! for lists that are walked far more often than they change.
 
 mod bottom_half;
 mod handler;
 mod here;
 mod local;
+pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
 mod ring;
@@ -33,7 +35,7 @@ pub use bottom_half::BottomHalf;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
-pub use timer::Timer;
+pub use timer::{Clock, Timer, VirtualClock};
 
 pub(crate) use local::{Local, LocalHandler};
 pub(crate) use ring::Completion;
@@ -280,11 +282,6 @@ impl AioContext {
             .home
             .compare_exchange(0, thread_number(), Ordering::Acquire, Ordering::Relaxed)
             .map(|_| HomeScope(self))
-    }
-
-    /// Makes a timer, not armed; see [`Timer`]. Any thread.
-    pub fn timer(&self, callback: impl Fn() + Send + Sync + 'static) -> Timer {
-        Timer::new(self.clone(), Box::new(callback))
     }
 
     /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped

@@ -130,14 +130,20 @@ impl Home {
         }
         let mut leaked = Leaked::default();
         while let Some(block) = resolve(self.newest.get()) {
-            leaked.names.push(block.describe());
-            leaked.unfinished.extend(block.unfinished.take());
             self.unlink(block);
-            block.set_state(key::ENTERED); // So that nobody enters or frees it.
-            let _ = block.slot.word.retire(block.generation); // Tokens are stale, and handles inert.
+            leaked.add(block);
         }
         leaked
     }
+}
+
+/// See the function of this name in the parent.
+pub(super) fn leak_detached(co: CoRef) {
+    let block = co.block();
+    let mut leaked = Leaked::default();
+    leaked.add(block);
+    leaked.why = "its context had ended, or never had a home, when it was to move there";
+    leaked.report();
 }
 
 /// Asks a coroutine that is not running to unwind, and runs it unless it is queued somewhere, or
@@ -201,12 +207,22 @@ pub(crate) trait Unfinished {
 pub(crate) struct Leaked {
     names: Vec<String>,
     unfinished: Vec<NonNull<dyn Unfinished>>,
+    /// If it is not one of the usual reasons.
+    why: &'static str,
     /// Whether the thread unwound a panic when the home began, and when it ended.
     was_panicking: bool,
     is_panicking: bool,
 }
 
 impl Leaked {
+    /// A coroutine that is in no home's list any more: nobody enters or frees it from here on.
+    fn add(&mut self, block: &ControlBlock) {
+        self.names.push(block.describe());
+        self.unfinished.extend(block.unfinished.take());
+        let _ = block.slot.word.retire(block.generation); // Tokens are stale.
+        block.set_state(key::ENDED); // And handles inert.
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
@@ -220,7 +236,9 @@ impl Leaked {
             let unfinished = unsafe { unfinished.as_ref() };
             guarded(|| unfinished.leaked());
         }
-        let why = if self.was_panicking {
+        let why = if !self.why.is_empty() {
+            self.why
+        } else if self.was_panicking {
             "its thread unwinds a panic, and nothing can be cancelled meanwhile"
         } else {
             "it catches its cancellation, or something it started is still in flight"

@@ -85,6 +85,31 @@ impl CoRef {
         self.block().woken.push(co.slot());
     }
 
+    /// The same for a coroutine of this thread whose word says that it is scheduled.
+    pub(crate) fn queue_named(self, co: CoRef) {
+        self.block().suspend_having_woken();
+        self.block().woken.push(co.slot());
+    }
+
+    /// Takes a coroutine that is not running off its home's list, on its way to another thread.
+    pub(crate) fn detach(self) {
+        switch::unlink(self);
+        self.block().home.set(core::ptr::null());
+    }
+
+    /// Makes `home`, of this thread, the home of a coroutine that has none.
+    pub(crate) fn attach(self, home: &Home) {
+        let block = self.block();
+        debug_assert!(block.home.get().is_null());
+        block.hot.thread.set(tls::thread());
+        block.home.set(home);
+        // Relaxed: published by the next park's compare-exchange.
+        self.slot()
+            .inbox
+            .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
+        home.link(block);
+    }
+
     /// Notes that the coroutine, whose word says it is queued, is to be entered from there only.
     pub(crate) fn set_queued(self) {
         let block = self.block();
@@ -261,8 +286,8 @@ pub fn suspend() {
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
     switch::switch_out(block, block.hot.suspended_key.get());
-    if block.hot.cancel.get() == Cancel::Requested && block.hot.cancel_masks.get() == 0 {
-        switch::raise_cancel(block, true);
+    if block.hot.cancel.get() == Cancel::Requested {
+        take_cancel(block, false, true);
     }
 }
 
@@ -274,22 +299,46 @@ fn suspend_block(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     let block = co.block();
-    let interruptible = !uninterruptible && block.hot.cancel_masks.get() == 0;
-    if interruptible && block.hot.cancel.get() == Cancel::Requested {
-        switch::raise_cancel(block, true);
+    if block.hot.cancel.get() != Cancel::None || !block.slot.word.park_now(block.base()) {
+        return park_slow(co, uninterruptible);
     }
-    if block.slot.word.park(block.generation) == Park::Notified {
-        co.accept_cancel();
-        if interruptible && block.hot.cancel.get() == Cancel::Requested {
-            switch::raise_cancel(block, true);
-        }
-        return;
-    }
+    suspend_parked(block, uninterruptible);
+}
+
+/// The coroutine is wakeable from here on.
+#[inline(always)]
+fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
     // may, and wait for this one to end.
     let may_unwind = std::thread::panicking();
-    switch::switch_out(block, key::of(block.generation) + key::WAITING);
-    if interruptible && block.hot.cancel.get() == Cancel::Requested {
+    switch::switch_out(block, block.hot.suspended_key.get() | key::WAITS);
+    if block.hot.cancel.get() == Cancel::Requested {
+        take_cancel(block, uninterruptible, may_unwind);
+    }
+}
+
+/// [`park_block`] for one that is asked to end, or that need not wait, or is queued already.
+#[cold]
+#[inline(never)]
+fn park_slow(co: CoRef, uninterruptible: bool) {
+    let block = co.block();
+    take_cancel(block, uninterruptible, true);
+    match block.slot.word.park(block.generation) {
+        Park::Suspend => suspend_parked(block, uninterruptible),
+        Park::Notified => {
+            co.accept_cancel();
+            take_cancel(block, uninterruptible, true);
+        }
+    }
+}
+
+/// Unwinds the running coroutine if it has been asked to end and nothing speaks against it.
+#[cold]
+fn take_cancel(block: &ControlBlock, uninterruptible: bool, may_unwind: bool) {
+    if block.hot.cancel.get() == Cancel::Requested
+        && !uninterruptible
+        && block.hot.cancel_masks.get() == 0
+    {
         switch::raise_cancel(block, may_unwind);
     }
 }
@@ -297,11 +346,8 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
 /// Unwinds the running coroutine if it has been asked to end, without suspending it otherwise.
 /// Outside a coroutine it does nothing.
 pub(crate) fn cancellation_point() {
-    if let Some(block) = switch::running()
-        && block.hot.cancel.get() == Cancel::Requested
-        && block.hot.cancel_masks.get() == 0
-    {
-        switch::raise_cancel(block, true);
+    if let Some(block) = switch::running() {
+        take_cancel(block, false, true);
     }
 }
 
@@ -323,6 +369,33 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
 ) -> CoRef {
     let name = how.name.map(Rc::from);
     switch::create(tls::thread(), home, stack, name, at, body)
+}
+
+/// Suspends the running coroutine, whose word says that it is scheduled, and has `departure` done
+/// with it once it is not running any more. Returns when it is entered again, perhaps on another
+/// thread. A cancellation point.
+#[inline(never)] // Nothing that the compiler knows of this thread is kept across it.
+pub(crate) fn leave_by(co: CoRef, departure: Box<dyn FnOnce(CoRef)>) {
+    let block = co.block();
+    block.departure.set(Some(departure));
+    block.woken.push_front(block.slot);
+    switch::switch_out(block, key::of(block.generation) + key::DEPARTING);
+    take_cancel(block, false, true);
+}
+
+/// A coroutine that is in no home, and not to have one any more, is leaked, and named. Any thread:
+/// nobody else refers to it.
+pub(crate) fn leak_detached(co: CoRef) {
+    home::leak_detached(co);
+}
+
+#[cold]
+#[track_caller]
+pub(crate) fn scheduled_twice(co: CoRef, at: &'static Location<'static>) -> ! {
+    panic!(
+        "{} was scheduled again at {at}: it is queued already, and will be entered from there",
+        co.describe()
+    )
 }
 
 /// Drops a coroutine of this thread that has never started, closure and all.
@@ -473,9 +546,12 @@ impl Builder {
 #[derive(Debug)]
 pub struct Coroutine {
     slot: &'static Slot,
-    /// Its block; only followed while the slot is of this generation.
+    /// Its block, of which only the key is looked at once it has ended (control I2).
     co: CoRef,
     generation: u32,
+    /// For messages about one that has ended.
+    name: Option<Rc<str>>,
+    created_at: &'static Location<'static>,
     /// Tied to its thread.
     not_send: PhantomData<*const ()>,
 }
@@ -505,7 +581,47 @@ impl Coroutine {
             slot: co.slot(),
             co,
             generation: co.generation(),
+            name: co.block().name.clone(),
+            created_at: co.block().created_at,
             not_send: PhantomData,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn ended(&self, done: &str) -> ! {
+        panic!(
+            "coroutine `{}` (created at {}) was {done}, but has ended, or its home has: make a new one",
+            self.name.as_deref().unwrap_or("unnamed"),
+            self.created_at,
+        )
+    }
+
+    /// Enters it if it is parked, no coroutine runs and nothing is traced; false if any is not so.
+    #[inline(always)]
+    pub(crate) fn enter_parked(&self) -> bool {
+        let base = key::of(self.generation);
+        let block = self.co.block();
+        if block.key() != base + key::WAITING {
+            return false;
+        }
+        let thread = block.hot.thread.get();
+        let parked = thread.current.get().is_null()
+            && !thread.traced.get()
+            && self.slot.word.claim_parked(self.generation);
+        if parked {
+            switch::enter_untraced(self.co, base);
+        }
+        parked
+    }
+
+    /// The coroutine; a panic if it has ended.
+    #[track_caller]
+    pub(crate) fn living_or_panic(&self, done: &str) -> CoRef {
+        match self.living() {
+            Some(co) => co,
+            None => self.ended(done),
         }
     }
 
@@ -540,7 +656,7 @@ impl Coroutine {
         match self.co.block().state(self.generation) {
             key::SUSPENDED | key::CREATED => enter(self.co),
             key::WAITING if self.slot.word.claim_parked(self.generation) => enter(self.co),
-            key::ENDED => enter_ended(),
+            key::ENDED => self.ended("entered"),
             _ => enter_refused(self.co),
         }
     }
@@ -604,12 +720,6 @@ impl Drop for Coroutine {
 #[track_caller]
 fn no_stack(error: &Error) -> ! {
     panic!("no stack for a coroutine: {error}")
-}
-
-#[cold]
-#[track_caller]
-fn enter_ended() -> ! {
-    panic!("a coroutine was entered that has ended, or whose home has: make a new one")
 }
 
 #[cold]

@@ -75,6 +75,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
         newer: Cell::new(ptr::null()),
         older: Cell::new(ptr::null()),
         panic: Cell::new(None),
+        departure: Cell::new(None),
         unfinished: Cell::new(None),
         name,
         created_at,
@@ -143,7 +144,7 @@ fn keep_panic(co: CoRef, payload: Panic) {
 }
 
 /// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends. True
-/// if that is all: it has suspended plainly and woken nobody. Else [`after_run`] must follow.
+/// if that is all: it has suspended and woken nobody. Else [`after_run`] must follow.
 ///
 /// `base` is the key of its generation.
 #[inline(always)]
@@ -162,11 +163,14 @@ fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> bool {
     thread.current.set(ptr::from_ref(block).cast());
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
-    unsafe { block.hot.machine.resume() };
+    // It comes back as the machine's address, which is the block's (asserted in `control`).
+    let block = unsafe { &*block.hot.machine.resume().cast::<ControlBlock>() };
+    let thread = block.hot.thread.get();
     // Still the same thread: this frame, which has entered another, cannot have been moved
     // meanwhile.
     thread.current.set(caller);
-    block.key() == base + key::SUSPENDED
+    let key = block.key();
+    key == base + key::SUSPENDED || key == base + key::WAITING
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
@@ -198,6 +202,15 @@ pub(super) fn enter_as(co: CoRef, base: u64) {
     }
 }
 
+/// As [`enter_as`], for who knows that nothing is traced.
+#[inline(always)]
+pub(super) fn enter_untraced(co: CoRef, base: u64) {
+    let block = co.block();
+    if !switch(block.hot.thread.get(), block, base) {
+        after_run(co);
+    }
+}
+
 /// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
 #[inline(never)]
 fn after_run(co: CoRef) {
@@ -214,9 +227,10 @@ fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     let block = co.block();
     queue.prepend(&block.woken);
     match block.state(block.generation) {
+        key::ENDED if block.slot.word.is_scheduled() => return Some(ended_queued(co)),
         key::ENDED => return finish(co),
-        key::SUSPENDED_WOKE => {
-            block.set_state(key::SUSPENDED);
+        state @ (key::SUSPENDED_WOKE | key::WAITING_WOKE) => {
+            block.set_state(state - key::WOKE);
             block.suspend_plainly();
         }
         _ => {}
@@ -231,10 +245,23 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
     while let Some(slot) = queue.pop() {
         let co = super::of_slot(slot);
         let block = co.block();
-        // Who was woken at home is RUNNING already (stack::word I6).
-        if block.state(block.generation) != key::WOKEN {
-            slot.word.claim(block.generation);
-            block.suspend_plainly();
+        match block.state(block.generation) {
+            key::WOKEN => {} // RUNNING already (stack::word I6).
+            key::DEPARTING => {
+                block.set_state(key::WAITING);
+                if let Some(departure) = block.departure.take() {
+                    departure(co);
+                }
+                continue;
+            }
+            key::ENDED => {
+                give_up(co); // `ended_queued` has done the rest.
+                continue;
+            }
+            _ => {
+                slot.word.claim(block.generation);
+                block.suspend_plainly();
+            }
         }
         co.accept_cancel();
         if block.phase() == Phase::Created && co.is_cancelled() {
@@ -271,6 +298,20 @@ fn finish(co: CoRef) -> Option<Panic> {
     co.slot().clear();
     give_up(co);
     panic
+}
+
+/// As [`finish`] for one that is in a queue still, and so keeps its slot until it is taken off.
+#[cold]
+fn ended_queued(co: CoRef) -> Panic {
+    let block = co.block();
+    unlink(co);
+    block.panic.take().unwrap_or_else(|| {
+        Box::new(format!(
+            "{} ended while it was scheduled: a coroutine that schedules itself must yield before \
+             it ends",
+            block.describe()
+        ))
+    })
 }
 
 #[cold]
@@ -312,7 +353,7 @@ fn discard_caught(co: CoRef) {
 }
 
 #[inline]
-fn unlink(co: CoRef) {
+pub(super) fn unlink(co: CoRef) {
     let block = co.block();
     // SAFETY: home I1: the coroutine is in its home's list still, so the home is there.
     let home: &Home = unsafe { &*block.home.get() };

@@ -2,7 +2,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::inbox::Inbox;
 use crate::context::{AioContext, Local, now_ns};
@@ -11,8 +10,6 @@ use crate::error::Error;
 
 /// How long leaving a home waits for what is in flight before it is leaked and named, in ns.
 const LEAVE_GRACE_NS: u64 = 5_000_000_000;
-/// How often leaving asks the stubborn again.
-const LEAVE_STEP: Duration = Duration::from_millis(10);
 
 impl AioContext {
     /// Makes this thread the context's home for as long as `f` runs. `f` turns the loop with
@@ -56,9 +53,11 @@ impl AioContext {
     }
 
     /// Cancels what lives in the home, and turns the loop until it has ended or the grace is over.
+    /// The stubborn are asked again at least as often as an idle bottom half runs.
     fn reap(&self, home: &Home) {
         let deadline_ns = now_ns().saturating_add(LEAVE_GRACE_NS);
-        let tick = self.timer(|| ());
+        // Not a timer, whose clock may be disabled.
+        let tick = self.bottom_half("reap", || ());
         // What is queued already begins in this turn, and is cancelled with the rest.
         self.turn_guarded(false);
         loop {
@@ -66,14 +65,14 @@ impl AioContext {
             if home.living() == 0 || now_ns() >= deadline_ns {
                 break;
             }
-            tick.arm_after(LEAVE_STEP);
+            tick.schedule_idle();
             self.turn_guarded(true);
         }
         while home.living() == 0
             && now_ns() < deadline_ns
             && Local::current().is_some_and(Local::has_requests_in_flight)
         {
-            tick.arm_after(LEAVE_STEP);
+            tick.schedule_idle();
             self.turn_guarded(true);
         }
     }

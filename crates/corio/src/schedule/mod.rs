@@ -8,6 +8,7 @@
 mod home;
 mod inbox;
 mod io_thread;
+mod named;
 mod packet;
 mod recycle;
 mod spawn;
@@ -16,6 +17,7 @@ use core::panic::Location;
 use core::ptr;
 
 pub use io_thread::{IoThread, IoThreadBuilder};
+pub use named::move_to;
 pub use spawn::{JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local};
 
 use self::inbox::Inbox;
@@ -184,7 +186,7 @@ pub(crate) fn parkable(what: &str) -> CoRef {
 /// handle.join().unwrap();
 /// # Ok::<(), corio::Error>(())
 /// ```
-#[inline]
+#[inline(always)] // As `suspend`.
 #[track_caller]
 pub fn park() {
     coroutine::park_block(parkable("park"), false);

@@ -290,6 +290,20 @@ impl<T> LocalJoinHandle<T> {
     pub fn cancel(&self) -> Result<(), Error> {
         self.packet.ask_to_end()
     }
+
+    /// Parks the running coroutine until the result is there, but only while `waits` says so, which
+    /// is asked again whenever the coroutine is woken; true if the result is there. A cancellation
+    /// point. If it goes on without the result it may be woken by it later.
+    #[track_caller]
+    pub(crate) fn wait_while(&self, waits: impl Fn() -> bool) -> bool {
+        let waker = CoWaker::of(super::parkable("join"));
+        if !self.packet.is_done() && self.packet.wait_as(Waiter::Coroutine(waker)).is_ok() {
+            while waits() && !self.packet.is_done() {
+                park();
+            }
+        }
+        self.packet.is_done()
+    }
 }
 
 impl<T> core::fmt::Debug for LocalJoinHandle<T> {

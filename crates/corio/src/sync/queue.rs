@@ -8,9 +8,7 @@ mod state;
 use self::state::State;
 use super::mutex::MutexGuard;
 use super::record::{Grant, Record};
-use super::waiter::Waiter;
-use crate::coroutine;
-use crate::track::{self, Kind};
+use super::waiter::{Queued, Waiter};
 
 pub use self::state::Place;
 
@@ -129,17 +127,12 @@ impl Queue {
     #[track_caller]
     fn wait_granted(&self, place: Place, release: impl FnOnce()) -> Grant {
         let record = Record::new(Waiter::current("sync::Queue::wait"), 1);
-        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        // SAFETY: `queued` sees to it that the record is granted or withdrawn before it goes.
         unsafe { self.state.queue(&record, place) };
-        let waiting = Waiting {
-            state: &self.state,
-            record: &record,
-        };
+        // SAFETY: queued above.
+        let queued = unsafe { Queued::new(&self.state, &record) };
         release();
-        let number = core::ptr::from_ref(self).addr() as u64;
-        track::emit(Kind::LockWait, number, coroutine::running_id(), 0);
-        record.waker().wait_until(|| record.is_granted());
-        core::mem::forget(waiting);
+        queued.wait();
         record.granted().unwrap_or(Grant::Own)
     }
 
@@ -162,19 +155,6 @@ impl Queue {
     #[doc(alias = "qemu_co_queue_empty")]
     pub fn is_empty(&self) -> bool {
         self.state.is_empty()
-    }
-}
-
-/// Takes the record out when a cancelled waiter unwinds.
-struct Waiting<'a> {
-    state: &'a State<Waiter>,
-    record: &'a Record<Waiter>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // SAFETY: queued by `wait_after`, which made this.
-        unsafe { self.state.abandon(self.record) };
     }
 }
 

@@ -1,19 +1,13 @@
 //! The semaphore: counted permits, all or wait, first come first served (SPEC L5).
 //!
-//! `state` is the state machine; here are waiting, cancellation and the permit.
+//! `permits` is the state machine; here are waiting, cancellation and the permit.
 
 // Wait records are pointers into frames.
 #![allow(unsafe_code)]
 
-mod state;
-
-use self::state::{PERMITS_MAX, State};
+use super::permits::{PERMITS_MAX, Permits};
 use super::record::Record;
-use super::waiter::Waiter;
-use crate::context::Local;
-use crate::coroutine;
-use crate::schedule;
-use crate::track::{self, Kind};
+use super::waiter::{Queued, Waiter};
 
 /// A number of permits that coroutines take, use and give back.
 ///
@@ -32,7 +26,7 @@ use crate::track::{self, Kind};
 #[doc(alias = "SharedResource")]
 #[derive(Debug)]
 pub struct Semaphore {
-    state: State<Waiter>,
+    permits: Permits<Waiter>,
     total: usize,
 }
 
@@ -49,7 +43,7 @@ impl Semaphore {
             "a semaphore of {total} permits: at most {PERMITS_MAX} can be counted"
         );
         Semaphore {
-            state: State::new(total),
+            permits: Permits::new(total),
             total,
         }
     }
@@ -58,9 +52,10 @@ impl Semaphore {
     /// been served. A coroutine parks, a plain thread blocks. A cancellation point when it waits: a
     /// waiter that is cancelled leaves the line, and gives back what it was just given.
     ///
-    /// # Panics If `amount` is more than there are in all: it would wait for ever. On a loop's
-    /// thread outside a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a
-    /// home without a loop.
+    /// # Panics
+    /// If `amount` is more than there are in all: it would wait for ever. On a loop's thread
+    /// outside a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a home
+    /// without a loop.
     #[doc(alias = "co_get_from_shres")]
     #[track_caller]
     pub fn acquire(&self, amount: usize) -> Permit<'_> {
@@ -70,10 +65,8 @@ impl Semaphore {
              fewer",
             self.total
         );
-        if !coroutine::in_coroutine() && Local::current().is_some() {
-            schedule::parkable("sync::Semaphore::acquire");
-        }
-        if !self.state.try_acquire(amount) {
+        Waiter::check("sync::Semaphore::acquire");
+        if !self.permits.try_acquire(amount) {
             self.acquire_waiting(amount);
         }
         Permit {
@@ -87,7 +80,7 @@ impl Semaphore {
     #[must_use = "the permits are given back when the permit is dropped"]
     pub fn try_acquire(&self, amount: usize) -> Option<Permit<'_>> {
         // Not `then_some`: a permit that is made and dropped gives back what was not taken.
-        self.state.try_acquire(amount).then(|| Permit {
+        self.permits.try_acquire(amount).then(|| Permit {
             semaphore: self,
             amount,
         })
@@ -95,7 +88,7 @@ impl Semaphore {
 
     /// How many permits are free. It may have changed by the time it is known.
     pub fn available(&self) -> usize {
-        self.state.free()
+        self.permits.free()
     }
 
     /// How many permits there are in all.
@@ -107,31 +100,12 @@ impl Semaphore {
     #[track_caller]
     fn acquire_waiting(&self, amount: usize) {
         let record = Record::new(Waiter::current("sync::Semaphore::acquire"), amount);
-        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
-        if unsafe { self.state.acquire_or_queue(&record) } {
+        // SAFETY: `Queued` sees to it that the record is granted or withdrawn before it goes.
+        if unsafe { self.permits.acquire_or_queue(&record) } {
             return;
         }
-        let (lock, own) = (self.state.number(), coroutine::running_id());
-        track::emit(Kind::LockWait, lock, own, 0);
-        let waiting = Waiting {
-            state: &self.state,
-            record: &record,
-        };
-        record.waker().wait_until(|| record.is_granted());
-        core::mem::forget(waiting);
-    }
-}
-
-/// Takes the record out when a cancelled waiter unwinds.
-struct Waiting<'a> {
-    state: &'a State<Waiter>,
-    record: &'a Record<Waiter>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // SAFETY: queued by `acquire_waiting`, which made this.
-        unsafe { self.state.abandon(self.record) };
+        // SAFETY: queued above.
+        unsafe { Queued::new(&self.permits, &record) }.wait();
     }
 }
 
@@ -153,6 +127,6 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     #[doc(alias = "co_put_to_shres")]
     fn drop(&mut self) {
-        self.semaphore.state.release(self.amount);
+        self.semaphore.permits.release(self.amount);
     }
 }

@@ -36,6 +36,22 @@ pub(crate) struct Handle {
     generation: u32,
 }
 
+impl Handle {
+    /// In one word, which is never all ones: an index stays below 2^31.
+    pub(crate) fn pack(self) -> u64 {
+        u64::from(self.index) << 32 | u64::from(self.generation)
+    }
+
+    /// What [`pack`](Self::pack) made.
+    #[allow(clippy::cast_possible_truncation)] // Each half of the word is what is meant.
+    pub(crate) fn unpack(packed: u64) -> Handle {
+        Handle {
+            index: (packed >> 32) as u32,
+            generation: packed as u32,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Node {
     // The order of the fields is the order of the heap; sequences differ, so that index never
@@ -145,7 +161,6 @@ impl<T> Heap<T> {
     }
 
     /// An entry's deadline. `None` if it is gone.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests look inside"))]
     pub(crate) fn deadline_of(&self, handle: Handle) -> Option<u64> {
         self.get(handle)?;
         let (deferred, position) = split(self.places[handle.index as usize]);
