@@ -13,12 +13,17 @@
 // them rarer.
 #![allow(clippy::result_large_err)]
 
+#[macro_use]
+mod planted;
+
 mod atomic;
 pub mod context;
 mod coroutine;
 pub mod engine;
 mod error;
 pub mod fs;
+#[cfg(all(test, loom))]
+mod model;
 pub mod net;
 mod schedule;
 mod stack;

@@ -291,6 +291,7 @@ fn finish(co: CoRef) -> Option<Panic> {
         panic = Some(ended_with_locks(block));
     }
     unlink(co);
+    co.slot().clear();
     give_up(co);
     panic
 }

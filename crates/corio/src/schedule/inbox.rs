@@ -63,7 +63,7 @@ impl<T: Linked> Pushed<T> {
                 .newest
                 .compare_exchange_weak(seen, raw, Ordering::Release, Ordering::Relaxed)
             {
-                Ok(_) if cfg!(corio_planted_bug = "inbox_stale") => return stale.is_null(),
+                Ok(_) if planted!("inbox_stale") => return stale.is_null(),
                 Ok(_) => return seen.is_null(),
                 Err(now) => seen = now,
             }
@@ -174,9 +174,89 @@ impl Inbox {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::stack::{Park, SlotWord, Wake};
+    use core::cell::UnsafeCell;
+
+    const NODES: usize = 600;
+    const WAKERS: usize = 3;
+
+    /// What a coroutine's slot is to those who wake it.
+    struct Node {
+        word: SlotWord,
+        next: AtomicPtr<Node>,
+        /// What its waker brings. Only the wake orders it.
+        gift: UnsafeCell<usize>,
+    }
+
+    // SAFETY: a node's one waker writes the gift before it fires, and the home reads it after.
+    unsafe impl Sync for Node {}
+
+    impl Linked for Node {
+        fn next(&self) -> &AtomicPtr<Self> {
+            &self.next
+        }
+    }
+
+    // SPEC C11, S1, S7: wake tokens fired by plain threads, without a stack to switch to: the home
+    // comes to see what each of them did before it fired, and one that fires again wakes nobody.
+    #[test]
+    fn wakes_of_plain_threads_bring_along_what_was_done_before() {
+        let pushed: &'static Pushed<Node> = Box::leak(Box::new(Pushed::new()));
+        let node = |_| Node {
+            word: SlotWord::new(),
+            next: AtomicPtr::new(ptr::null_mut()),
+            gift: UnsafeCell::new(0),
+        };
+        let nodes: &'static [Node] = (0..NODES).map(node).collect::<Vec<_>>().leak();
+        let wakers: [_; WAKERS] = core::array::from_fn(|first| {
+            std::thread::spawn(move || {
+                for node in nodes.iter().skip(first).step_by(WAKERS) {
+                    // SAFETY: the home has not been woken yet.
+                    unsafe { *node.gift.get() = 1 };
+                    if node.word.wake(1) == Wake::Queue {
+                        pushed.push(node);
+                    }
+                    assert_eq!(node.word.wake(1), Wake::Nothing);
+                }
+            })
+        });
+
+        let mut gifts = 0;
+        let mut take = |node: &Node| {
+            // SAFETY: it has been woken.
+            gifts += unsafe { *node.gift.get() };
+            assert!(node.word.retire(1));
+        };
+        let mut parked = 0;
+        for node in nodes {
+            match node.word.park(1) {
+                Park::Suspend => parked += 1,
+                Park::Notified => take(node),
+            }
+        }
+        while parked > 0 {
+            pushed.take(|node| {
+                node.word.claim(1);
+                take(node);
+                parked -= 1;
+            });
+            std::thread::yield_now();
+        }
+        for waker in wakers {
+            waker.join().unwrap();
+        }
+        assert_eq!(gifts, NODES);
+        assert!(nodes.iter().all(|node| node.word.generation() == 2));
+    }
+}
+
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::cell::UnsafeCell;
     use loom::sync::{Condvar, Mutex};
 
@@ -264,7 +344,7 @@ mod loom_tests {
     // its pusher pushed.
     #[test]
     fn loom_inbox_loses_nobody() {
-        loom::model(|| {
+        model::check(None, || {
             let model = Model::new();
             let first = loom::thread::spawn(|| {
                 model.push(0);
@@ -286,7 +366,7 @@ mod loom_tests {
     // home never blocks with its own in the list, nor for ever with the other's.
     #[test]
     fn loom_inbox_a_push_at_home_needs_no_notification() {
-        loom::model(|| {
+        model::check(None, || {
             let model = Model::new();
             let other = loom::thread::spawn(|| {
                 model.push(0);

@@ -213,6 +213,36 @@ impl Slot {
         sys::mem::Range::new(unsafe { self.low().add(guard) }, self.size() - guard - keep)
     }
 
+    /// The part that frames use: above the guard, below the control block.
+    fn frames(&self) -> (NonNull<u8>, usize) {
+        let guard = guard_size();
+        // SAFETY: a slot is larger than its guard.
+        let low = unsafe { self.low.add(guard) };
+        (low, self.size - guard - CONTROL_SIZE)
+    }
+
+    /// Tells who watches memory that this is a stack.
+    fn register(&self) {
+        let (low, len) = self.frames();
+        sys::valgrind::register_stack(low, len);
+        #[cfg(feature = "asan")]
+        sys::asan::register_stack(low, len);
+    }
+
+    /// Tells who watches memory that no frame is left on it: its coroutine has ended.
+    #[inline]
+    pub(crate) fn clear(&self) {
+        if sys::valgrind::knows_stacks() {
+            let (low, len) = self.frames();
+            sys::valgrind::clear_stack(low, len);
+        }
+        #[cfg(feature = "asan")]
+        {
+            let (low, len) = self.frames();
+            sys::asan::clear_stack(low, len);
+        }
+    }
+
     /// What corosensei runs on, where it does.
     #[allow(dead_code)]
     pub(crate) fn stack(&'static self) -> SlotStack {

@@ -320,7 +320,9 @@ impl Slabs {
         let stacks = u32::try_from(count).unwrap_or_default();
         let first = table::extend(stacks, |index, nth| {
             // SAFETY: within the reservation.
-            Slot::new(index, unsafe { start.add(nth * self.size) }, self.size)
+            let slot = Slot::new(index, unsafe { start.add(nth * self.size) }, self.size);
+            slot.register();
+            slot
         });
         let Some(first) = first else {
             // SAFETY: nothing knows of the reservation yet.

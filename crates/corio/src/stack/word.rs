@@ -85,7 +85,7 @@ impl SlotWord {
         loop {
             // Planted: the slot may be another coroutine's by now.
             let is_stale = seen >> STATE_BITS != u64::from(generation);
-            if is_stale && !cfg!(corio_planted_bug = "word_stale") {
+            if is_stale && !planted!("word_stale") {
                 return Wake::Nothing;
             }
             let state = state(seen);
@@ -93,7 +93,7 @@ impl SlotWord {
                 RUNNING => NOTIFIED,
                 PARKED => woken,
                 // Planted: the publication of this waker is then ordered before nothing.
-                _ if cfg!(corio_planted_bug = "word_unwritten") => return Wake::Nothing,
+                _ if planted!("word_unwritten") => return Wake::Nothing,
                 other => other, // Written all the same: I3.
             };
             // AcqRel: releases what the waker published to the claim or park that reads this;
@@ -264,6 +264,7 @@ mod tests {
 mod loom_tests {
     use super::*;
     use crate::atomic::AtomicBool;
+    use crate::model;
     use loom::sync::{Arc, Condvar, Mutex};
 
     /// A slot's word, and the queue that winners put it on.
@@ -314,12 +315,6 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     fn work_and_wake(model: &Arc<Model>, i: usize) -> loom::thread::JoinHandle<()> {
         let model = Arc::clone(model);
         loom::thread::spawn(move || {
@@ -331,7 +326,7 @@ mod loom_tests {
     // SPEC L7, S7: two wakers against park and claim: the work of neither is overlooked.
     #[test]
     fn loom_wake_is_never_lost() {
-        model(|| {
+        model::check(3, || {
             let model = Model::new();
             let wakers = [work_and_wake(&model, 0), work_and_wake(&model, 1)];
             model.wait_for_work();
@@ -345,7 +340,7 @@ mod loom_tests {
     // queued once, and whoever does nothing has its work seen.
     #[test]
     fn loom_wake_at_home_and_from_elsewhere() {
-        model(|| {
+        model::check(None, || {
             let model = Model::new();
             assert_eq!(model.word.park(1), Park::Suspend);
             let waker = work_and_wake(&model, 0);
@@ -367,7 +362,7 @@ mod loom_tests {
     // now.
     #[test]
     fn loom_stale_token_wakes_nobody() {
-        model(|| {
+        model::check(None, || {
             let model = Model::new();
             let waker = {
                 let model = Arc::clone(&model);

@@ -4,6 +4,8 @@
 //! contexts. Every system call of the runtime is made from here, so that a simulated kernel can be
 //! put below the shipped code.
 
+#[cfg(feature = "asan")]
+pub(crate) mod asan;
 pub(crate) mod clock;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
@@ -18,3 +20,4 @@ pub(crate) mod signal;
 pub(crate) mod tcp;
 pub(crate) mod thread;
 pub(crate) mod uring;
+pub(crate) mod valgrind;
