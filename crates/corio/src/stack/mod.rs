@@ -215,10 +215,10 @@ impl Slot {
 
     /// The part that frames use: above the guard, below the control block.
     fn frames(&self) -> (NonNull<u8>, usize) {
-        let guard = guard_size();
+        let guard = guard_size(self.size());
         // SAFETY: a slot is larger than its guard.
-        let low = unsafe { self.low.add(guard) };
-        (low, self.size - guard - CONTROL_SIZE)
+        let low = unsafe { self.low().add(guard) };
+        (low, self.size() - guard - CONTROL_SIZE)
     }
 
     /// Tells who watches memory that this is a stack.
