@@ -17,7 +17,7 @@ use crate::report::Report;
 
 const SUITE: &str = "coroutine";
 
-const CONTESTS: [Contest; 6] = [
+const CONTESTS: [Contest; 7] = [
     Contest {
         name: "enter_yield",
         size: SWITCHES,
@@ -40,6 +40,12 @@ const CONTESTS: [Contest; 6] = [
         name: "park_wake",
         size: SWITCHES,
         ours: park::ours,
+        theirs: &[("corosensei+2cas", park::theirs)],
+    },
+    Contest {
+        name: "park_wake_beside",
+        size: SWITCHES,
+        ours: park::ours_beside,
         theirs: &[("corosensei+2cas", park::theirs)],
     },
     Contest {

@@ -1,26 +1,29 @@
-//! Exercise `park_wake`: a coroutine parks, and is woken from its own thread.
+//! Exercises `park_wake` and `park_wake_beside`: a coroutine parks, and is woken from its own
+//! thread.
 //!
-//! Two coroutines of one context wake each other and park, by `CoWaker::wake` and `corio::park`:
+//! - `park_wake`: two coroutines of one context park; the thread wakes them in turn, from its own
+//!   stack and by name (`Coroutine::wake`, QEMU's `aio_co_wake`), which enters them at once
+//!   (SPEC S4). A round is one wake, the run, and the park that ends it.
+//! - `park_wake_beside`: two coroutines of one context wake each other by token and park:
 //!
-//! ```text
+//!   ```text
 //!   first   wake second, park ------------------------> wake second, park ---->
 //!   second                   \-> wake first, park ---->/                  \-> ..
-//! ```
+//!   ```
 //!
-//! A round is one wake, one park and the one run between: a switch into a coroutine and the switch
-//! out of it. Nothing else runs: the woken one is queued on its waker and entered when that parks
-//! (SPEC C4), and the loop does not get a turn before the end.
+//!   A round is one wake, one park and the one run between. The woken one is queued on its waker
+//!   and entered when that parks (SPEC C4); the loop does not get a turn before the end.
 //!
-//! The peer is what this cannot be had without: two raw coroutines, entered in turn, as the CPU
+//! The peer is what neither can be had without: two raw coroutines, entered in turn, as the CPU
 //! predicts two stacks otherwise than one; and for each switch in and out two compare-exchanges on
 //! a word of the coroutine's own, as a park has to be published and a wake has to be won where
-//! anybody may wake. Neither is ever contended. What ours has on top is the queue, the claim when
-//! the woken one is entered, and the looks at cancellation, panics and tracking.
+//! anybody may wake. Neither is ever contended. What ours has on top is the looks at cancellation,
+//! panics and tracking; beside a waker also the queue, and finding the coroutine of a token.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use corio::CoWaker;
+use corio::{AioContext, CoWaker, Coroutine};
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine as Raw, Yielder};
 
@@ -30,6 +33,42 @@ use crate::place;
 use crate::tally::Tally;
 
 pub(super) fn ours(rounds: u32) -> Lap {
+    let each = half(rounds);
+    let context = AioContext::new().expect("no descriptor for a context");
+    let exercise = || {
+        let parking = || {
+            let tally = Tally::leak();
+            let body = move || {
+                corio::park();
+                while !tally.stopped() {
+                    tally.work();
+                    corio::park();
+                }
+            };
+            let coroutine = Coroutine::new(body);
+            // Parked already, so that the first use of the stack is outside the time.
+            coroutine.enter();
+            (coroutine, tally)
+        };
+        let (first, second) = (parking(), parking());
+        let watch = Stopwatch::start();
+        for _ in 0..each {
+            first.0.wake();
+            second.0.wake();
+        }
+        let lap = watch.stop();
+        for (coroutine, tally) in [first, second] {
+            assert_eq!(tally.count(), each);
+            tally.stop();
+            coroutine.wake();
+            assert!(coroutine.is_done());
+        }
+        lap
+    };
+    context.enter_home(exercise).expect("no home for a context")
+}
+
+pub(super) fn ours_beside(rounds: u32) -> Lap {
     let each = half(rounds);
     place::coroutine(move || {
         let (mine, others) = (Tally::leak(), Tally::leak());

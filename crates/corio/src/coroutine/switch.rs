@@ -358,7 +358,7 @@ pub(super) fn unlink(co: CoRef) {
 
 /// Ends the slot's use, once the coroutine is off its home's list: tokens stale, stack back to the
 /// pool.
-#[inline]
+#[inline(always)] // As `finish`.
 fn give_up(co: CoRef) {
     let block = co.block();
     let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());

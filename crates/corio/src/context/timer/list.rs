@@ -147,7 +147,14 @@ impl Timers {
     }
 
     /// Runs what is due. True: something ran.
+    #[inline]
     pub(in super::super) fn run(&self) -> bool {
+        let armed = |clock| self.next_deadline_ns(clock).is_some();
+        Clock::ALL.into_iter().any(armed) && self.run_armed()
+    }
+
+    #[inline(never)]
+    fn run_armed(&self) -> bool {
         let due = Clock::ALL.map(|clock| self.due(clock));
         let mut progress = false;
         for (clock, due) in Clock::ALL.into_iter().zip(due) {
