@@ -1,4 +1,5 @@
-//! Waiting for one another: [`Mutex`], [`Queue`], [`Semaphore`] (SPEC section 3).
+//! Waiting for one another: [`Mutex`], [`Queue`], [`Semaphore`], [`Event`], a [`channel()`]
+//! (SPEC section 3).
 //!
 //! They work between coroutines of any threads and contexts: whoever has to wait parks, and its
 //! thread goes on with others. A plain thread that is no loop's may use them as well: it blocks.
@@ -8,15 +9,23 @@
 //! if it had been served in that very moment, passes on what it got.
 //!
 //! Files: `record` is the wait record and the lists; `waiter` the coroutine or thread that waits;
-//! each lock has its state machine in a `state` of its own, which knows no stacks, so that loom
+//! `spin` a lock for a few instructions; each lock has its state machine in a `state` of its own, which knows no stacks, so that loom
 //! checks what is shipped.
 
+mod channel;
+mod event;
 mod mutex;
 mod queue;
 mod record;
 mod semaphore;
+mod spin;
 mod waiter;
 
+pub use channel::{
+    IntoIter, Iter, Receiver, RecvError, Room, SendError, Sender, TryRecvError, TrySendError,
+    channel,
+};
+pub use event::Event;
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{Place, Queue};
 pub use semaphore::{Permit, Semaphore};

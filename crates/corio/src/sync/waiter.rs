@@ -7,6 +7,15 @@ use crate::context::Local;
 use crate::coroutine;
 use crate::schedule::{self, CoWaker};
 
+/// Refuses a wait where it would stop a loop, whether there is something to wait for or not.
+#[track_caller]
+#[inline]
+pub(super) fn may_wait(what: &str) {
+    if !coroutine::in_coroutine() && Local::current().is_some() {
+        schedule::parkable(what);
+    }
+}
+
 /// Gets a waiter going again.
 #[derive(Clone, Debug)]
 pub(super) enum Waiter {
@@ -25,16 +34,22 @@ impl Waiter {
     /// In a coroutine whose home has no loop, and on a loop's thread outside a coroutine.
     #[track_caller]
     pub(super) fn current(what: &str) -> Waiter {
+        Waiter::possible().unwrap_or_else(|| {
+            let co = schedule::parkable(what);
+            unreachable!("{} can park but has no token", co.describe())
+        })
+    }
+
+    /// As `current`; None where that panics.
+    #[inline]
+    pub(super) fn possible() -> Option<Waiter> {
         match CoWaker::current() {
-            Some(token) => Waiter::Coroutine {
+            Some(token) => Some(Waiter::Coroutine {
                 token,
                 id: coroutine::running_id(),
-            },
-            None if coroutine::in_coroutine() || Local::current().is_some() => {
-                let co = schedule::parkable(what);
-                unreachable!("{} can park but has no token", co.describe())
-            }
-            None => Waiter::Thread(thread::current()),
+            }),
+            None if coroutine::in_coroutine() || Local::current().is_some() => None,
+            None => Some(Waiter::Thread(thread::current())),
         }
     }
 
