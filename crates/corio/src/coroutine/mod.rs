@@ -21,7 +21,7 @@ use std::rc::Rc;
 pub use home::home;
 
 pub(crate) use control::{Cancel, Cancelled, Phase};
-pub(crate) use home::{Home, Unfinished, of_context as context_home, with_home};
+pub(crate) use home::{Home, Unfinished, cancel_now, of_context as context_home, with_home};
 pub(crate) use switch::{enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;
 

@@ -11,6 +11,7 @@ mod io_thread;
 mod named;
 mod packet;
 mod recycle;
+mod scope;
 mod spawn;
 
 use core::panic::Location;
@@ -18,6 +19,7 @@ use core::ptr;
 
 pub use io_thread::{IoThread, IoThreadBuilder};
 pub use named::move_to;
+pub use scope::{Scope, ScopedJoinHandle, scope};
 pub use spawn::{JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local};
 
 use self::inbox::Inbox;

@@ -437,7 +437,7 @@ where
 
 #[cold]
 #[track_caller]
-fn no_stack(error: &Error) -> ! {
+pub(super) fn no_stack(error: &Error) -> ! {
     panic!("no stack for a coroutine: {error}; `Builder` returns this as an error")
 }
 
