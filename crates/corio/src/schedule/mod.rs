@@ -20,6 +20,7 @@ use core::ptr;
 pub use io_thread::{IoThread, IoThreadBuilder};
 pub use named::move_to;
 pub use scope::{Scope, ScopedJoinHandle, scope};
+pub(crate) use spawn::Waiter as Watcher;
 pub use spawn::{JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local};
 
 use self::inbox::Inbox;

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 mod error;
+mod line;
 mod state;
 
 use core::fmt;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 pub use self::error::{RecvError, SendError, TryRecvError, TrySendError};
 use self::state::{Attempt, receiving, reserving, sending};
 use super::record::Grant;
+use super::select::{InLine as Arm, Selectable};
 use super::waiter::{Waiter, may_wait};
 use crate::coroutine;
 use crate::track::{self, Kind};
@@ -198,6 +200,23 @@ impl<T> Sender<T> {
         }
     }
 
+    /// For [`select`](super::select()): room for a message, or that the receiver has gone, as
+    /// [`reserve`](Self::reserve) has it. A message that is there already is sent into it
+    /// afterwards, so that it is not lost when something else comes first.
+    ///
+    /// ```
+    /// use corio::sync::{Event, OneOf, channel, select};
+    /// let ((tx, mut rx), stop) = (channel(1), Event::new());
+    /// match select((stop.on_set(), tx.on_room())) {
+    ///     OneOf::First(()) => return,
+    ///     OneOf::Second(room) => room.unwrap().send("message").unwrap(),
+    /// }
+    /// assert_eq!(rx.recv(), Ok("message"));
+    /// ```
+    pub fn on_room(&self) -> impl Selectable<Output = Result<Room<'_, T>, SendError<()>>> {
+        Arm::new(line::OnRoom(self))
+    }
+
     /// The room that has been reserved.
     fn room(&self) -> Room<'_, T> {
         Room { sender: self }
@@ -346,6 +365,12 @@ impl<T> Receiver<T> {
             Attempt::Waits => Err(TryRecvError::Empty),
             Attempt::Done | Attempt::Closed => message.ok_or(TryRecvError::Closed),
         }
+    }
+
+    /// For [`select`](super::select()): a message, or that there is none and nobody is left to send
+    /// one.
+    pub fn on_recv(&mut self) -> impl Selectable<Output = Result<T, RecvError>> {
+        Arm::new(line::OnMessage(self))
     }
 
     /// The messages, until nobody is left to send one. Waits like [`recv`](Self::recv).

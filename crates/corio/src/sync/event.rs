@@ -8,8 +8,9 @@ mod state;
 
 use core::fmt;
 
-use self::state::State;
-use super::record::Record;
+pub(super) use self::state::State;
+use super::record::{Record, Wake};
+use super::select::{InLine, Line, Selectable};
 use super::waiter::{Waiter, may_wait};
 use crate::coroutine;
 use crate::track::{self, Kind};
@@ -104,6 +105,11 @@ impl Event {
         }
     }
 
+    /// For [`select`](super::select()): that it is set.
+    pub fn on_set(&self) -> impl Selectable<Output = ()> {
+        InLine::new(OnSet(&self.state))
+    }
+
     #[cold]
     #[track_caller]
     fn wait_unset(&self) {
@@ -145,5 +151,34 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         // SAFETY: queued by `wait_unset`, which made this.
         unsafe { self.state.abandon(self.record) };
+    }
+}
+
+pub(super) struct OnSet<'a, W>(pub(super) &'a State<W>);
+
+impl<W: Wake> Line<W> for OnSet<'_, W> {
+    type Record = Record<W>;
+    type Output = ();
+
+    fn look(&self) -> Option<()> {
+        self.0.is_set().then_some(())
+    }
+
+    fn record(&self, waker: &W) -> Record<W> {
+        Record::new(waker.clone(), 1)
+    }
+
+    unsafe fn queue(&self, record: &Record<W>) -> Option<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.pass_or_queue(record) }.then_some(())
+    }
+
+    fn granted(&self, record: &Record<W>) -> Option<()> {
+        record.is_granted().then_some(())
+    }
+
+    unsafe fn abandon(&self, record: &Record<W>) {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.abandon(record) };
     }
 }

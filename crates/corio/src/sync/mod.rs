@@ -1,5 +1,5 @@
-//! Waiting for one another: [`Mutex`], [`Queue`], [`Semaphore`], [`Event`], a [`channel()`]
-//! (SPEC section 3).
+//! Waiting for one another: [`Mutex`], [`Queue`], [`Semaphore`], [`Event`], a [`channel()`], and
+//! [`select()`] for whichever comes first (SPEC section 3).
 //!
 //! They work between coroutines of any threads and contexts: whoever has to wait parks, and its
 //! thread goes on with others. A plain thread that is no loop's may use them as well: it blocks.
@@ -17,6 +17,7 @@ mod event;
 mod mutex;
 mod queue;
 mod record;
+mod select;
 mod semaphore;
 mod spin;
 mod waiter;
@@ -28,4 +29,5 @@ pub use channel::{
 pub use event::Event;
 pub use mutex::{Mutex, MutexGuard};
 pub use queue::{Place, Queue};
+pub use select::{OneOf, Selectable, after, at_ns, select};
 pub use semaphore::{Permit, Semaphore};

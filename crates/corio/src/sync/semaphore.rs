@@ -7,8 +7,10 @@
 
 mod state;
 
-use self::state::{PERMITS_MAX, State};
-use super::record::Record;
+use self::state::PERMITS_MAX;
+pub(super) use self::state::State;
+use super::record::{Record, Wake};
+use super::select::{InLine, Line, Selectable};
 use super::waiter::Waiter;
 use crate::context::Local;
 use crate::coroutine;
@@ -64,12 +66,7 @@ impl Semaphore {
     #[doc(alias = "co_get_from_shres")]
     #[track_caller]
     pub fn acquire(&self, amount: usize) -> Permit<'_> {
-        assert!(
-            amount <= self.total,
-            "{amount} permits of a semaphore that has {} in all: it would wait for ever; ask for \
-             fewer",
-            self.total
-        );
+        self.assert_possible(amount);
         if !coroutine::in_coroutine() && Local::current().is_some() {
             schedule::parkable("sync::Semaphore::acquire");
         }
@@ -91,6 +88,33 @@ impl Semaphore {
             semaphore: self,
             amount,
         })
+    }
+
+    /// For [`select`](super::select()): `amount` permits, first come, first served.
+    ///
+    /// # Panics
+    /// If `amount` is more than there are in all.
+    #[track_caller]
+    pub fn on_permits(&self, amount: usize) -> impl Selectable<Output = Permit<'_>> {
+        self.assert_possible(amount);
+        InLine::new(OnPermits {
+            state: &self.state,
+            amount,
+            taken: move || Permit {
+                semaphore: self,
+                amount,
+            },
+        })
+    }
+
+    #[track_caller]
+    fn assert_possible(&self, amount: usize) {
+        assert!(
+            amount <= self.total,
+            "{amount} permits of a semaphore that has {} in all: it would wait for ever; ask for \
+             fewer",
+            self.total
+        );
     }
 
     /// How many permits are free. It may have changed by the time it is known.
@@ -154,5 +178,39 @@ impl Drop for Permit<'_> {
     #[doc(alias = "co_put_to_shres")]
     fn drop(&mut self) {
         self.semaphore.state.release(self.amount);
+    }
+}
+
+/// `taken` is how what was taken is to be held.
+pub(super) struct OnPermits<'a, W, F> {
+    pub(super) state: &'a State<W>,
+    pub(super) amount: usize,
+    pub(super) taken: F,
+}
+
+impl<W: Wake, P, F: Fn() -> P> Line<W> for OnPermits<'_, W, F> {
+    type Record = Record<W>;
+    type Output = P;
+
+    fn look(&self) -> Option<P> {
+        self.state.try_acquire(self.amount).then(&self.taken)
+    }
+
+    fn record(&self, waker: &W) -> Record<W> {
+        Record::new(waker.clone(), self.amount)
+    }
+
+    unsafe fn queue(&self, record: &Record<W>) -> Option<P> {
+        // SAFETY: as the caller promises.
+        unsafe { self.state.acquire_or_queue(record) }.then(&self.taken)
+    }
+
+    fn granted(&self, record: &Record<W>) -> Option<P> {
+        record.is_granted().then(&self.taken)
+    }
+
+    unsafe fn abandon(&self, record: &Record<W>) {
+        // SAFETY: as the caller promises.
+        unsafe { self.state.abandon(record) };
     }
 }

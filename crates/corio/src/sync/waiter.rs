@@ -16,9 +16,11 @@ pub(super) fn may_wait(what: &str) {
     }
 }
 
-/// Gets a waiter going again.
+/// Gets a waiter going again. Public only in the bounds of [`Selectable`](super::Selectable), where
+/// nobody else can name it.
 #[derive(Clone, Debug)]
-pub(super) enum Waiter {
+#[allow(unreachable_pub)]
+pub enum Waiter {
     Coroutine {
         token: CoWaker,
         // For tracking.

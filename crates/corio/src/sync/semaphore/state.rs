@@ -27,14 +27,14 @@ pub(super) const PERMITS_MAX: usize = usize::MAX >> SHIFT;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct State<W> {
+pub(in crate::sync) struct State<W> {
     word: AtomicUsize,
     waiting: Short<List<W>>,
 }
 
 impl<W: Wake> State<W> {
     /// With `permits` free ones, at most `PERMITS_MAX`.
-    pub(super) fn new(permits: usize) -> State<W> {
+    pub(in crate::sync) fn new(permits: usize) -> State<W> {
         State {
             word: AtomicUsize::new(permits << SHIFT),
             waiting: Short::new(List::new()),
@@ -47,14 +47,14 @@ impl<W: Wake> State<W> {
     }
 
     /// How many are free. Only a hint.
-    pub(super) fn free(&self) -> usize {
+    pub(in crate::sync) fn free(&self) -> usize {
         self.word.load(Ordering::Relaxed) >> SHIFT
     }
 
     /// Takes `amount` if they are free and nobody waits.
     #[inline]
     #[must_use]
-    pub(super) fn try_acquire(&self, amount: usize) -> bool {
+    pub(in crate::sync) fn try_acquire(&self, amount: usize) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & AWAITED == 0 && word >> SHIFT >= amount {
             // Acquire: pairs with the releases in `release`.
@@ -106,7 +106,7 @@ impl<W: Wake> State<W> {
     }
 
     /// Gives permits back, and to the oldest waiters as far as they go.
-    pub(super) fn release(&self, amount: usize) {
+    pub(in crate::sync) fn release(&self, amount: usize) {
         if !self.release_unawaited(amount) {
             let waiting = self.waiting.lock();
             if !self.release_unawaited(amount) {
