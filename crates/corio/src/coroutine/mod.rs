@@ -199,6 +199,7 @@ pub(crate) fn current() -> Option<CoRef> {
 }
 
 /// The running coroutine's number, 0 outside any: who did something, for tracking.
+#[inline]
 pub(crate) fn running_id() -> u64 {
     current().map_or(0, CoRef::id)
 }

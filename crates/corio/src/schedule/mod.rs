@@ -76,6 +76,7 @@ impl CoWaker {
 
     /// The running coroutine's token, if one runs and it has a context to be woken in.
     #[must_use]
+    #[inline]
     pub fn current() -> Option<Self> {
         coroutine::current()
             .filter(|co| !co.inbox().is_null())
