@@ -489,6 +489,66 @@ fn many_children_come_and_go() {
     assert_eq!(count.load(Ordering::Relaxed), 2000);
 }
 
+// SPEC L8, C12
+#[test]
+fn a_parent_that_is_cancelled_by_its_handle_takes_its_children_along() {
+    let io = io("io");
+    let (tell, told) = std::sync::mpsc::channel();
+    let parent = io.context().spawn(move || {
+        let (never, ended) = (Event::new(), Cell::new(0));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        let _ends = Ends(&ended);
+                        never.wait();
+                    });
+                }
+            });
+        }));
+        tell.send(ended.get()).unwrap();
+        std::panic::resume_unwind(result.unwrap_err());
+    });
+    io.context().spawn(|| ()).join().unwrap();
+    parent.cancel().unwrap();
+    assert!(matches!(
+        parent.join().map(|(): ()| ()),
+        Err(JoinError::Cancelled)
+    ));
+    assert_eq!(told.recv(), Ok(3));
+}
+
+// SPEC L8, C12
+#[test]
+fn a_mask_of_the_parent_keeps_its_children_from_being_cancelled_with_it() {
+    let io = io("io");
+    let gate = Arc::new(Event::new());
+    let (tell, told) = std::sync::mpsc::channel();
+    let parent = io.context().spawn({
+        let gate = Arc::clone(&gate);
+        move || {
+            let mask = corio::mask_cancel();
+            let done = Cell::new(0);
+            scope(|s| {
+                s.spawn(|| {
+                    gate.wait();
+                    done.set(1);
+                });
+            });
+            tell.send(done.get()).unwrap();
+            drop(mask);
+            corio::yield_now();
+            tell.send(100).unwrap();
+        }
+    });
+    io.context().spawn(|| ()).join().unwrap();
+    parent.cancel().unwrap();
+    io.context().spawn(|| ()).join().unwrap();
+    gate.set();
+    assert!(matches!(parent.join(), Err(JoinError::Cancelled)));
+    assert_eq!(told.iter().collect::<Vec<_>>(), [1]);
+}
+
 // SPEC C3
 #[test]
 fn a_scope_where_nothing_can_park_is_misuse() {

@@ -112,7 +112,8 @@ impl<W, L: Line<W>> Arm<W> for InLine<W, L> {
     unsafe fn register(&self, waker: &W) -> Option<L::Output> {
         self.withdraw(); // There is none, unless we made a mistake.
         // SAFETY: as in `record`.
-        let record = unsafe { (*self.record.get()).insert(self.line.record(waker)) };
+        unsafe { *self.record.get() = Some(self.line.record(waker)) };
+        let record = self.record()?; // It is there.
         // SAFETY: it stays until it is given up, as the caller promises.
         let taken = unsafe { self.line.queue(record) };
         if taken.is_some() {
