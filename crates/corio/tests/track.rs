@@ -16,7 +16,7 @@ use std::time::Duration;
 use corio::context::{MonitorChoice, MonitorKind};
 use corio::engine::{EngineChoice, EngineKind};
 use corio::fs::File;
-use corio::sync::{Mutex, Queue, Semaphore};
+use corio::sync::{Mutex, Queue, ReadGuard, RwLock, Semaphore, WriteGuard};
 use corio::track::{self, Event};
 use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinHandle};
 
@@ -618,6 +618,26 @@ fn a_semaphore_tells_who_waits_and_who_hands_permits_to_whom() {
         Arc::new(move |body| {
             let _permit = semaphore.acquire(2);
             body();
+        })
+    });
+}
+
+// SPEC K1
+#[test]
+fn a_reader_writer_lock_tells_who_waits_and_who_hands_it_to_whom() {
+    assert_hand_off_is_told(|| {
+        let lock = RwLock::new(());
+        Arc::new(move |body| {
+            let _guard = lock.write();
+            body();
+        })
+    });
+    assert_hand_off_is_told(|| {
+        let lock = RwLock::new(());
+        Arc::new(move |body| {
+            let guard = ReadGuard::upgrade(lock.read());
+            body();
+            drop(WriteGuard::downgrade(guard));
         })
     });
 }

@@ -10,12 +10,14 @@
 //!
 //! `AioContext` is what any thread may hold; `local::Local` is what only the home thread has.
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
-//! `monitor` how it waits, `ring` the io_uring it shares with the disk engine.
+//! `monitor` how it waits, `ring` the io_uring it shares with the disk engine, `lock_cnt` the lock
+//! for lists that are walked far more often than they change.
 
 mod bottom_half;
 mod handler;
 mod here;
 mod local;
+pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
 mod ring;

@@ -42,26 +42,34 @@ use crate::atomic::{AtomicU64, Ordering};
 use crate::stack::{CONTROL_SIZE, Slot};
 use crate::tls::ThreadState;
 
-/// The states of a key. The two in which a coroutine may be entered by hand come first.
+/// The states of a key. In the first two a coroutine may be entered by hand; in the first three there
+/// is nothing to settle after a run. `WAITS` and `WOKE` are bits of the suspended states.
 pub(super) mod key {
     /// Not running, and nobody but a hand will enter it.
     pub(crate) const SUSPENDED: u64 = 0;
     /// Made, never entered.
     pub(crate) const CREATED: u64 = 1;
     /// Not running: parked, or queued by itself or by name. The slot's word says which.
-    pub(crate) const WAITING: u64 = 2;
+    pub(crate) const WAITING: u64 = SUSPENDED | WAITS;
     /// Queued in a wake queue of its home; its word is RUNNING again already.
     pub(crate) const WOKEN: u64 = 3;
-    /// Made, and queued by name.
-    pub(crate) const CREATED_QUEUED: u64 = 4;
     /// Suspended a moment ago, with coroutines that it has woken and that run now.
-    pub(crate) const SUSPENDED_WOKE: u64 = 5;
+    pub(crate) const SUSPENDED_WOKE: u64 = SUSPENDED | WOKE;
+    /// Made, and queued by name.
+    pub(crate) const CREATED_QUEUED: u64 = 5;
+    /// WAITING since a moment ago, as SUSPENDED_WOKE.
+    pub(crate) const WAITING_WOKE: u64 = WAITING | WOKE;
     /// Suspended, and about to leave for another thread; its word says that it is scheduled.
-    pub(crate) const DEPARTING: u64 = 6;
+    pub(crate) const DEPARTING: u64 = 7;
     /// Running, or waiting for one that it has entered itself.
-    pub(crate) const ENTERED: u64 = 7;
+    pub(crate) const ENTERED: u64 = 8;
     /// Its body has returned.
-    pub(crate) const ENDED: u64 = 8;
+    pub(crate) const ENDED: u64 = 9;
+
+    /// Added to a suspended key whose coroutine is parked or queued.
+    pub(crate) const WAITS: u64 = 2;
+    /// Added to a suspended key whose coroutine has woken others.
+    pub(crate) const WOKE: u64 = 4;
 
     /// A key's generation is above this many bits.
     const STATE_BITS: u32 = 32;
@@ -161,6 +169,7 @@ const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_SIZE);
 #[cfg(target_arch = "x86_64")]
 #[cfg(not(feature = "asan"))]
 const _: () = assert!(core::mem::offset_of!(ControlBlock, rest) <= 64);
+const _: () = assert!(core::mem::offset_of!(ControlBlock, hot.machine) == 0);
 const _: () = assert!(align_of::<ControlBlock>() <= 64);
 const _: () = assert!(CONTROL_SIZE.is_multiple_of(64));
 
@@ -177,6 +186,12 @@ impl ControlBlock {
     #[inline(always)]
     pub(super) fn key(&self) -> u64 {
         self.key.load(Ordering::Relaxed)
+    }
+
+    /// The key of its generation, of state SUSPENDED.
+    #[inline(always)]
+    pub(super) fn base(&self) -> u64 {
+        self.hot.suspended_key.get() & !(key::WAITS | key::WOKE)
     }
 
     /// `state` is one of [`key`]'s.
@@ -212,13 +227,11 @@ impl ControlBlock {
         self.hot.suspended_key.set(suspended);
     }
 
-    /// Its next suspension has something to settle; unless it is queued, which says so already.
+    /// Its next suspension has something to settle.
     #[inline]
     pub(super) fn suspend_having_woken(&self) {
-        let base = key::of(self.generation);
-        if self.hot.suspended_key.get() == base + key::SUSPENDED {
-            self.hot.suspended_key.set(base + key::SUSPENDED_WOKE);
-        }
+        let key = self.hot.suspended_key.get();
+        self.hot.suspended_key.set(key | key::WOKE);
     }
 
     /// True if it will be entered from a queue.

@@ -287,8 +287,8 @@ pub fn suspend() {
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
     switch::switch_out(block, block.hot.suspended_key.get());
-    if block.hot.cancel.get() == Cancel::Requested && block.hot.cancel_masks.get() == 0 {
-        switch::raise_cancel(block, true);
+    if block.hot.cancel.get() == Cancel::Requested {
+        take_cancel(block, false, true);
     }
 }
 
@@ -300,22 +300,46 @@ fn suspend_block(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     let block = co.block();
-    let interruptible = !uninterruptible && block.hot.cancel_masks.get() == 0;
-    if interruptible && block.hot.cancel.get() == Cancel::Requested {
-        switch::raise_cancel(block, true);
+    if block.hot.cancel.get() != Cancel::None || !block.slot.word.park_now(block.base()) {
+        return park_slow(co, uninterruptible);
     }
-    if block.slot.word.park(block.generation) == Park::Notified {
-        co.accept_cancel();
-        if interruptible && block.hot.cancel.get() == Cancel::Requested {
-            switch::raise_cancel(block, true);
-        }
-        return;
-    }
+    suspend_parked(block, uninterruptible);
+}
+
+/// The coroutine is wakeable from here on.
+#[inline(always)]
+fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
     // may, and wait for this one to end.
     let may_unwind = std::thread::panicking();
-    switch::switch_out(block, key::of(block.generation) + key::WAITING);
-    if interruptible && block.hot.cancel.get() == Cancel::Requested {
+    switch::switch_out(block, block.hot.suspended_key.get() | key::WAITS);
+    if block.hot.cancel.get() == Cancel::Requested {
+        take_cancel(block, uninterruptible, may_unwind);
+    }
+}
+
+/// [`park_block`] for one that is asked to end, or that need not wait, or is queued already.
+#[cold]
+#[inline(never)]
+fn park_slow(co: CoRef, uninterruptible: bool) {
+    let block = co.block();
+    take_cancel(block, uninterruptible, true);
+    match block.slot.word.park(block.generation) {
+        Park::Suspend => suspend_parked(block, uninterruptible),
+        Park::Notified => {
+            co.accept_cancel();
+            take_cancel(block, uninterruptible, true);
+        }
+    }
+}
+
+/// Unwinds the running coroutine if it has been asked to end and nothing speaks against it.
+#[cold]
+fn take_cancel(block: &ControlBlock, uninterruptible: bool, may_unwind: bool) {
+    if block.hot.cancel.get() == Cancel::Requested
+        && !uninterruptible
+        && block.hot.cancel_masks.get() == 0
+    {
         switch::raise_cancel(block, may_unwind);
     }
 }
@@ -323,11 +347,8 @@ pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
 /// Unwinds the running coroutine if it has been asked to end, without suspending it otherwise.
 /// Outside a coroutine it does nothing.
 pub(crate) fn cancellation_point() {
-    if let Some(block) = switch::running()
-        && block.hot.cancel.get() == Cancel::Requested
-        && block.hot.cancel_masks.get() == 0
-    {
-        switch::raise_cancel(block, true);
+    if let Some(block) = switch::running() {
+        take_cancel(block, false, true);
     }
 }
 
@@ -360,9 +381,7 @@ pub(crate) fn leave_by(co: CoRef, departure: Box<dyn FnOnce(CoRef)>) {
     block.departure.set(Some(departure));
     block.woken.push_front(block.slot);
     switch::switch_out(block, key::of(block.generation) + key::DEPARTING);
-    if block.hot.cancel.get() == Cancel::Requested && block.hot.cancel_masks.get() == 0 {
-        switch::raise_cancel(block, true);
-    }
+    take_cancel(block, false, true);
 }
 
 /// A coroutine that is in no home, and not to have one any more, is leaked, and named. Any thread:
@@ -578,6 +597,24 @@ impl Coroutine {
             self.name.as_deref().unwrap_or("unnamed"),
             self.created_at,
         )
+    }
+
+    /// Enters it if it is parked, no coroutine runs and nothing is traced; false if any is not so.
+    #[inline(always)]
+    pub(crate) fn enter_parked(&self) -> bool {
+        let base = key::of(self.generation);
+        let block = self.co.block();
+        if block.key() != base + key::WAITING {
+            return false;
+        }
+        let thread = block.hot.thread.get();
+        let parked = thread.current.get().is_null()
+            && !thread.traced.get()
+            && self.slot.word.claim_parked(self.generation);
+        if parked {
+            switch::enter_untraced(self.co, base);
+        }
+        parked
     }
 
     /// The coroutine; a panic if it has ended.

@@ -144,7 +144,7 @@ fn keep_panic(co: CoRef, payload: Panic) {
 }
 
 /// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends. True
-/// if that is all: it has suspended plainly and woken nobody. Else [`after_run`] must follow.
+/// if that is all: it has suspended and woken nobody. Else [`after_run`] must follow.
 ///
 /// `base` is the key of its generation.
 #[inline(always)]
@@ -163,11 +163,14 @@ fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> bool {
     thread.current.set(ptr::from_ref(block).cast());
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
-    unsafe { block.hot.machine.resume() };
+    // It comes back as the machine's address, which is the block's (asserted in `control`).
+    let block = unsafe { &*block.hot.machine.resume().cast::<ControlBlock>() };
+    let thread = block.hot.thread.get();
     // Still the same thread: this frame, which has entered another, cannot have been moved
     // meanwhile.
     thread.current.set(caller);
-    block.key() == base + key::SUSPENDED
+    let key = block.key();
+    key == base + key::SUSPENDED || key == base + key::WAITING
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
@@ -199,6 +202,15 @@ pub(super) fn enter_as(co: CoRef, base: u64) {
     }
 }
 
+/// As [`enter_as`], for who knows that nothing is traced.
+#[inline(always)]
+pub(super) fn enter_untraced(co: CoRef, base: u64) {
+    let block = co.block();
+    if !switch(block.hot.thread.get(), block, base) {
+        after_run(co);
+    }
+}
+
 /// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
 #[inline(never)]
 fn after_run(co: CoRef) {
@@ -217,8 +229,8 @@ fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     match block.state(block.generation) {
         key::ENDED if block.slot.word.is_scheduled() => return Some(ended_queued(co)),
         key::ENDED => return finish(co),
-        key::SUSPENDED_WOKE => {
-            block.set_state(key::SUSPENDED);
+        state @ (key::SUSPENDED_WOKE | key::WAITING_WOKE) => {
+            block.set_state(state - key::WOKE);
             block.suspend_plainly();
         }
         _ => {}

@@ -190,7 +190,7 @@ pub(crate) fn parkable(what: &str) -> CoRef {
 /// handle.join().unwrap();
 /// # Ok::<(), corio::Error>(())
 /// ```
-#[inline]
+#[inline(always)] // As `suspend`.
 #[track_caller]
 pub fn park() {
     coroutine::park_block(parkable("park"), false);

@@ -78,7 +78,16 @@ impl Coroutine {
     /// ```
     #[doc(alias = "aio_co_wake")]
     #[track_caller]
+    #[inline(always)] // As `enter`.
     pub fn wake(&self) {
+        if !self.enter_parked() {
+            self.wake_slow();
+        }
+    }
+
+    #[inline(never)]
+    #[track_caller]
+    fn wake_slow(&self) {
         let co = self.living_or_panic("woken");
         let Some(running) = coroutine::current() else {
             if track::is_enabled() {

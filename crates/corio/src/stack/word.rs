@@ -115,6 +115,21 @@ impl SlotWord {
         }
     }
 
+    /// The running coroutine parks, if it was not woken or queued since it last did; `packed` is its
+    /// generation, in place. Its own thread.
+    #[inline(always)]
+    pub(crate) fn park_now(&self, packed: u64) -> bool {
+        // AcqRel: pairs with `wake` both ways.
+        self.0
+            .compare_exchange(
+                packed | RUNNING,
+                packed | PARKED,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            )
+            .is_ok()
+    }
+
     /// The running coroutine is about to park. Its own thread.
     pub(crate) fn park(&self, generation: u32) -> Park {
         // AcqRel: pairs with `wake` both ways.

@@ -19,7 +19,7 @@ pub use self::error::{RecvError, SendError, TryRecvError, TrySendError};
 use self::state::{Attempt, receiving, reserving, sending};
 use super::record::Grant;
 use super::select::{InLine as Arm, Selectable};
-use super::waiter::{Waiter, may_wait};
+use super::waiter::Waiter;
 use crate::coroutine;
 use crate::track::{self, Kind};
 
@@ -99,7 +99,7 @@ impl<T> Sender<T> {
     #[inline]
     pub fn send(&self, message: T) -> Result<(), SendError<T>> {
         const WHAT: &str = "sync::Sender::send";
-        may_wait(WHAT);
+        Waiter::check(WHAT);
         let mut message = Some(message);
         if self.state.try_send(&mut message) == Attempt::Done {
             return Ok(());
@@ -174,7 +174,7 @@ impl<T> Sender<T> {
     #[track_caller]
     pub fn reserve(&self) -> Result<Room<'_, T>, SendError<()>> {
         const WHAT: &str = "sync::Sender::reserve";
-        may_wait(WHAT);
+        Waiter::check(WHAT);
         match self.state.try_reserve() {
             Attempt::Done => return Ok(self.room()),
             Attempt::Closed => return Err(SendError(())),
@@ -320,7 +320,7 @@ impl<T> Receiver<T> {
     #[inline]
     pub fn recv(&mut self) -> Result<T, RecvError> {
         const WHAT: &str = "sync::Receiver::recv";
-        may_wait(WHAT);
+        Waiter::check(WHAT);
         let mut message = None;
         // Nobody else takes messages out: if there is one, there is one.
         if self.state.len() != 0 && self.state.try_receive(&mut message) == Attempt::Done {

@@ -9,11 +9,9 @@ mod state;
 use core::fmt;
 
 pub(super) use self::state::State;
-use super::record::{Record, Wake};
-use super::select::{InLine, Line, Selectable};
-use super::waiter::{Waiter, may_wait};
-use crate::coroutine;
-use crate::track::{self, Kind};
+use super::record::{Line, Record, Wake};
+use super::select::{InLine, Selectable, Source};
+use super::waiter::{Queued, Waiter};
 
 /// Something that has happened, or not yet. Any number may wait for it; it stays set until it is
 /// reset.
@@ -99,7 +97,7 @@ impl Event {
     #[track_caller]
     #[inline]
     pub fn wait(&self) {
-        may_wait("sync::Event::wait");
+        Waiter::check("sync::Event::wait");
         if !self.state.is_set() {
             self.wait_unset();
         }
@@ -114,22 +112,12 @@ impl Event {
     #[track_caller]
     fn wait_unset(&self) {
         let record = Record::new(Waiter::current("sync::Event::wait"), 1);
-        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        // SAFETY: `Queued` sees to it that the record is granted or withdrawn before it goes.
         if unsafe { self.state.pass_or_queue(&record) } {
             return;
         }
-        let waiting = Waiting {
-            state: &self.state,
-            record: &record,
-        };
-        track::emit(
-            Kind::LockWait,
-            self.state.number(),
-            coroutine::running_id(),
-            0,
-        );
-        record.waker().wait_until(|| record.is_granted());
-        core::mem::forget(waiting);
+        // SAFETY: queued above.
+        unsafe { Queued::new(&self.state, &record) }.wait();
     }
 }
 
@@ -141,22 +129,9 @@ impl fmt::Debug for Event {
     }
 }
 
-/// Takes the record out when a cancelled waiter unwinds.
-struct Waiting<'a> {
-    state: &'a State<Waiter>,
-    record: &'a Record<Waiter>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // SAFETY: queued by `wait_unset`, which made this.
-        unsafe { self.state.abandon(self.record) };
-    }
-}
-
 pub(super) struct OnSet<'a, W>(pub(super) &'a State<W>);
 
-impl<W: Wake> Line<W> for OnSet<'_, W> {
+impl<W: Wake> Source<W> for OnSet<'_, W> {
     type Record = Record<W>;
     type Output = ();
 

@@ -21,14 +21,12 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 use self::state::State;
+use super::holder::Holder;
 use super::record::Record;
-use super::waiter::Waiter;
+use super::waiter::{Queued, Waiter};
 use crate::atomic::{AtomicU64, Ordering};
-use crate::context::Local;
 use crate::coroutine;
-use crate::schedule;
 use crate::stack::{self, Slot};
-use crate::track::{self, Kind};
 
 /// How often a locker looks at a mutex whose holder runs on another thread before it parks: some
 /// microseconds, about what it costs to be woken from there.
@@ -97,8 +95,8 @@ impl<T: ?Sized> Mutex<T> {
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let holder = Holder::current();
-        if holder.is_none() && Local::current().is_some() {
-            schedule::parkable("sync::Mutex::lock");
+        if holder.is_none() {
+            Waiter::check("sync::Mutex::lock");
         }
         if !self.state.try_lock() {
             self.lock_held();
@@ -145,17 +143,12 @@ impl<T: ?Sized> Mutex<T> {
             return;
         }
         let record = Record::new(Waiter::current("sync::Mutex::lock"), 1);
-        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        // SAFETY: `Queued` sees to it that the record is granted or withdrawn before it goes.
         if unsafe { self.state.lock_or_queue(&record) } {
             return;
         }
-        track::emit(Kind::LockWait, self.state.number(), own, 0);
-        let waiting = Waiting {
-            state: &self.state,
-            record: &record,
-        };
-        record.waker().wait_until(|| record.is_granted());
-        core::mem::forget(waiting);
+        // SAFETY: queued above.
+        unsafe { Queued::new(&self.state, &record) }.wait();
     }
 
     /// Tries for a while if the holder runs on another thread and nobody waits: true if it took it.
@@ -191,48 +184,6 @@ fn slot_of(id: u64) -> Option<&'static Slot> {
 fn home_of(slot: Option<&'static Slot>) -> Option<*const ()> {
     let home = slot?.inbox.load(Ordering::Relaxed).cast_const();
     (!home.is_null()).then_some(home)
-}
-
-/// Takes the record out when a cancelled waiter unwinds.
-struct Waiting<'a> {
-    state: &'a State<Waiter>,
-    record: &'a Record<Waiter>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // SAFETY: queued by `lock_held`, which made this.
-        unsafe { self.state.abandon(self.record) };
-    }
-}
-
-/// The coroutine that took a mutex, as its own thread names it.
-struct Holder {
-    slot: &'static Slot,
-    generation: u32,
-}
-
-impl Holder {
-    #[inline]
-    fn current() -> Option<Holder> {
-        coroutine::current().map(|co| Holder {
-            slot: co.slot(),
-            generation: co.generation(),
-        })
-    }
-
-    #[inline]
-    fn id(&self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot.index())
-    }
-
-    /// Counts the lock for the coroutine, if it lives still: a guard may outlive it in another one.
-    #[inline]
-    fn count_lock(&self, taken: bool) {
-        if self.slot.word.generation() == self.generation {
-            coroutine::of_slot(self.slot).count_lock(taken);
-        }
-    }
 }
 
 /// Access to the value of a [`Mutex`], which is unlocked when this is dropped.

@@ -7,11 +7,9 @@ mod state;
 
 use self::state::State;
 use super::mutex::MutexGuard;
-use super::record::{Grant, Record};
-use super::select::{InLine, Line, Selectable};
-use super::waiter::Waiter;
-use crate::coroutine;
-use crate::track::{self, Kind};
+use super::record::{Grant, Line, Record};
+use super::select::{InLine, Selectable, Source};
+use super::waiter::{Queued, Waiter};
 
 pub use self::state::Place;
 
@@ -130,17 +128,12 @@ impl Queue {
     #[track_caller]
     fn wait_granted(&self, place: Place, release: impl FnOnce()) -> Grant {
         let record = Record::new(Waiter::current("sync::Queue::wait"), 1);
-        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
+        // SAFETY: `queued` sees to it that the record is granted or withdrawn before it goes.
         unsafe { self.state.queue(&record, place) };
-        let waiting = Waiting {
-            state: &self.state,
-            record: &record,
-        };
+        // SAFETY: queued above.
+        let queued = unsafe { Queued::new(&self.state, &record) };
         release();
-        let number = core::ptr::from_ref(self).addr() as u64;
-        track::emit(Kind::LockWait, number, coroutine::running_id(), 0);
-        record.waker().wait_until(|| record.is_granted());
-        core::mem::forget(waiting);
+        queued.wait();
         record.granted().unwrap_or(Grant::Own)
     }
 
@@ -172,19 +165,6 @@ impl Queue {
     }
 }
 
-/// Takes the record out when a cancelled waiter unwinds.
-struct Waiting<'a> {
-    state: &'a State<Waiter>,
-    record: &'a Record<Waiter>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // SAFETY: queued by `wait_after`, which made this.
-        unsafe { self.state.abandon(self.record) };
-    }
-}
-
 /// Wakes the next one in place of a waiter that will not go on.
 struct PassOn<'a>(&'a State<Waiter>);
 
@@ -196,7 +176,7 @@ impl Drop for PassOn<'_> {
 
 struct OnWake<'a>(&'a State<Waiter>);
 
-impl Line<Waiter> for OnWake<'_> {
+impl Source<Waiter> for OnWake<'_> {
     type Record = Record<Waiter>;
     type Output = ();
 

@@ -37,6 +37,21 @@ pub(super) trait Wake: Clone + Send + Sync {
     fn running_id() -> u64;
 }
 
+/// Where records wait for their grant: the state machine of a lock.
+pub(super) trait Line<W> {
+    /// Takes a record out again or, if it has been granted, passes on what it was granted. The
+    /// record may go then.
+    ///
+    /// # Safety
+    /// The caller has queued the record here, and does not use it any more.
+    unsafe fn abandon(&self, record: &Record<W>);
+
+    /// The lock's number, for tracking.
+    fn number(&self) -> u64 {
+        ptr::from_ref(self).cast::<()>().addr() as u64
+    }
+}
+
 /// What a waiter has been given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {

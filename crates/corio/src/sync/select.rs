@@ -7,11 +7,11 @@ mod arms;
 use core::convert::Infallible;
 use std::thread;
 
-pub(super) use self::arm::{InLine, Line};
+pub(super) use self::arm::{InLine, Source};
 pub use self::arms::{after, at_ns};
 
 use self::arm::{Arm, wait_for_one};
-use super::waiter::{Waiter, may_wait};
+use super::waiter::Waiter;
 use crate::context::{Local, now_ns};
 use crate::schedule;
 
@@ -112,7 +112,7 @@ pub enum OneOf<
 #[track_caller]
 pub fn select<A: Selectable>(arms: A) -> A::Output {
     const WHAT: &str = "sync::select";
-    may_wait(WHAT);
+    Waiter::check(WHAT);
     if let Some(taken) = arms.look() {
         return taken;
     }

@@ -1,21 +1,14 @@
 //! The semaphore: counted permits, all or wait, first come first served (SPEC L5).
 //!
-//! `state` is the state machine; here are waiting, cancellation and the permit.
+//! `permits` is the state machine; here are waiting, cancellation and the permit.
 
 // Wait records are pointers into frames.
 #![allow(unsafe_code)]
 
-mod state;
-
-use self::state::PERMITS_MAX;
-pub(super) use self::state::State;
-use super::record::{Record, Wake};
-use super::select::{InLine, Line, Selectable};
-use super::waiter::Waiter;
-use crate::context::Local;
-use crate::coroutine;
-use crate::schedule;
-use crate::track::{self, Kind};
+use super::permits::{PERMITS_MAX, Permits};
+use super::record::{Line, Record, Wake};
+use super::select::{InLine, Selectable, Source};
+use super::waiter::{Queued, Waiter};
 
 /// A number of permits that coroutines take, use and give back.
 ///
@@ -34,7 +27,7 @@ use crate::track::{self, Kind};
 #[doc(alias = "SharedResource")]
 #[derive(Debug)]
 pub struct Semaphore {
-    state: State<Waiter>,
+    permits: Permits<Waiter>,
     total: usize,
 }
 
@@ -51,7 +44,7 @@ impl Semaphore {
             "a semaphore of {total} permits: at most {PERMITS_MAX} can be counted"
         );
         Semaphore {
-            state: State::new(total),
+            permits: Permits::new(total),
             total,
         }
     }
@@ -60,17 +53,16 @@ impl Semaphore {
     /// been served. A coroutine parks, a plain thread blocks. A cancellation point when it waits: a
     /// waiter that is cancelled leaves the line, and gives back what it was just given.
     ///
-    /// # Panics If `amount` is more than there are in all: it would wait for ever. On a loop's
-    /// thread outside a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a
-    /// home without a loop.
+    /// # Panics
+    /// If `amount` is more than there are in all: it would wait for ever. On a loop's thread
+    /// outside a coroutine (use [`try_acquire`](Self::try_acquire)). If it has to wait in a home
+    /// without a loop.
     #[doc(alias = "co_get_from_shres")]
     #[track_caller]
     pub fn acquire(&self, amount: usize) -> Permit<'_> {
         self.assert_possible(amount);
-        if !coroutine::in_coroutine() && Local::current().is_some() {
-            schedule::parkable("sync::Semaphore::acquire");
-        }
-        if !self.state.try_acquire(amount) {
+        Waiter::check("sync::Semaphore::acquire");
+        if !self.permits.try_acquire(amount) {
             self.acquire_waiting(amount);
         }
         Permit {
@@ -84,7 +76,7 @@ impl Semaphore {
     #[must_use = "the permits are given back when the permit is dropped"]
     pub fn try_acquire(&self, amount: usize) -> Option<Permit<'_>> {
         // Not `then_some`: a permit that is made and dropped gives back what was not taken.
-        self.state.try_acquire(amount).then(|| Permit {
+        self.permits.try_acquire(amount).then(|| Permit {
             semaphore: self,
             amount,
         })
@@ -98,7 +90,7 @@ impl Semaphore {
     pub fn on_permits(&self, amount: usize) -> impl Selectable<Output = Permit<'_>> {
         self.assert_possible(amount);
         InLine::new(OnPermits {
-            state: &self.state,
+            permits: &self.permits,
             amount,
             taken: move || Permit {
                 semaphore: self,
@@ -119,7 +111,7 @@ impl Semaphore {
 
     /// How many permits are free. It may have changed by the time it is known.
     pub fn available(&self) -> usize {
-        self.state.free()
+        self.permits.free()
     }
 
     /// How many permits there are in all.
@@ -131,31 +123,12 @@ impl Semaphore {
     #[track_caller]
     fn acquire_waiting(&self, amount: usize) {
         let record = Record::new(Waiter::current("sync::Semaphore::acquire"), amount);
-        // SAFETY: `waiting` sees to it that the record is granted or withdrawn before it goes.
-        if unsafe { self.state.acquire_or_queue(&record) } {
+        // SAFETY: `Queued` sees to it that the record is granted or withdrawn before it goes.
+        if unsafe { self.permits.acquire_or_queue(&record) } {
             return;
         }
-        let (lock, own) = (self.state.number(), coroutine::running_id());
-        track::emit(Kind::LockWait, lock, own, 0);
-        let waiting = Waiting {
-            state: &self.state,
-            record: &record,
-        };
-        record.waker().wait_until(|| record.is_granted());
-        core::mem::forget(waiting);
-    }
-}
-
-/// Takes the record out when a cancelled waiter unwinds.
-struct Waiting<'a> {
-    state: &'a State<Waiter>,
-    record: &'a Record<Waiter>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        // SAFETY: queued by `acquire_waiting`, which made this.
-        unsafe { self.state.abandon(self.record) };
+        // SAFETY: queued above.
+        unsafe { Queued::new(&self.permits, &record) }.wait();
     }
 }
 
@@ -177,23 +150,23 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     #[doc(alias = "co_put_to_shres")]
     fn drop(&mut self) {
-        self.semaphore.state.release(self.amount);
+        self.semaphore.permits.release(self.amount);
     }
 }
 
 /// `taken` is how what was taken is to be held.
 pub(super) struct OnPermits<'a, W, F> {
-    pub(super) state: &'a State<W>,
+    pub(super) permits: &'a Permits<W>,
     pub(super) amount: usize,
     pub(super) taken: F,
 }
 
-impl<W: Wake, P, F: Fn() -> P> Line<W> for OnPermits<'_, W, F> {
+impl<W: Wake, P, F: Fn() -> P> Source<W> for OnPermits<'_, W, F> {
     type Record = Record<W>;
     type Output = P;
 
     fn look(&self) -> Option<P> {
-        self.state.try_acquire(self.amount).then(&self.taken)
+        self.permits.try_acquire(self.amount).then(&self.taken)
     }
 
     fn record(&self, waker: &W) -> Record<W> {
@@ -202,7 +175,7 @@ impl<W: Wake, P, F: Fn() -> P> Line<W> for OnPermits<'_, W, F> {
 
     unsafe fn queue(&self, record: &Record<W>) -> Option<P> {
         // SAFETY: as the caller promises.
-        unsafe { self.state.acquire_or_queue(record) }.then(&self.taken)
+        unsafe { self.permits.acquire_or_queue(record) }.then(&self.taken)
     }
 
     fn granted(&self, record: &Record<W>) -> Option<P> {
@@ -211,6 +184,6 @@ impl<W: Wake, P, F: Fn() -> P> Line<W> for OnPermits<'_, W, F> {
 
     unsafe fn abandon(&self, record: &Record<W>) {
         // SAFETY: as the caller promises.
-        unsafe { self.state.abandon(record) };
+        unsafe { self.permits.abandon(record) };
     }
 }

@@ -8,6 +8,9 @@ pub(crate) mod clock;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod file;
+// Models have another word, and their own way to wait for it.
+#[cfg(not(loom))]
+pub(crate) mod futex;
 pub(crate) mod mem;
 #[cfg(feature = "power-loss-shim")]
 pub(crate) mod power_loss;

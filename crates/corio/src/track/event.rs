@@ -210,17 +210,19 @@ pub enum Event {
         /// What it gave: a count, or an errno negated.
         result: i64,
     },
-    /// A coroutine began to wait for a mutex, for a semaphore's permits, or in a queue. A queue
-    /// hands nothing on when it ends the wait: what tells of that is `Woken`.
+    /// A coroutine began to wait for a mutex, a reader-writer lock, a semaphore's permits, at a
+    /// barrier or in a queue. The last two hand nothing on when they end the wait: what tells of
+    /// that is `Woken`.
     LockWait {
-        /// The mutex, semaphore or queue.
+        /// What it waits for.
         lock: u64,
         /// The waiter.
         coroutine: u64,
     },
-    /// A mutex, or as many of a semaphore's permits as were wanted, passed to the oldest waiter.
+    /// A mutex, a reader-writer lock, or as many of a semaphore's permits as were wanted, passed to
+    /// the oldest waiter.
     LockHandOff {
-        /// The mutex or semaphore.
+        /// What passed.
         lock: u64,
         /// Who gave it up, or gave up waiting before the one that has it now.
         from: u64,

@@ -40,14 +40,15 @@ impl Machine {
         }
     }
 
-    /// Runs the coroutine until it suspends or ends.
+    /// Runs the coroutine until it suspends or ends. Returns itself.
     ///
     /// # Safety
     /// M1 and M2.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self) {
+    pub(crate) unsafe fn resume(&self) -> *const Machine {
         // SAFETY: not running, so nobody else is in here (M2).
         let _ = unsafe { &mut *self.coroutine.get() }.resume(());
+        self
     }
 
     /// Gives control back to the resumer; returns when the coroutine is resumed again.

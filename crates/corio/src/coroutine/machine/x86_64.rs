@@ -122,12 +122,14 @@ impl Machine {
         }
     }
 
-    /// Runs the coroutine until it suspends or ends.
+    /// Runs the coroutine until it suspends or ends. Returns itself: what comes back in a register
+    /// need not be kept on the stack meanwhile.
     ///
     /// # Safety
     /// M1 and M2.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self) {
+    pub(crate) unsafe fn resume(&self) -> *const Machine {
+        let mut this = ptr::from_ref(self);
         // SAFETY: the stack holds what the picture shows: `new` or `suspend` left it so, and only
         // here it is used up.
         unsafe {
@@ -135,12 +137,13 @@ impl Machine {
                 "push rbx",
                 "call [rdx]",
                 "pop rbx",
-                inout("rdi") ptr::from_ref(self) => _,
+                inout("rdi") this, // `suspend` and `end` have it there, too.
                 inout("rdx") self.sp.get() => _,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
                 clobber_abi("sysv64"),
             );
         }
+        this
     }
 
     /// Gives control back to the resumer; returns when the coroutine is resumed again.

@@ -5,7 +5,7 @@
 use super::state::{Attempt, receiving, reserving};
 use super::{Receiver, RecvError, Room, SendError, Sender, Waiting};
 use crate::sync::record::Grant;
-use crate::sync::select::Line;
+use crate::sync::select::Source;
 use crate::sync::waiter::Waiter;
 
 /// Room for a message.
@@ -21,7 +21,7 @@ impl<'a, T> OnRoom<'a, T> {
     }
 }
 
-impl<'a, T> Line<Waiter> for OnRoom<'a, T> {
+impl<'a, T> Source<Waiter> for OnRoom<'a, T> {
     type Record = Waiting<T>;
     type Output = Result<Room<'a, T>, SendError<()>>;
 
@@ -58,7 +58,7 @@ fn received<T>(attempt: &Attempt, message: Option<T>) -> Option<Result<T, RecvEr
     (*attempt != Attempt::Waits).then(|| message.ok_or(RecvError))
 }
 
-impl<T> Line<Waiter> for OnMessage<'_, T> {
+impl<T> Source<Waiter> for OnMessage<'_, T> {
     type Record = Waiting<T>;
     type Output = Result<T, RecvError>;
 

@@ -25,7 +25,7 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::{AtomicU32, Ordering, fence};
-use crate::sync::record::{Grant, List, Record, Short, Wake, grant_as};
+use crate::sync::record::{Grant, Line, List, Record, Short, Wake, grant_as};
 
 const CLEAR: u32 = 0;
 const SET: u32 = 1;
@@ -44,11 +44,6 @@ impl<W: Wake> State<W> {
             word: AtomicU32::new(if set { SET } else { CLEAR }),
             waiting: Short::new(List::new()),
         }
-    }
-
-    /// Its number, for tracking.
-    pub(super) fn number(&self) -> u64 {
-        core::ptr::from_ref(self).addr() as u64
     }
 
     /// Whether it is set. Then the caller sees what was done before it was.
@@ -120,12 +115,10 @@ impl<W: Wake> State<W> {
         unsafe { waiting.push_newest(record) };
         false
     }
+}
 
-    /// Takes a record out again, unless it is granted. The record may go then.
-    ///
-    /// # Safety
-    /// The record was queued here by `pass_or_queue`, by the caller, and is not used any more.
-    pub(super) unsafe fn abandon(&self, record: &Record<W>) {
+impl<W: Wake> Line<W> for State<W> {
+    unsafe fn abandon(&self, record: &Record<W>) {
         let waiting = self.waiting.lock();
         if record.is_granted() {
             return; // As were all others: nobody is owed anything.

@@ -34,7 +34,7 @@
 use core::ptr;
 
 use crate::atomic::{AtomicPtr, Ordering};
-use crate::sync::record::{List, Record, Wake, grant};
+use crate::sync::record::{Line, List, Record, Wake, grant};
 use crate::track::{self, Kind};
 
 const LOCKED: usize = 1;
@@ -74,11 +74,6 @@ impl<W: Wake> State<W> {
             word: AtomicPtr::new(ptr::null_mut()),
             ready: List::new(),
         }
-    }
-
-    /// Its number, for tracking.
-    pub(super) fn number(&self) -> u64 {
-        ptr::from_ref(self).addr() as u64
     }
 
     /// Whether it is held and nobody waits. Only a hint.
@@ -163,23 +158,10 @@ impl<W: Wake> State<W> {
         }
     }
 
-    /// Takes a record out again or, if it has been granted, passes the mutex on. The record may
-    /// go then.
-    ///
-    /// # Safety
-    /// The record was queued here by `lock_or_queue`, by the caller, and is not used any more.
-    pub(super) unsafe fn abandon(&self, record: &Record<W>) {
-        // SAFETY: as the caller promises.
-        let withdrawn = unsafe { self.withdraw(record) };
-        if !withdrawn && !cfg!(corio_planted_bug = "mutex_grant_dropped") {
-            self.unlock();
-        }
-    }
-
     /// Takes a record out again. False: it is granted, and the mutex its waiter's.
     ///
     /// # Safety
-    /// As `abandon`.
+    /// As [`Line::abandon`].
     unsafe fn withdraw(&self, record: &Record<W>) -> bool {
         let mut rounds = 0;
         let mut word = self.word.load(Ordering::Relaxed);
@@ -302,6 +284,17 @@ impl<W: Wake> State<W> {
             );
         }
         waker
+    }
+}
+
+impl<W: Wake> Line<W> for State<W> {
+    /// Takes the record out or, if it has been granted, passes the mutex on.
+    unsafe fn abandon(&self, record: &Record<W>) {
+        // SAFETY: as the caller promises.
+        let withdrawn = unsafe { self.withdraw(record) };
+        if !withdrawn && !cfg!(corio_planted_bug = "mutex_grant_dropped") {
+            self.unlock();
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 // Queued records are pointers into other frames: record.rs I1.
 #![allow(unsafe_code)]
 
-use crate::sync::record::{Grant, List, Record, Short, Wake, grant_as};
+use crate::sync::record::{Grant, Line, List, Record, Short, Wake, grant_as};
 
 /// Where a waiter is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,13 +65,11 @@ impl<W: Wake> State<W> {
             .take_while(|&woken| woken)
             .count()
     }
+}
 
-    /// Takes a record out again or, if it was its turn already, wakes the next one in its place.
-    /// The record may go then.
-    ///
-    /// # Safety
-    /// The record was queued here by the caller, and is not used any more.
-    pub(super) unsafe fn abandon(&self, record: &Record<W>) {
+impl<W: Wake> Line<W> for State<W> {
+    /// Takes the record out or, if it was its turn already, wakes the next one in its place.
+    unsafe fn abandon(&self, record: &Record<W>) {
         let waiting = self.waiting.lock();
         match record.granted() {
             // SAFETY: the list is under its lock; not granted, so in it.

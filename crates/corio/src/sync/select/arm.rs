@@ -50,8 +50,8 @@ pub trait Arm<W> {
     }
 }
 
-/// A line in which records wait.
-pub(in crate::sync) trait Line<W> {
+/// Where records wait in a line for something.
+pub(in crate::sync) trait Source<W> {
     type Record;
     type Output;
 
@@ -75,13 +75,13 @@ pub(in crate::sync) trait Line<W> {
 }
 
 /// An arm that stands in a line.
-pub(in crate::sync) struct InLine<W, L: Line<W>> {
+pub(in crate::sync) struct InLine<W, L: Source<W>> {
     line: L,
     /// There while it is queued.
     record: UnsafeCell<Option<L::Record>>,
 }
 
-impl<W, L: Line<W>> InLine<W, L> {
+impl<W, L: Source<W>> InLine<W, L> {
     pub(in crate::sync) fn new(line: L) -> Self {
         InLine {
             line,
@@ -102,7 +102,7 @@ impl<W, L: Line<W>> InLine<W, L> {
     }
 }
 
-impl<W, L: Line<W>> Arm<W> for InLine<W, L> {
+impl<W, L: Source<W>> Arm<W> for InLine<W, L> {
     type Output = L::Output;
 
     fn look(&self) -> Option<L::Output> {

@@ -2,22 +2,23 @@
 
 use super::{InLine, wait_for_one};
 use crate::sync::event::{self, OnSet};
+use crate::sync::permits::Permits;
 use crate::sync::record::LoomWaker;
 use crate::sync::select::OneOf;
-use crate::sync::semaphore::{self, OnPermits};
+use crate::sync::semaphore::OnPermits;
 // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
 use std::sync::Arc;
 
 struct Shared {
     event: event::State<LoomWaker>,
-    semaphore: semaphore::State<LoomWaker>,
+    semaphore: Permits<LoomWaker>,
 }
 
 impl Shared {
     fn new() -> Arc<Shared> {
         Arc::new(Shared {
             event: event::State::new(false),
-            semaphore: semaphore::State::new(0),
+            semaphore: Permits::new(0),
         })
     }
 
@@ -25,7 +26,7 @@ impl Shared {
     fn either(&self) -> bool {
         let waker = LoomWaker::new();
         let permit = InLine::new(OnPermits {
-            state: &self.semaphore,
+            permits: &self.semaphore,
             amount: 1,
             taken: || (),
         });
@@ -71,7 +72,7 @@ fn loom_who_stands_behind_gets_what_was_not_chosen() {
             loom::thread::spawn(move || {
                 let waker = LoomWaker::new();
                 let permit = InLine::new(OnPermits {
-                    state: &shared.semaphore,
+                    permits: &shared.semaphore,
                     amount: 1,
                     taken: || (),
                 });

@@ -1,46 +1,36 @@
-//! Random sequences of locking, unlocking and cancelling, beside a model that says who has the
-//! mutex. The seed is printed; `CORIO_TEST_SEED=N` plays one again.
+//! Locking, unlocking and cancelling, beside a model that says who has the mutex.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
 
-use corio::sync::Mutex;
+use corio::sync::{Mutex, MutexGuard};
 use corio::{AioContext, Coroutine};
+
+use super::{Ends, Random, pick, play};
 
 const SEQUENCES: u64 = 4000;
 const STEPS: usize = 40;
 const WAITERS_MAX: usize = 9;
 
-/// Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014).
-struct Random(u64);
+/// For all sequences, so that its guard may lie anywhere; each leaves it free.
+static MUTEX: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
 
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % limit as u64).unwrap()
+/// What the holder holds while it is suspended.
+type Kept = Cell<Option<MutexGuard<'static, ()>>>;
+
+struct GivesUp<'a>(&'a Kept);
+
+impl Drop for GivesUp<'_> {
+    fn drop(&mut self) {
+        drop(self.0.take());
     }
-}
-
-fn seed() -> u64 {
-    let given = std::env::var("CORIO_TEST_SEED").ok();
-    given.map_or_else(
-        || {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-            u64::try_from(now.as_nanos() & u128::from(u32::MAX)).unwrap()
-        },
-        |text| text.parse().expect("CORIO_TEST_SEED is a number"),
-    )
 }
 
 /// The mutex, its lockers, and what they should see.
 struct Line<'a> {
     context: &'a AioContext,
-    mutex: Rc<Mutex<()>>,
     /// Who got it, in order, as the coroutines tell it.
     served: Rc<RefCell<Vec<usize>>>,
     /// The same, as the model has it; the last has it if `held`.
@@ -49,6 +39,7 @@ struct Line<'a> {
     /// Who should get it next, oldest first.
     waiting: VecDeque<usize>,
     coroutines: Vec<Option<Coroutine>>,
+    kept: Rc<Kept>,
     unwound: Rc<Cell<usize>>,
 }
 
@@ -56,12 +47,12 @@ impl<'a> Line<'a> {
     fn new(context: &'a AioContext) -> Self {
         Self {
             context,
-            mutex: Rc::new(Mutex::new(())),
             served: Rc::default(),
             expected: Vec::new(),
             held: false,
             waiting: VecDeque::new(),
             coroutines: Vec::new(),
+            kept: Rc::default(),
             unwound: Rc::default(),
         }
     }
@@ -69,11 +60,13 @@ impl<'a> Line<'a> {
     /// One more locker: it has the mutex, or waits, until it is entered by hand or dropped.
     fn lock(&mut self) {
         let number = self.coroutines.len();
-        let (mutex, served) = (Rc::clone(&self.mutex), Rc::clone(&self.served));
+        let (kept, served) = (Rc::clone(&self.kept), Rc::clone(&self.served));
         let ends = Ends(Rc::clone(&self.unwound));
         let co = Coroutine::new(move || {
             let _ends = ends;
-            let _guard = mutex.lock();
+            let guard = MUTEX.lock();
+            let _gives_up = GivesUp(&kept);
+            kept.set(Some(guard));
             served.borrow_mut().push(number);
             corio::suspend();
         });
@@ -91,13 +84,17 @@ impl<'a> Line<'a> {
         self.expected.extend(next);
     }
 
-    /// The holder goes on and unlocks.
-    fn unlock(&mut self) {
+    /// The holder goes on and unlocks, if the home does not unlock in its place: then those who
+    /// are woken do not run before their turn comes.
+    fn unlock(&mut self, at_home: bool) {
         if self.held {
             // It may have been granted the mutex, and not know it yet.
             self.turn();
             let holder = *self.expected.last().unwrap();
             let co = self.coroutines[holder].take().unwrap();
+            if at_home {
+                drop(self.kept.take());
+            }
             co.enter();
             assert!(co.is_done());
             self.pass_on();
@@ -134,53 +131,27 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Counts those whose frame is gone, however it went.
-struct Ends(Rc<Cell<usize>>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() + 1);
-    }
-}
-
 fn sequence(context: &AioContext, random: &mut Random) {
     let mut line = Line::new(context);
     // Some have few that unlock, so that lines get long; some have many that cancel.
     let weights = [1 + random.below(4), random.below(3), random.below(4), 1];
     for _ in 0..STEPS {
-        let mut pick = random.below(weights.iter().sum());
-        let step = weights.iter().position(|&weight| {
-            let hit = pick < weight;
-            pick = pick.wrapping_sub(weight);
-            hit
-        });
-        match step {
-            Some(0) if line.waiting.len() < WAITERS_MAX => line.lock(),
-            Some(1) => line.unlock(),
-            Some(2) => line.cancel(random),
+        match pick(random, &weights) {
+            0 if line.waiting.len() < WAITERS_MAX => line.lock(),
+            1 => line.unlock(random.below(2) == 0),
+            2 => line.cancel(random),
             _ => line.turn(),
         }
     }
     while line.held {
-        line.unlock();
+        line.unlock(false);
     }
     line.turn();
-    assert!(line.mutex.try_lock().is_some(), "nobody has it any more");
+    assert!(MUTEX.try_lock().is_some(), "nobody has it any more");
 }
 
 // SPEC L1, C12
 #[test]
 fn every_waiter_that_is_not_cancelled_gets_the_mutex_in_its_turn() {
-    let first = seed();
-    println!("CORIO_TEST_SEED={first}");
-    let context = AioContext::new().unwrap();
-    context
-        .enter_home(|| {
-            for seed in first..first + SEQUENCES {
-                let run = || sequence(&context, &mut Random(seed));
-                let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-                assert!(run.is_ok(), "the sequence of CORIO_TEST_SEED={seed}");
-            }
-        })
-        .unwrap();
+    play(SEQUENCES, sequence);
 }

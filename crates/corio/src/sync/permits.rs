@@ -1,4 +1,5 @@
-//! The semaphore without stacks: a word of permits, and a list behind a short lock.
+//! Permits without stacks: a word that counts them, and a list behind a short lock. What the
+//! semaphore is, and the reader-writer lock is made of.
 //!
 //! ```text
 //!   word:  free permits << 1 | AWAITED
@@ -16,7 +17,7 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::{AtomicUsize, Ordering};
-use crate::sync::record::{List, Record, Short, Wake, grant};
+use crate::sync::record::{Line, List, Record, Short, Wake, grant};
 use crate::track::{self, Kind};
 
 const AWAITED: usize = 1;
@@ -27,43 +28,50 @@ pub(super) const PERMITS_MAX: usize = usize::MAX >> SHIFT;
 
 /// See the module.
 #[derive(Debug)]
-pub(in crate::sync) struct State<W> {
+pub(super) struct Permits<W> {
     word: AtomicUsize,
     waiting: Short<List<W>>,
 }
 
-impl<W: Wake> State<W> {
+impl<W: Wake> Permits<W> {
     /// With `permits` free ones, at most `PERMITS_MAX`.
-    pub(in crate::sync) fn new(permits: usize) -> State<W> {
-        State {
+    pub(super) fn new(permits: usize) -> Permits<W> {
+        Permits {
             word: AtomicUsize::new(permits << SHIFT),
             waiting: Short::new(List::new()),
         }
     }
 
-    /// Its number, for tracking.
-    pub(super) fn number(&self) -> u64 {
-        core::ptr::from_ref(self).addr() as u64
-    }
-
     /// How many are free. Only a hint.
-    pub(in crate::sync) fn free(&self) -> usize {
+    pub(super) fn free(&self) -> usize {
         self.word.load(Ordering::Relaxed) >> SHIFT
     }
 
     /// Takes `amount` if they are free and nobody waits.
     #[inline]
     #[must_use]
-    pub(in crate::sync) fn try_acquire(&self, amount: usize) -> bool {
+    pub(super) fn try_acquire(&self, amount: usize) -> bool {
+        self.try_trade(0, amount)
+    }
+
+    /// Takes `amount` for `given` if with these they are free and nobody waits; nobody sees them
+    /// free in between. `given` are the caller's.
+    #[inline]
+    #[must_use]
+    pub(super) fn try_trade(&self, given: usize, amount: usize) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & AWAITED == 0 && word >> SHIFT >= amount {
+        while word & AWAITED == 0 && (word >> SHIFT) + given >= amount {
+            let left = (word >> SHIFT) + given - amount;
             // Acquire: pairs with the releases in `release`.
-            match self.word.compare_exchange_weak(
-                word,
-                word - (amount << SHIFT),
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
+            let order = if cfg!(corio_planted_bug = "permits_taken_relaxed") {
+                Ordering::Relaxed
+            } else {
+                Ordering::Acquire
+            };
+            match self
+                .word
+                .compare_exchange_weak(word, left << SHIFT, order, Ordering::Relaxed)
+            {
                 Ok(_) => return true,
                 Err(seen) => word = seen,
             }
@@ -77,20 +85,29 @@ impl<W: Wake> State<W> {
     /// The record is new; if queued, it stays as record.rs I1 says.
     #[must_use]
     pub(super) unsafe fn acquire_or_queue(&self, record: &Record<W>) -> bool {
-        if self.try_acquire(record.amount()) {
-            return true;
-        }
+        // SAFETY: as the caller promises.
+        self.try_acquire(record.amount()) || unsafe { self.trade_or_queue(0, record) }
+    }
+
+    /// Takes what the record wants for `given`, which are the caller's (true); or gives `given`
+    /// back and queues the record (false), which will be granted when it is its turn.
+    ///
+    /// # Safety
+    /// As `acquire_or_queue`.
+    #[must_use]
+    pub(super) unsafe fn trade_or_queue(&self, given: usize, record: &Record<W>) -> bool {
         let waiting = self.waiting.lock();
         let mut word = self.word.load(Ordering::Relaxed);
         while word & AWAITED == 0 {
-            let enough = word >> SHIFT >= record.amount()
-                && !cfg!(corio_planted_bug = "semaphore_no_second_look");
+            let free = (word >> SHIFT) + given;
+            let enough =
+                free >= record.amount() && !cfg!(corio_planted_bug = "permits_no_second_look");
             let next = if enough {
-                word - (record.amount() << SHIFT)
+                (free - record.amount()) << SHIFT
             } else {
                 word | AWAITED
             };
-            // Acquire: as in `try_acquire`. From here on a release comes to the lock (I2).
+            // Acquire: as in `try_trade`. From here on a release comes to the lock (I2).
             match self
                 .word
                 .compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed)
@@ -102,11 +119,14 @@ impl<W: Wake> State<W> {
         }
         // SAFETY: the list is under its lock; the caller keeps the record alive.
         unsafe { waiting.push_newest(record) };
+        if given != 0 {
+            self.hand_out(&waiting, given);
+        }
         false
     }
 
     /// Gives permits back, and to the oldest waiters as far as they go.
-    pub(in crate::sync) fn release(&self, amount: usize) {
+    pub(super) fn release(&self, amount: usize) {
         if !self.release_unawaited(amount) {
             let waiting = self.waiting.lock();
             if !self.release_unawaited(amount) {
@@ -134,23 +154,10 @@ impl<W: Wake> State<W> {
         false
     }
 
-    /// Takes a record out again or, if it has been granted, gives its permits back. The record may
-    /// go then.
-    ///
-    /// # Safety
-    /// The record was queued here by `acquire_or_queue`, by the caller, and is not used any more.
-    pub(super) unsafe fn abandon(&self, record: &Record<W>) {
-        // SAFETY: as the caller promises.
-        let withdrawn = unsafe { self.withdraw(record) };
-        if !withdrawn && !cfg!(corio_planted_bug = "semaphore_grant_dropped") {
-            self.release(record.amount());
-        }
-    }
-
     /// Takes a record out again. False: it is granted, and the permits its waiter's.
     ///
     /// # Safety
-    /// As `abandon`.
+    /// As [`Line::abandon`].
     unsafe fn withdraw(&self, record: &Record<W>) -> bool {
         let waiting = self.waiting.lock();
         if record.is_granted() {
@@ -188,16 +195,28 @@ impl<W: Wake> State<W> {
     }
 }
 
+impl<W: Wake> Line<W> for Permits<W> {
+    /// Takes the record out or, if it has been granted, gives its permits back.
+    unsafe fn abandon(&self, record: &Record<W>) {
+        // SAFETY: as the caller promises.
+        let withdrawn = unsafe { self.withdraw(record) };
+        if !withdrawn && !cfg!(corio_planted_bug = "permits_grant_dropped") {
+            self.release(record.amount());
+        }
+    }
+}
+
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
     use crate::sync::record::LoomWaker;
+    use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
 
-    type LoomState = State<LoomWaker>;
+    type LoomPermits = Permits<LoomWaker>;
 
-    fn acquire(semaphore: &LoomState, amount: usize) {
+    fn acquire(semaphore: &LoomPermits, amount: usize) {
         let record = LoomWaker::record(amount);
         // SAFETY: waits until the record is granted.
         if !unsafe { semaphore.acquire_or_queue(&record) } {
@@ -206,7 +225,7 @@ mod loom_tests {
     }
 
     /// Like a waiter that is cancelled at once.
-    fn acquire_and_cancel(semaphore: &LoomState, amount: usize) {
+    fn acquire_and_cancel(semaphore: &LoomPermits, amount: usize) {
         let record = LoomWaker::record(amount);
         // SAFETY: abandoned below if it is queued.
         if unsafe { semaphore.acquire_or_queue(&record) } {
@@ -223,11 +242,37 @@ mod loom_tests {
         builder.check(f);
     }
 
-    /// SPEC L5, L7. Planted bug: `semaphore_no_second_look`.
+    /// SPEC L5, L7. Planted bug: `permits_taken_relaxed`.
+    #[test]
+    fn loom_who_takes_permits_sees_what_was_done_with_them() {
+        model(|| {
+            let permits = Arc::new((LoomPermits::new(2), UnsafeCell::new(0)));
+            let add = |permits: &(LoomPermits, UnsafeCell<usize>), tries: bool| {
+                if !tries || permits.0.try_acquire(2) {
+                    if !tries {
+                        acquire(&permits.0, 2);
+                    }
+                    // SAFETY: who has both permits is alone, which the model checks.
+                    permits.1.with_mut(|value| unsafe { *value += 1 });
+                    permits.0.release(2);
+                }
+            };
+            let others = [false, true].map(|tries| {
+                let permits = Arc::clone(&permits);
+                loom::thread::spawn(move || add(&permits, tries))
+            });
+            add(&permits, false);
+            for other in others {
+                other.join().unwrap();
+            }
+        });
+    }
+
+    /// SPEC L5, L7. Planted bug: `permits_no_second_look`.
     #[test]
     fn loom_waiter_and_release_do_not_miss_each_other() {
         model(|| {
-            let semaphore = Arc::new(LoomState::new(2));
+            let semaphore = Arc::new(LoomPermits::new(2));
             let other = {
                 let semaphore = Arc::clone(&semaphore);
                 loom::thread::spawn(move || {
@@ -242,11 +287,11 @@ mod loom_tests {
         });
     }
 
-    /// SPEC L5, L7, C12. Planted bug: `semaphore_grant_dropped`.
+    /// SPEC L5, L7, C12. Planted bug: `permits_grant_dropped`.
     #[test]
     fn loom_cancelled_waiter_loses_no_permit_and_blocks_nobody() {
         model(|| {
-            let semaphore = Arc::new(LoomState::new(2));
+            let semaphore = Arc::new(LoomPermits::new(2));
             assert!(semaphore.try_acquire(1));
             let cancelled = {
                 let semaphore = Arc::clone(&semaphore);
