@@ -6,8 +6,10 @@
 //! deadline the child and everything it started are killed: they are stopped first, top down, so
 //! that none can fork away or be adopted by init while the tree is being walked.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -38,6 +40,8 @@ pub(crate) enum Stream {
 pub(crate) enum Ended {
     Exited(ExitStatus),
     TimedOut,
+    /// Nobody wanted to hear more of it.
+    Stopped,
 }
 
 impl Ended {
@@ -51,6 +55,7 @@ impl Ended {
         match self {
             Self::Exited(status) => format!("{what}: {status}"),
             Self::TimedOut => format!("{what}: killed at the time limit"),
+            Self::Stopped => format!("{what}: stopped"),
         }
     }
 }
@@ -69,6 +74,30 @@ pub(crate) fn watch(
     show_stdout: bool,
     on_line: &mut dyn FnMut(Stream, &str),
 ) -> Result<Ended> {
+    watch_until(command, deadline, show_stdout, &mut |stream, line| {
+        on_line(stream, line);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`watch`], and kills the command once `on_line` breaks, after which it may be given some
+/// lines more.
+///
+/// # Errors
+///
+/// As [`watch`].
+pub(crate) fn watch_until(
+    command: &mut Command,
+    deadline: Instant,
+    show_stdout: bool,
+    on_line: &mut dyn FnMut(Stream, &str) -> ControlFlow<()>,
+) -> Result<Ended> {
+    let stopped = Cell::new(false);
+    let on_line: &mut dyn FnMut(Stream, &str) = &mut |stream, line| {
+        if on_line(stream, line).is_break() {
+            stopped.set(true);
+        }
+    };
     let program = Path::new(command.get_program());
     let name = program
         .file_name()
@@ -93,7 +122,7 @@ pub(crate) fn watch(
     let mut lines = [Lines::default(), Lines::default()];
     let mut heard = Instant::now();
     let mut exited: Option<(ExitStatus, Instant)> = None;
-    let mut timed_out = false;
+    let mut killed = None;
     loop {
         match receiver.recv_timeout(TICK) {
             Ok((stream, bytes)) => {
@@ -115,9 +144,15 @@ pub(crate) fn watch(
         {
             break;
         }
-        if exited.is_none() && !timed_out && Instant::now() >= deadline {
-            timed_out = true;
-            kill_tree(Pid::from_child(&child));
+        if exited.is_none() && killed.is_none() {
+            killed = match () {
+                () if stopped.get() => Some(Ended::Stopped),
+                () if Instant::now() >= deadline => Some(Ended::TimedOut),
+                () => None,
+            };
+            if killed.is_some() {
+                kill_tree(Pid::from_child(&child));
+            }
         }
         if heard.elapsed() > SILENCE_MAX && exited.is_none() {
             heard = Instant::now();
@@ -127,10 +162,11 @@ pub(crate) fn watch(
     }
     lines[0].finish(&mut |line| on_line(Stream::Out, line));
     lines[1].finish(&mut |line| on_line(Stream::Err, line));
-    match exited {
-        Some((status, _)) if !timed_out => Ok(Ended::Exited(status)),
-        _ => Ok(Ended::TimedOut),
-    }
+    Ok(match (killed, exited) {
+        (Some(killed), _) => killed,
+        (None, Some((status, _))) => Ended::Exited(status),
+        (None, None) => Ended::TimedOut,
+    })
 }
 
 type Piece = (Stream, Vec<u8>);
@@ -207,7 +243,7 @@ impl Lines {
 }
 
 /// Kills `root` and all its descendants.
-fn kill_tree(root: Pid) {
+pub(crate) fn kill_tree(root: Pid) {
     let mut stopped = HashSet::new();
     loop {
         let fresh: Vec<Pid> = descendants(root)
@@ -316,6 +352,22 @@ mod tests {
             state.as_ref().map_or(true, |stat| stat.contains(") Z ")),
             "still there: {state:?}"
         );
+    }
+
+    #[test]
+    fn a_child_that_has_said_enough_is_killed() {
+        let began = Instant::now();
+        let ended = watch_until(
+            &mut shell("echo a; echo b; sleep 600"),
+            soon(60_000),
+            false,
+            &mut |_, line| match line {
+                "b" => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            },
+        );
+        assert!(matches!(ended, Ok(Ended::Stopped)));
+        assert!(began.elapsed() < Duration::from_secs(20));
     }
 
     #[test]

@@ -99,18 +99,9 @@ pub(crate) fn fuzz(
         );
     }
     targets.retain(|name| wanted.is_empty() || wanted.contains(name));
-    let triple = host(workspace)?;
+    let triple = workspace.host()?;
     let built = child::watch(
-        workspace
-            .cargo_apart(
-                "fuzz",
-                ["build", "--release", "--package", "corio-fuzz", "--target"],
-            )
-            .arg(&triple)
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
-            // Link-time optimisation merges the counters' sections away.
-            .env("CARGO_PROFILE_RELEASE_LTO", "off"),
+        &mut build(workspace, &triple),
         deadline.min(Instant::now() + BUILD_MAX),
         true,
         &mut |_, _| {},
@@ -125,6 +116,21 @@ pub(crate) fn fuzz(
         run_target(workspace, &triple, &target, seconds, deadline, &mut outcome)?;
     }
     Ok(outcome)
+}
+
+/// Builds the targets. With the triple given, build scripts and macros go without the sanitizer.
+pub(crate) fn build(workspace: &Workspace, triple: &str) -> Command {
+    let mut command = workspace.cargo_apart(
+        "fuzz",
+        ["build", "--release", "--package", "corio-fuzz", "--target"],
+    );
+    command
+        .arg(triple)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        // Link-time optimisation merges the counters' sections away.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off");
+    command
 }
 
 fn run_target(
@@ -202,20 +208,6 @@ fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     ensure!(!names.is_empty(), "no fuzz targets in {}", dir.display());
     names.sort();
     Ok(names)
-}
-
-/// The compiler's own target triple: with it given, build scripts and macros are built without the
-/// sanitizer.
-fn host(workspace: &Workspace) -> Result<String> {
-    let output = workspace
-        .cargo(["--version", "--verbose"])
-        .output()
-        .context("cannot start cargo")?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .map(str::to_owned)
-        .context("cargo does not name its host")
 }
 
 fn make(dir: PathBuf) -> Result<PathBuf> {

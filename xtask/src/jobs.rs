@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::ahead::Build;
 use crate::child::{self, Stream};
 use crate::tally::Tally;
 use crate::tools::{self, Tool};
 use crate::workspace::{Workspace, entries};
-use crate::{docs, fuzz, layers, planted};
+use crate::{docs, fuzz, layers, loom, planted};
 
 /// How long a job may take where nothing else is said, on a slow machine, builds included. It is
 /// there to end what hangs.
@@ -38,6 +39,27 @@ pub(crate) struct Job {
     /// What it counts.
     pub(crate) unit: Unit,
     pub(crate) work: fn(&mut Runner<'_>) -> Result<()>,
+}
+
+/// Those of the jobs' builds that can be made beside other jobs: they go into directories of their
+/// own, so that nobody else waits for cargo's lock.
+pub(crate) fn builds(workspace: &Workspace, jobs: &[&Job]) -> Result<Vec<Build>> {
+    let mut builds = Vec::new();
+    for job in jobs {
+        let command = match job.name {
+            "clients" => release(workspace),
+            "loom" => {
+                let mut command = loom::build(workspace);
+                command.arg("--no-run");
+                command
+            }
+            "fuzz" => fuzz::build(workspace, &workspace.host()?),
+            _ => continue,
+        };
+        let job = job.name;
+        builds.push(Build { job, command });
+    }
+    Ok(builds)
 }
 
 /// What a job counts.
@@ -67,7 +89,7 @@ impl Unit {
 }
 
 /// A job that counts tests, with the defaults.
-const fn job(
+pub(crate) const fn job(
     name: &'static str,
     about: &'static str,
     floor: u64,
@@ -152,13 +174,18 @@ pub(crate) const JOBS: &[Job] = &[
         18,
         power,
     ),
-    job("loom", "model checks of the runtime's protocols", 12, loom),
+    job(
+        "loom",
+        "model checks of the runtime's protocols",
+        17,
+        models,
+    ),
     Job {
         unit: Unit::Bugs,
         ..job(
             "planted",
             "each bug planted in a protocol is caught by its model",
-            10,
+            20,
             planted_bugs,
         )
     },
@@ -186,7 +213,7 @@ pub(crate) struct Runner<'w> {
 
 impl Runner<'_> {
     /// Runs a command whose output holds test results.
-    fn tests(&mut self, command: &mut Command) -> Result<()> {
+    pub(crate) fn tests(&mut self, command: &mut Command) -> Result<()> {
         let tally = &mut self.tally;
         let ended = child::watch(command, self.deadline, true, &mut |_, line| {
             tally.line(line)
@@ -316,9 +343,17 @@ fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What is to be built of the program.
+const PROGRAM: &[&str] = &["--package", "corio-cli", "--bin", "corio"];
+
+fn release(workspace: &Workspace) -> Command {
+    let mut command = workspace.cargo(["build", "--release"]);
+    command.args(PROGRAM);
+    command
+}
+
 /// Builds the program; false if that failed.
 fn build(runner: &mut Runner<'_>, mut command: Command) -> Result<bool> {
-    command.args(["--package", "corio-cli", "--bin", "corio"]);
     runner.check("building corio", &mut command, true, |_| false)?;
     Ok(runner.faults.is_empty())
 }
@@ -328,7 +363,7 @@ const POWER_TEST: &str = "power_loss";
 
 /// The program's unit tests, and all it does seen from outside.
 fn clients(runner: &mut Runner<'_>) -> Result<()> {
-    if !build(runner, runner.workspace.cargo(["build", "--release"]))? {
+    if !build(runner, release(runner.workspace))? {
         return Ok(());
     }
     let mut command = runner
@@ -350,7 +385,9 @@ fn power(runner: &mut Runner<'_>) -> Result<()> {
     // A debug build: what is asked is whether data is lost, not how fast, and what it depends on
     // is there already. The tests' own build takes its place, so it is put aside.
     let shimmed = ["build", "--features", "corio/power-loss-shim"];
-    if !build(runner, runner.workspace.cargo(shimmed))? {
+    let mut command = runner.workspace.cargo(shimmed);
+    command.args(PROGRAM);
+    if !build(runner, command)? {
         return Ok(());
     }
     let shim = runner.workspace.target.join("shim/corio");
@@ -373,11 +410,10 @@ fn put_aside(program: &Path, copy: &Path) -> Result<()> {
     Ok(())
 }
 
-fn loom(runner: &mut Runner<'_>) -> Result<()> {
-    let mut command = runner
-        .workspace
-        .cargo_apart("loom", ["test", "-p", "corio", "--lib", "loom_"]);
-    runner.tests(planted::for_models(&mut command).args(["--", "--show-output"]))
+fn models(runner: &mut Runner<'_>) -> Result<()> {
+    let faults = loom::check(runner.workspace, runner.deadline, &mut runner.tally)?;
+    runner.faults.extend(faults);
+    Ok(())
 }
 
 fn planted_bugs(runner: &mut Runner<'_>) -> Result<()> {

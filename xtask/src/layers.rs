@@ -24,7 +24,7 @@ use crate::workspace::{Workspace, entries, files_below, read};
 /// The runtime's modules, from the lowest layer up. Those of one row are peers and may name each
 /// other.
 const LAYERS: &[&[&str]] = &[
-    &["error"],
+    &["error", "planted"],
     &["sys"],
     &["atomic"],
     &["tls"],

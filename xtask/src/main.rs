@@ -4,13 +4,16 @@
 //! pass, do the layers hold, how fast is it, does the fuzzer find a crash. `docs/HACKING.md` lists
 //! them with examples.
 
+mod ahead;
 mod bench;
 mod child;
 mod docs;
 mod fuzz;
 mod jobs;
 mod layers;
+mod loom;
 mod planted;
+mod sanitize;
 mod tally;
 mod test;
 mod tools;
@@ -39,6 +42,8 @@ enum Command {
     Layers,
     /// Model-check the runtime's protocols with loom, and check that the models catch planted bugs
     Loom,
+    /// Run the runtime's tests under AddressSanitizer, valgrind and ThreadSanitizer
+    Sanitize(sanitize::Arguments),
     /// Feed each fuzz target random input for SECONDS
     Fuzz(fuzz::Arguments),
     /// Measure Corio beside its peers; arguments go to the bench program
@@ -63,7 +68,8 @@ fn run(arguments: Arguments) -> Result<bool> {
     match arguments.command {
         Command::Test(arguments) => test::run(&workspace, &arguments),
         Command::Layers => layers::run(&workspace),
-        Command::Loom => test::run(&workspace, &test::Arguments::only(&["loom", "planted"])),
+        Command::Loom => loom::run(&workspace),
+        Command::Sanitize(arguments) => sanitize::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
     }

@@ -1,23 +1,30 @@
 //! Planted bugs: each model of a protocol is shown to fail when the protocol is broken.
 //!
 //! The runtime's sources hold deliberate mistakes (a barrier or a second look left out) behind
-//! `cfg!(corio_planted_bug = "NAME")`. Here each is built in, alone, and the models of the module
-//! it stands in run: one of them has to fail. Otherwise they prove less than they say.
+//! `planted!("NAME")`. One build of the models has them all, and the environment says which is in
+//! force. The models of the module that a bug stands in run with it until one fails, as one has to:
+//! otherwise they prove less than they say. And that one must not fail without the bug.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::child::{self, Stream};
+use crate::child::{self, Ended, Stream};
 use crate::layers::paths;
+use crate::loom;
 use crate::tally::Tally;
 use crate::workspace::{Workspace, files_below, read};
 
 /// What stands before a planted bug's name in the sources.
-const MARK: &str = "corio_planted_bug = \"";
+const MARK: &str = "planted!(\"";
+/// Puts a bug in force.
+pub(crate) const VARIABLE: &str = "CORIO_PLANTED_BUG";
+/// The module that explains all this, and plants nothing.
+const MODULE: &str = "planted";
 
 /// What the models made of the bugs.
 #[derive(Debug, Default)]
@@ -26,61 +33,46 @@ pub(crate) struct Outcome {
     pub(crate) faults: Vec<String>,
 }
 
-/// Sets `command` up to build for loom: optimised, as models take millions of steps, and with
-/// assertions.
-pub(crate) fn for_models(command: &mut Command) -> &mut Command {
-    command
-        .env("RUSTFLAGS", "--cfg loom")
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "3")
-        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
-}
-
 /// Runs, for each planted bug, the models of the module it is planted in.
 pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    let planted = planted(workspace)?;
-    // Whole, the models are built once for all modules, and before any bug is: each build takes
-    // the place of the one before.
-    let mut anyway = BTreeMap::new();
-    println!("planted: nothing");
-    match models(workspace, None, deadline)? {
-        Ok(program) => {
-            for module in planted.keys() {
-                match failures(workspace, &program, module, deadline)? {
-                    // A model that fails anyway catches nothing.
-                    Ok(failed) => _ = anyway.insert(module, failed),
-                    Err(fault) => {
-                        let fault = format!("{module} without a planted bug: {fault}");
-                        outcome.faults.push(fault);
-                    }
-                }
-            }
+    let program = match build(workspace, deadline)? {
+        Ok(program) => program,
+        Err(fault) => {
+            outcome.faults.push(fault);
+            return Ok(outcome);
         }
-        Err(fault) => outcome.faults.push(format!("no planted bug: {fault}")),
-    }
-    for (module, bugs) in &planted {
-        let Some(anyway) = anyway.get(module) else {
-            continue;
-        };
+    };
+    let run = |filter: &[&str], bug: Option<&str>| run(workspace, &program, filter, bug, deadline);
+    // Whether models hold without a bug, by what selects them.
+    let mut holds = BTreeMap::new();
+    for (module, bugs) in planted(workspace)? {
         for bug in bugs {
             println!("planted: {bug} in {module}");
-            let failed = match models(workspace, Some(bug), deadline)? {
-                Ok(program) => failures(workspace, &program, module, deadline)?,
-                Err(fault) => Err(fault),
+            let all = format!("{module}::loom_");
+            let verdict = run(&[&all], Some(&bug))?;
+            // A model that fails anyway catches nothing.
+            let select = match &verdict {
+                Verdict::Failed(model) => vec!["--exact", model],
+                _ => vec![all.as_str()],
             };
-            match failed {
-                Ok(failed) => {
-                    let caught: Vec<_> = failed.difference(anyway).map(String::as_str).collect();
-                    if caught.is_empty() {
-                        outcome
-                            .faults
-                            .push(format!("{bug}: no model fails because of it"));
-                    } else {
-                        println!("planted: {bug} is caught by {}", caught.join(", "));
-                        outcome.caught += 1;
-                    }
+            let key = select.join(" ");
+            if verdict.is_failure() && !holds.contains_key(&key) {
+                holds.insert(key.clone(), run(&select, None)?);
+            }
+            match (verdict, holds.get(&key)) {
+                (Verdict::Failed(by) | Verdict::Aborted(by), Some(Verdict::Held)) => {
+                    println!("planted: {bug} is caught by {by}");
+                    outcome.caught += 1;
                 }
-                Err(fault) => outcome.faults.push(format!("{bug}: {fault}")),
+                (Verdict::Failed(by) | Verdict::Aborted(by), without) => {
+                    let fault = format!("{bug}: {by}, but without it: {without:?}");
+                    outcome.faults.push(fault);
+                }
+                (Verdict::Held, _) => outcome
+                    .faults
+                    .push(format!("{bug}: no model fails because of it")),
+                (Verdict::Nothing(why), _) => outcome.faults.push(format!("{bug}: {why}")),
             }
         }
     }
@@ -92,85 +84,82 @@ fn planted(workspace: &Workspace) -> Result<BTreeMap<String, BTreeSet<String>>> 
     let source = workspace.root.join("crates/corio/src");
     let mut planted = BTreeMap::new();
     for path in files_below(&source, "rs")? {
+        let module = paths::module_of(path.strip_prefix(&source).unwrap_or(&path)).join("::");
         let bugs: BTreeSet<_> = names(&read(&path)?).collect();
-        if !bugs.is_empty() {
-            let module = paths::module_of(path.strip_prefix(&source).unwrap_or(&path)).join("::");
+        if !bugs.is_empty() && module != MODULE {
             planted.insert(module, bugs);
         }
     }
     Ok(planted)
 }
 
-/// Builds the models, with `bug` in them: the program, or why there is none.
-fn models(
-    workspace: &Workspace,
-    bug: Option<&str>,
-    deadline: Instant,
-) -> Result<Result<PathBuf, String>> {
-    // Flags given to `cargo rustc` reach only the crate itself, so that its dependencies are built
-    // once for all bugs.
-    let mut build = workspace.cargo_apart("loom", ["rustc", "--quiet", "-p", "corio", "--lib"]);
-    build.args([
-        "--profile",
-        "test",
-        "--message-format=json-render-diagnostics",
-        "--",
-    ]);
-    // Without a bug it is the build of the job `loom`, which cargo need not repeat.
-    if let Some(bug) = bug {
-        // What a mistake leaves unused is no news.
-        build
-            .arg("-Awarnings")
-            .arg("--cfg")
-            .arg(format!("{MARK}{bug}\""));
-    }
+/// Builds the models, as the job `loom` does: the program, or why there is none.
+fn build(workspace: &Workspace, deadline: Instant) -> Result<Result<PathBuf, String>> {
+    let mut build = loom::build(workspace);
+    build.args(["--no-run", "--message-format=json-render-diagnostics"]);
     let mut program = None;
-    let built = child::watch(
-        for_models(&mut build),
-        deadline,
-        false,
-        &mut |stream, line| {
-            if stream == Stream::Out {
-                program = executable(line).or(program.take());
-            }
-        },
-    )?;
+    let built = child::watch(&mut build, deadline, false, &mut |stream, line| {
+        if stream == Stream::Out {
+            program = executable(line).or(program.take());
+        }
+    })?;
     Ok(program
         .filter(|_| built.success())
-        .ok_or_else(|| built.describe("building")))
+        .ok_or_else(|| built.describe("building the models")))
 }
 
-/// The models of `module` that fail, or why that cannot be told.
-fn failures(
+/// What became of a run of models.
+#[derive(Debug)]
+enum Verdict {
+    Held,
+    /// This one failed; others may have, too.
+    Failed(String),
+    /// One that panics while it unwinds takes the others along.
+    Aborted(String),
+    /// It cannot be told.
+    Nothing(String),
+}
+
+impl Verdict {
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Aborted(_))
+    }
+}
+
+/// Runs the models that `filter` selects until one fails.
+fn run(
     workspace: &Workspace,
     program: &Path,
-    module: &str,
+    filter: &[&str],
+    bug: Option<&str>,
     deadline: Instant,
-) -> Result<Result<BTreeSet<String>, String>> {
+) -> Result<Verdict> {
     let mut tally = Tally::default();
     let mut models = Command::new(program);
-    models
-        .arg(format!("{module}::loom_"))
-        .current_dir(&workspace.root);
-    // Traces of expected failures would hide an unexpected one.
-    models.env("RUST_BACKTRACE", "0");
-    let ended = child::watch(&mut models, deadline, false, &mut |_, line| {
-        tally.line(line)
-    })?;
-    match ended {
-        child::Ended::TimedOut => return Ok(Err("the models did not end".to_owned())),
-        // Aborted: a model that panics while it unwinds takes the others along.
-        child::Ended::Exited(status) if !status.success() && tally.failures.is_empty() => {
-            tally
-                .failures
-                .insert(format!("a model that ended the run with {status}"));
-        }
-        child::Ended::Exited(_) if tally.ran + tally.failed == 0 => {
-            return Ok(Err("no model ran".to_owned()));
-        }
-        child::Ended::Exited(_) => {}
+    loom::for_models(&mut models)
+        .args(filter)
+        .current_dir(&workspace.root)
+        // Traces of expected failures would hide an unexpected one.
+        .env("RUST_BACKTRACE", "0");
+    if let Some(bug) = bug {
+        models.env(VARIABLE, bug);
     }
-    Ok(Ok(tally.failures))
+    let ended = child::watch_until(&mut models, deadline, false, &mut |_, line| {
+        tally.line(line);
+        match tally.failures.is_empty() {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    })?;
+    Ok(match (tally.failures.pop_first(), ended) {
+        (Some(model), _) => Verdict::Failed(model),
+        (None, Ended::TimedOut) => Verdict::Nothing("the models did not end".to_owned()),
+        (None, Ended::Exited(status)) if !status.success() => {
+            Verdict::Aborted(format!("a model that ended the run with {status}"))
+        }
+        _ if tally.ran == 0 => Verdict::Nothing("no model ran".to_owned()),
+        _ => Verdict::Held,
+    })
 }
 
 /// The names of the bugs planted in a source file.
@@ -192,9 +181,9 @@ mod tests {
 
     #[test]
     fn planted_bugs_are_found_by_name() {
-        let text = format!("if !cfg!({MARK}one\") {{}} #[cfg(all(loom, {MARK}two\"))]");
+        let text = format!("if !{MARK}one\") {{}} _ if {MARK}two\") => {{}}");
         assert_eq!(names(&text).collect::<Vec<_>>(), ["one", "two"]);
-        assert_eq!(names("corio_planted_bug").count(), 0);
+        assert_eq!(names("planted!(name)").count(), 0);
     }
 
     #[test]

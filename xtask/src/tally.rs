@@ -113,11 +113,13 @@ fn skip(line: &str) -> Option<&str> {
         .filter(|what| !what.is_empty())
 }
 
-fn section(line: &str) -> Option<&str> {
+/// The test whose output begins with this line.
+pub(crate) fn section(line: &str) -> Option<&str> {
     line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
-fn verdict(line: &str) -> Option<(&str, &str)> {
+/// The test whose end this line tells, and how it ended.
+pub(crate) fn verdict(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("test ")?.rsplit_once(" ... ")
 }
 

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::jobs::{JOBS, Job, Runner, Unit};
+use crate::ahead::Ahead;
+use crate::jobs::{self, JOBS, Job, Runner, Unit};
 use crate::tally::Tally;
 use crate::tools;
 use crate::workspace::Workspace;
@@ -76,11 +77,20 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         }
         return Ok(true);
     }
-    let jobs = select(&arguments.jobs)?;
+    let jobs = select(JOBS, &arguments.jobs)?;
+    run_jobs(workspace, &jobs, !arguments.no_install)
+}
+
+/// Runs these jobs, one after the other, and prints the table; true if none failed.
+pub(crate) fn run_jobs(
+    workspace: &Workspace,
+    jobs: &[&'static Job],
+    allow_install: bool,
+) -> Result<bool> {
     let began = Instant::now();
     let mut wanted: Vec<_> = jobs.iter().flat_map(|job| job.tools.concat()).collect();
     wanted.dedup();
-    let absent = tools::provide(&wanted, !arguments.no_install);
+    let absent = tools::provide(&wanted, allow_install);
     let lacks = |job: &Job| {
         job.tools
             .concat()
@@ -92,8 +102,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         false => Vec::new(),
     };
 
+    // Not of the first, which would wait for it at once.
+    let later = jobs.get(1..).unwrap_or_default();
+    let later: Vec<_> = later
+        .iter()
+        .copied()
+        .filter(|job| !job.needs_tools || lacks(job).is_none())
+        .collect();
+    let mut ahead = Ahead::new(jobs::builds(workspace, &later)?);
     let mut reports = Vec::new();
-    for job in jobs {
+    for &job in jobs {
         let missing = match job.name {
             "fmt" if components.contains(&"rustfmt") => Some("rustfmt"),
             "clippy" if components.contains(&"clippy") => Some("clippy"),
@@ -103,7 +121,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         println!("\n== {}: {}", job.name, job.about);
         let report = match missing {
             Some(program) => skip(job, format!("{program} is absent")),
-            None => execute(workspace, job),
+            None => execute(workspace, job, &mut ahead),
         };
         println!(
             "== {}: {} in {:.1} s",
@@ -117,15 +135,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     Ok(reports.iter().all(Report::ok))
 }
 
-fn select(names: &[String]) -> Result<Vec<&'static Job>> {
+/// The jobs named of those there are; all if none is named.
+pub(crate) fn select(jobs: &'static [Job], names: &[String]) -> Result<Vec<&'static Job>> {
     for name in names {
-        if !JOBS.iter().any(|job| job.name == name) {
-            let known: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        if !jobs.iter().any(|job| job.name == name) {
+            let known: Vec<_> = jobs.iter().map(|job| job.name).collect();
             bail!("no job {name}; there are: {}", known.join(" "));
         }
     }
     let wanted = |job: &&Job| names.is_empty() || names.iter().any(|name| name == job.name);
-    Ok(JOBS.iter().filter(wanted).collect())
+    Ok(jobs.iter().filter(wanted).collect())
 }
 
 fn skip(job: &'static Job, why: String) -> Report {
@@ -142,8 +161,9 @@ fn skip(job: &'static Job, why: String) -> Report {
     }
 }
 
-fn execute(workspace: &Workspace, job: &'static Job) -> Report {
+fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Report {
     let began = Instant::now();
+    ahead.finish(job.name, began + job.limit);
     let mut runner = Runner {
         workspace,
         deadline: began + job.limit,
@@ -279,7 +299,7 @@ mod tests {
             unit,
             work,
         }));
-        execute(&Workspace::find().unwrap(), job)
+        execute(&Workspace::find().unwrap(), job, &mut Ahead::default())
     }
 
     const OK: &str = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
@@ -349,7 +369,7 @@ mod tests {
     fn jobs_are_found_by_name_and_keep_their_order() {
         let names = |wanted: &[&str]| -> Option<Vec<&str>> {
             let wanted: Vec<_> = wanted.iter().map(ToString::to_string).collect();
-            select(&wanted)
+            select(JOBS, &wanted)
                 .ok()
                 .map(|jobs| jobs.iter().map(|job| job.name).collect())
         };

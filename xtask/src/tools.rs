@@ -33,6 +33,12 @@ pub(crate) const PEERS: &[Tool] = &[
 /// Programs that look into a running one.
 pub(crate) const OBSERVERS: &[Tool] = &[tool("strace", "strace"), tool("valgrind", "valgrind")];
 
+/// Watches each access of a program.
+pub(crate) const VALGRIND: &[Tool] = &[tool("valgrind", "valgrind")];
+
+/// Gives the sanitizers the names of functions, by which they suppress.
+pub(crate) const SYMBOLIZER: &[Tool] = &[tool("llvm-symbolizer", "llvm")];
+
 /// What building the fuzz targets needs beside Rust: libFuzzer is C++.
 pub(crate) const COMPILER: &[Tool] = &[tool("c++", "g++")];
 

@@ -62,6 +62,19 @@ impl Workspace {
         command
     }
 
+    /// The compiler's own target triple.
+    pub(crate) fn host(&self) -> Result<String> {
+        let output = self
+            .cargo(["--version", "--verbose"])
+            .output()
+            .context("cannot start cargo")?;
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .find_map(|line| line.strip_prefix("host: "))
+            .map(str::to_owned)
+            .context("cargo does not name its host")
+    }
+
     /// The release build of the `corio` program.
     pub(crate) fn corio(&self) -> PathBuf {
         self.target.join("release/corio")

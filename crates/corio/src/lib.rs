@@ -13,12 +13,17 @@
 // them rarer.
 #![allow(clippy::result_large_err)]
 
+#[macro_use]
+mod planted;
+
 mod atomic;
 pub mod context;
 mod coroutine;
 pub mod engine;
 mod error;
 pub mod fs;
+#[cfg(all(test, loom))]
+mod model;
 pub mod net;
 mod schedule;
 mod stack;
@@ -38,6 +43,7 @@ pub use schedule::{
     CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, Scope,
     ScopedJoinHandle, move_to, park, scope, spawn, spawn_local, yield_now,
 };
+pub use stack::{stack_pool, stack_usage};
 
 /// The README's examples.
 #[cfg(doctest)]

@@ -34,7 +34,12 @@ pub(crate) struct Local {
     ready: RefCell<VecDeque<(u64, u32)>>,
     rearm: RefCell<Vec<u64>>,
     pub(super) run_queue: RunQueue,
+    /// What a layer above runs in the turn after [`Local::drain_soon`].
+    drain: RefCell<Option<Rc<dyn Fn()>>>,
+    drain_due: Cell<bool>,
     skipped_turns: Cell<u32>,
+    /// How many turns must have been skipped for the clock to be looked at again.
+    clock_due: Cell<u32>,
     last_look_ns: Cell<u64>,
     attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
 }
@@ -49,7 +54,10 @@ impl Local {
             ready: RefCell::default(),
             rearm: RefCell::default(),
             run_queue: RunQueue::default(),
+            drain: RefCell::default(),
+            drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
+            clock_due: Cell::new(0),
             last_look_ns: Cell::new(0),
             attachments: RefCell::default(),
         }
@@ -92,6 +100,27 @@ impl Local {
             .find(|(id, _)| *id == TypeId::of::<T>())
             .map(|(_, value)| Rc::clone(value));
         found.and_then(|value| value.downcast().ok())
+    }
+
+    /// Has `drain` run once in the turn after each [`drain_soon`](Self::drain_soon): a bottom half
+    /// that only the home thread schedules, and that costs it a flag.
+    pub(crate) fn set_drain(&self, drain: Option<Rc<dyn Fn()>>) {
+        let before = self.drain.replace(drain);
+        drop(before); // It may own anything.
+    }
+
+    /// Has the drain run in the next turn, or in this one if its bottom halves are still to come.
+    #[inline]
+    pub(crate) fn drain_soon(&self) {
+        self.drain_due.set(true);
+    }
+
+    /// Runs what was drained soon before the turn's bottom halves.
+    fn run_drain(&self) {
+        let drain = self.drain.borrow().clone();
+        if let Some(drain) = drain {
+            drain();
+        }
     }
 
     /// The context's ring, made on first use.
@@ -199,7 +228,15 @@ impl Local {
         }
         track::notice(tls::thread());
         inner.notify.accept();
+        let drain_due = self.drain_due.replace(false);
+        // Should a bottom half panic, it is still due.
+        let due_again = DueAgain(drain_due.then_some(self));
         let mut progress = inner.bottom_halves.run(&self.run_queue);
+        core::mem::forget(due_again);
+        if drain_due {
+            self.run_drain();
+            progress = true;
+        }
         if let Some(ring) = self.ring.get() {
             progress |= ring.dispatch();
         }
@@ -209,7 +246,7 @@ impl Local {
         }
         if let Some(ring) = self.ring.get()
             && ring.pending() > 0
-            && inner.bottom_halves.timeout_ns() == Some(0)
+            && self.is_urgent()
         {
             // The next turn may skip the monitor, which would have submitted.
             result = result.and(ring.submit());
@@ -231,6 +268,7 @@ impl Local {
         }
         waited?;
         self.skipped_turns.set(0);
+        self.clock_due.set(0);
         self.last_look_ns.set(timer::now_ns());
         Ok(())
     }
@@ -253,21 +291,33 @@ impl Local {
         !self.run_queue.is_empty()
             || !self.ready.borrow().is_empty()
             || self.monitor.need_wait(self)
-            || self.context.inner().bottom_halves.timeout_ns() == Some(0)
+            || self.is_urgent()
+    }
+
+    /// True if something that is no descriptor's nor timer's is to be run at once.
+    fn is_urgent(&self) -> bool {
+        self.drain_due.get() || self.context.inner().bottom_halves.timeout_ns() == Some(0)
     }
 
     /// While bottom halves follow one another, the descriptors need not be looked at every time
-    /// (SPEC A1).
+    /// (SPEC A1). Nor need the clock: as long as twice the time that has gone by is allowed, it is
+    /// looked at again when twice as many turns have.
     fn may_skip_monitor(&self) -> bool {
         let skipped = self.skipped_turns.get();
         if skipped >= SKIPPED_TURNS_MAX
-            || self.context.inner().bottom_halves.timeout_ns() != Some(0)
+            || !self.is_urgent()
             || self.ring.get().is_some_and(ContextRing::has_arrived)
         {
             return false;
         }
-        if timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
-            return false;
+        if skipped >= self.clock_due.get() {
+            let gone_ns = timer::now_ns().saturating_sub(self.last_look_ns.get());
+            if gone_ns > SKIPPED_NS_MAX {
+                return false;
+            }
+            let fast = gone_ns < SKIPPED_NS_MAX / 2;
+            self.clock_due
+                .set(skipped + if fast { skipped.max(1) } else { 1 });
         }
         self.skipped_turns.set(skipped + 1);
         true
@@ -286,6 +336,17 @@ impl Local {
         self.handlers.clear();
         self.monitor.finish(self);
         self.context.inner().bottom_halves.put_back(&self.run_queue);
+    }
+}
+
+/// Puts back that the drain is due.
+struct DueAgain<'a>(Option<&'a Local>);
+
+impl Drop for DueAgain<'_> {
+    fn drop(&mut self) {
+        if let Some(local) = self.0 {
+            local.drain_soon();
+        }
     }
 }
 

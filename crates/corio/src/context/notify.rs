@@ -48,7 +48,7 @@ impl NotifyState {
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
         // Planted: a poll that accepts this may then overlook what was published before.
-        let order = if cfg!(corio_planted_bug = "notify_relaxed") {
+        let order = if planted!("notify_relaxed") {
             Ordering::Relaxed
         } else {
             Ordering::Release // Pairs with (c): I2.
@@ -56,7 +56,7 @@ impl NotifyState {
         self.notified.store(true, order);
         self.let_loom_switch();
         // Planted: without the fence the two sides can miss each other.
-        if !cfg!(corio_planted_bug = "notify_fence") {
+        if !planted!("notify_fence") {
             fence(Ordering::SeqCst); // (2): pairs with `begin_wait` and `accept`.
         }
         self.notify_me.load(Ordering::Relaxed) != 0
@@ -69,7 +69,7 @@ impl NotifyState {
     pub(crate) fn shorten_wait(&self) -> bool {
         self.let_loom_switch();
         // As (2): the poll sees what was published, or we see the poll. Planted: as in `notify`.
-        if !cfg!(corio_planted_bug = "shorten_fence") {
+        if !planted!("shorten_fence") {
             fence(Ordering::SeqCst);
         }
         self.notify_me.load(Ordering::Relaxed) != 0
@@ -118,6 +118,7 @@ impl NotifyState {
 mod loom_tests {
     use super::*;
     use crate::atomic::AtomicBool as Flag;
+    use crate::model;
     use loom::sync::{Arc, Condvar, Mutex};
 
     struct Model {
@@ -192,7 +193,7 @@ mod loom_tests {
     // SPEC L7, N1, N4
     #[test]
     fn loom_notify_is_never_lost() {
-        loom::model(lost_wakeup);
+        model::check(None, lost_wakeup);
     }
 
     /// A flag of the poll's caller, who looks at it between two polls only, as an IoThread does at
@@ -215,7 +216,7 @@ mod loom_tests {
     // SPEC L7, N1, W1
     #[test]
     fn loom_notify_a_flag_of_the_callers_is_not_slept_over() {
-        loom::model(kick);
+        model::check(None, kick);
     }
 
     /// What shortens a wait without being work (an idle bottom half): the poll must not block
@@ -241,6 +242,6 @@ mod loom_tests {
     // SPEC L7, N1, B4
     #[test]
     fn loom_notify_a_shortened_wait_is_not_slept_over() {
-        loom::model(shortened);
+        model::check(None, shortened);
     }
 }

@@ -9,10 +9,10 @@
 //!                        v           +- SUSPENDED
 //!               CREATED_QUEUED       |      |  schedule, by name
 //!                        |           |      v
-//!                        +-----------+- WAITING <--- park, yield (from ENTERED)
-//!                          taken off |      |  woken by a coroutine of its home
-//!                          its queue |      v
-//!                                    +--- WOKEN
+//!                        +-----------+-- QUEUED <--- yield (from ENTERED)
+//!                          taken off |      ^  woken by its home thread
+//!                          its queue |      |
+//!                                    +-- PARKED <--- park (from ENTERED)
 //! ```
 //!
 //! The key is one word that holds the coroutine's generation and its state, so that whoever has a
@@ -39,35 +39,39 @@ use super::home::{Home, Unfinished};
 use super::machine::Machine;
 use super::wake_queue::WakeQueue;
 use crate::atomic::{AtomicU64, Ordering};
-use crate::stack::{CONTROL_SIZE, Slot};
+use crate::stack::{CONTROL_MAX, CONTROL_SIZE, Slot};
 use crate::tls::ThreadState;
 
-/// The states of a key. In the first two a coroutine may be entered by hand; in the first three there
-/// is nothing to settle after a run. `WAITS` and `WOKE` are bits of the suspended states.
+/// The states of a key. In the first two a coroutine may be entered by hand; in the first four there
+/// is nothing to settle after a run. `PARKS`, `QUEUES` and `WOKE` are bits of the suspended states.
 pub(super) mod key {
     /// Not running, and nobody but a hand will enter it.
     pub(crate) const SUSPENDED: u64 = 0;
     /// Made, never entered.
     pub(crate) const CREATED: u64 = 1;
-    /// Not running: parked, or queued by itself or by name. The slot's word says which.
-    pub(crate) const WAITING: u64 = SUSPENDED | WAITS;
-    /// Queued in a wake queue of its home; its word is RUNNING again already.
-    pub(crate) const WOKEN: u64 = 3;
+    /// Parked, or queued by whoever woke it from there. The slot's word says which.
+    pub(crate) const PARKED: u64 = SUSPENDED | PARKS;
+    /// Queued by its home thread: by itself, by name, or by a waker beside it.
+    pub(crate) const QUEUED: u64 = SUSPENDED | QUEUES;
     /// Suspended a moment ago, with coroutines that it has woken and that run now.
     pub(crate) const SUSPENDED_WOKE: u64 = SUSPENDED | WOKE;
     /// Made, and queued by name.
     pub(crate) const CREATED_QUEUED: u64 = 5;
-    /// WAITING since a moment ago, as SUSPENDED_WOKE.
-    pub(crate) const WAITING_WOKE: u64 = WAITING | WOKE;
-    /// Suspended, and about to leave for another thread; its word says that it is scheduled.
-    pub(crate) const DEPARTING: u64 = 7;
+    /// PARKED since a moment ago, as SUSPENDED_WOKE.
+    pub(crate) const PARKED_WOKE: u64 = PARKED | WOKE;
+    /// QUEUED since a moment ago, as SUSPENDED_WOKE.
+    pub(crate) const QUEUED_WOKE: u64 = QUEUED | WOKE;
     /// Running, or waiting for one that it has entered itself.
     pub(crate) const ENTERED: u64 = 8;
+    /// Not running, and about to leave for another thread, or on its way there.
+    pub(crate) const DEPARTING: u64 = 9;
     /// Its body has returned.
-    pub(crate) const ENDED: u64 = 9;
+    pub(crate) const ENDED: u64 = 10;
 
-    /// Added to a suspended key whose coroutine is parked or queued.
-    pub(crate) const WAITS: u64 = 2;
+    /// Added to a suspended key whose coroutine is parked.
+    pub(crate) const PARKS: u64 = 2;
+    /// Added to a suspended key whose coroutine is queued.
+    pub(crate) const QUEUES: u64 = 3;
     /// Added to a suspended key whose coroutine has woken others.
     pub(crate) const WOKE: u64 = 4;
 
@@ -134,8 +138,8 @@ pub(crate) struct Hot {
     pub(super) machine: Machine,
     /// The home thread's state (I2).
     pub(super) thread: Cell<&'static ThreadState>,
-    /// The key that a suspension leaves: of state SUSPENDED; SUSPENDED_WOKE once it has woken
-    /// others; WAITING once it has queued itself.
+    /// The key that a suspension leaves: of state SUSPENDED; with QUEUES once it has queued itself,
+    /// and with WOKE once it has woken others.
     pub(super) suspended_key: Cell<u64>,
     pub(super) cancel: Cell<Cancel>,
     /// Cancellation is not raised while this is above 0.
@@ -165,7 +169,7 @@ pub(crate) struct Rest {
     pub(super) scheduled_at: Cell<Option<&'static Location<'static>>>,
 }
 
-const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_SIZE);
+const _: () = assert!(size_of::<ControlBlock>() <= CONTROL_MAX);
 #[cfg(target_arch = "x86_64")]
 #[cfg(not(feature = "asan"))]
 const _: () = assert!(core::mem::offset_of!(ControlBlock, rest) <= 64);
@@ -186,12 +190,6 @@ impl ControlBlock {
     #[inline(always)]
     pub(super) fn key(&self) -> u64 {
         self.key.load(Ordering::Relaxed)
-    }
-
-    /// The key of its generation, of state SUSPENDED.
-    #[inline(always)]
-    pub(super) fn base(&self) -> u64 {
-        self.hot.suspended_key.get() & !(key::WAITS | key::WOKE)
     }
 
     /// `state` is one of [`key`]'s.
@@ -227,6 +225,12 @@ impl ControlBlock {
         self.hot.suspended_key.set(suspended);
     }
 
+    /// True if it is in a queue before it has even suspended.
+    #[inline]
+    pub(super) fn has_queued_itself(&self) -> bool {
+        self.hot.suspended_key.get() & key::QUEUES == key::QUEUES
+    }
+
     /// Its next suspension has something to settle.
     #[inline]
     pub(super) fn suspend_having_woken(&self) {
@@ -237,7 +241,15 @@ impl ControlBlock {
     /// True if it will be entered from a queue.
     pub(super) fn is_queued(&self) -> bool {
         let state = self.state(self.generation);
-        state == key::WOKEN || state == key::CREATED_QUEUED || self.slot.word.is_scheduled()
+        let queued = [
+            key::QUEUED,
+            key::QUEUED_WOKE,
+            key::CREATED_QUEUED,
+            key::DEPARTING,
+        ];
+        queued.contains(&state)
+            || state == key::ENTERED && self.has_queued_itself()
+            || self.slot.word.is_scheduled()
     }
 
     /// Makes a block of the memory at `at`, in state CREATED.

@@ -29,7 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
 use super::control::{ControlBlock, Phase, key};
-use super::{CoRef, enter, of_slot, switch};
+use super::{CoRef, enter, of_slot, overflow, switch};
 use crate::stack::{self, Slot};
 use crate::{tls, track};
 
@@ -300,6 +300,7 @@ pub(crate) fn with_home<R>(
         inbox,
         closing: Cell::new(false),
     };
+    let _overflows = home.outer.is_null().then(overflow::watch);
     state.home.set(ptr::from_ref(&home).cast());
     track::notice(state);
     // Caught, as nothing can be cancelled while a panic unwinds (`switch::raise_cancel`).
@@ -325,6 +326,10 @@ pub(crate) fn with_home<R>(
 /// context, see [`AioContext`](crate::AioContext). When `f` returns, what is still suspended is
 /// unwound, destructors and all; what cannot be is leaked and named in the log. Handles that
 /// outlive the home are inert. Any thread; not inside a coroutine.
+///
+/// While a thread has a home it has an alternate signal stack, its own one if that is large enough;
+/// the process's first home installs a handler for SIGSEGV and SIGBUS, which reports stacks that
+/// overflow and passes everything else on to the handler that was there.
 ///
 /// # Panics
 /// Inside a coroutine. A panic of `f` passes through, after the unwinding.

@@ -5,11 +5,13 @@
 //! knows no event loop: `schedule` joins the two.
 //!
 //! Files: `control` is the control block and its invariants, `machine` what switches stacks, `switch`
-//! the hot paths, `home` the scope, `wake_queue` the order in which the woken run.
+//! the hot paths, `home` the scope, `wake_queue` the order in which the woken run, `overflow` the
+//! report of a stack that was too small.
 
 mod control;
 mod home;
 mod machine;
+mod overflow;
 mod switch;
 mod wake_queue;
 
@@ -77,18 +79,16 @@ impl CoRef {
         self.block().is_queued()
     }
 
-    /// Runs `co`, of the same home, once this one, which is running, yields or ends. The caller has
-    /// won the wake, and left the word RUNNING (stack::word I6).
+    /// Runs `co`, of the same thread, once this one, which is running, yields or ends. Its word is
+    /// RUNNING (stack::word I6).
     pub(crate) fn queue_wake(self, co: CoRef) {
-        co.block().set_state(key::WOKEN);
+        co.set_queued();
         self.block().suspend_having_woken();
         self.block().woken.push(co.slot());
     }
 
-    /// The same for a coroutine of this thread whose word says that it is scheduled.
-    pub(crate) fn queue_named(self, co: CoRef) {
-        self.block().suspend_having_woken();
-        self.block().woken.push(co.slot());
+    pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
+        self.block().scheduled_at.set(Some(at));
     }
 
     /// Takes a coroutine that is not running off its home's list, on its way to another thread.
@@ -110,22 +110,26 @@ impl CoRef {
         home.link(block);
     }
 
-    /// Notes that the coroutine, whose word says it is queued, is to be entered from there only.
+    /// Notes that its home thread queues the coroutine, which is to be entered from there only. Its
+    /// word is RUNNING (stack::word I6).
+    #[inline]
     pub(crate) fn set_queued(self) {
         let block = self.block();
         match block.state(block.generation) {
             // It suspends soon.
-            key::ENTERED => block
-                .hot
-                .suspended_key
-                .set(key::of(block.generation) + key::WAITING),
+            key::ENTERED => {
+                let suspended = &block.hot.suspended_key;
+                suspended.set(suspended.get() | key::QUEUES);
+            }
             key::CREATED => block.set_state(key::CREATED_QUEUED),
-            _ => block.set_state(key::WAITING),
+            _ => block.set_state(key::QUEUED),
         }
     }
 
-    pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
-        self.block().scheduled_at.set(Some(at));
+    /// True if it has queued itself already, and runs still.
+    #[inline]
+    pub(crate) fn has_queued_itself(self) -> bool {
+        self.block().has_queued_itself()
     }
 
     /// Takes note of a cancellation that was asked for with a token, perhaps on another thread.
@@ -300,7 +304,10 @@ fn suspend_block(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
     let block = co.block();
-    if block.hot.cancel.get() != Cancel::None || !block.slot.word.park_now(block.base()) {
+    // With a flag in the key it fails, as there is something else to be done.
+    if block.hot.cancel.get() != Cancel::None
+        || !block.slot.word.park_now(block.hot.suspended_key.get())
+    {
         return park_slow(co, uninterruptible);
     }
     suspend_parked(block, uninterruptible);
@@ -312,7 +319,7 @@ fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
     // may, and wait for this one to end.
     let may_unwind = std::thread::panicking();
-    switch::switch_out(block, block.hot.suspended_key.get() | key::WAITS);
+    switch::switch_out(block, block.hot.suspended_key.get() | key::PARKS);
     if block.hot.cancel.get() == Cancel::Requested {
         take_cancel(block, uninterruptible, may_unwind);
     }
@@ -324,6 +331,9 @@ fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
 fn park_slow(co: CoRef, uninterruptible: bool) {
     let block = co.block();
     take_cancel(block, uninterruptible, true);
+    if block.has_queued_itself() {
+        return suspend_parked(block, uninterruptible); // It will be entered from there.
+    }
     match block.slot.word.park(block.generation) {
         Park::Suspend => suspend_parked(block, uninterruptible),
         Park::Notified => {
@@ -372,7 +382,7 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
     switch::create(tls::thread(), home, stack, name, at, body)
 }
 
-/// Suspends the running coroutine, whose word says that it is scheduled, and has `departure` done
+/// Suspends the running coroutine and has `departure` done
 /// with it once it is not running any more. Returns when it is entered again, perhaps on another
 /// thread. A cancellation point.
 #[inline(never)] // Nothing that the compiler knows of this thread is kept across it.
@@ -491,6 +501,13 @@ impl Builder {
     /// Address space for the stack in bytes, guard and control block included; rounded up to a
     /// power of two and to what a signal handler needs. At most 1 GiB. Memory is used only where
     /// the stack is touched.
+    ///
+    /// The lowest sixteenth, but at least a page and at most 64 KiB, is the guard: a coroutine that
+    /// runs into it ends the process by SIGSEGV, after a line on standard error that names it. Rust
+    /// code touches every page of a large frame and cannot miss the guard; C code does so only if it
+    /// was built with `-fstack-clash-protection`, and without it a frame larger than the guard may
+    /// reach past it. A handler of SIGSEGV that is installed after the first home and does not pass
+    /// on what is not its own replaces the report.
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = Some(bytes);
@@ -604,7 +621,7 @@ impl Coroutine {
     pub(crate) fn enter_parked(&self) -> bool {
         let base = key::of(self.generation);
         let block = self.co.block();
-        if block.key() != base + key::WAITING {
+        if block.key() != base + key::PARKED {
             return false;
         }
         let thread = block.hot.thread.get();
@@ -629,7 +646,11 @@ impl Coroutine {
     /// The coroutine, if it has not ended.
     #[inline]
     fn living(&self) -> Option<CoRef> {
-        (self.co.block().state(self.generation) != key::ENDED).then_some(self.co)
+        // The slot first: where the coroutine has ended, to look at its block could bring back a
+        // page, and a page of page table, that have been given to the system.
+        (self.slot.word.generation() == self.generation
+            && self.co.block().state(self.generation) != key::ENDED)
+            .then_some(self.co)
     }
 
     /// Runs the coroutine on this thread, nested in the caller, until it suspends or ends; then
@@ -656,7 +677,7 @@ impl Coroutine {
     fn enter_slow(&self) {
         match self.co.block().state(self.generation) {
             key::SUSPENDED | key::CREATED => enter(self.co),
-            key::WAITING if self.slot.word.claim_parked(self.generation) => enter(self.co),
+            key::PARKED if self.slot.word.claim_parked(self.generation) => enter(self.co),
             key::ENDED => self.ended("entered"),
             _ => enter_refused(self.co),
         }

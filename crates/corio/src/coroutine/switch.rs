@@ -170,7 +170,7 @@ fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> bool {
     // meanwhile.
     thread.current.set(caller);
     let key = block.key();
-    key == base + key::SUSPENDED || key == base + key::WAITING
+    key == base + key::SUSPENDED || key.wrapping_sub(base) <= key::QUEUED
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
@@ -227,9 +227,9 @@ fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     let block = co.block();
     queue.prepend(&block.woken);
     match block.state(block.generation) {
-        key::ENDED if block.slot.word.is_scheduled() => return Some(ended_queued(co)),
+        key::ENDED if block.has_queued_itself() => return Some(ended_queued(co)),
         key::ENDED => return finish(co),
-        state @ (key::SUSPENDED_WOKE | key::WAITING_WOKE) => {
+        state @ (key::SUSPENDED_WOKE | key::PARKED_WOKE | key::QUEUED_WOKE) => {
             block.set_state(state - key::WOKE);
             block.suspend_plainly();
         }
@@ -246,9 +246,8 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         let co = super::of_slot(slot);
         let block = co.block();
         match block.state(block.generation) {
-            key::WOKEN => {} // RUNNING already (stack::word I6).
+            key::QUEUED | key::CREATED_QUEUED => block.suspend_plainly(), // stack::word I6.
             key::DEPARTING => {
-                block.set_state(key::WAITING);
                 if let Some(departure) = block.departure.take() {
                     departure(co);
                 }
@@ -258,10 +257,7 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
                 give_up(co); // `ended_queued` has done the rest.
                 continue;
             }
-            _ => {
-                slot.word.claim(block.generation);
-                block.suspend_plainly();
-            }
+            _ => slot.word.claim(block.generation),
         }
         co.accept_cancel();
         if block.phase() == Phase::Created && co.is_cancelled() {
@@ -295,6 +291,7 @@ fn finish(co: CoRef) -> Option<Panic> {
         panic = Some(ended_with_locks(block));
     }
     unlink(co);
+    co.slot().clear();
     give_up(co);
     panic
 }
@@ -365,13 +362,18 @@ pub(super) fn unlink(co: CoRef) {
 fn give_up(co: CoRef) {
     let block = co.block();
     let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
+    // SAFETY: the coroutine is over, and gives its slot up below.
+    if !unsafe { stack::is_settled(co.0.cast()) } {
+        // SAFETY: as above; the block lies above what is trimmed.
+        unsafe { stack::settle(slot, block.created_at, block.name.as_deref()) };
+    }
     // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
     // and done or dropped. The key has nothing to drop, and stays.
     unsafe { ptr::drop_in_place(&raw mut (*co.0.as_ptr()).rest) };
     if slot.word.retire(generation) {
         // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone
         // stale.
-        unsafe { stack::release(thread, slot) };
+        unsafe { stack::release(thread, slot, generation) };
     }
 }
 

@@ -92,7 +92,7 @@ mod tests {
             // SAFETY: nothing uses the slot.
             #[allow(unsafe_code)]
             unsafe {
-                stack::release(crate::tls::thread(), slot);
+                stack::release(crate::tls::thread(), slot, 1);
             }
         }
         stack::flush_local();

@@ -29,9 +29,15 @@ impl AioContext {
         let inbox = Inbox::new(self);
         let result = self.with_local(
             || {
+                if let Some(local) = Local::current() {
+                    local.set_drain(Some(inbox.run_by_home()));
+                }
                 let end = coroutine::with_home(Arc::as_ptr(&inbox).cast(), f, |home| {
                     self.reap(home);
                     inbox.close();
+                    if let Some(local) = Local::current() {
+                        local.set_drain(None);
+                    }
                 });
                 // A waker holds it for some instructions (`push_remote`). It must not be the last
                 // to: what is queued in the context would be dropped in it, with its caller's locks

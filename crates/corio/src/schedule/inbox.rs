@@ -2,12 +2,14 @@
 //! run (SPEC S1).
 //!
 //! Pushed from any thread without a lock, newest first; one bottom half takes the list as it
-//! stands, turns it round and runs it (S2).
+//! stands, turns it round and runs it (S2). For what its own thread has pushed the loop runs it
+//! without one.
 //!
 //! Invariants
 //! - I1 A slot is pushed once for each wake that was won (stack::word I2), so `Slot::next` has one
 //!   writer.
-//! - I2 Whoever turns the list from empty to not empty schedules the bottom half.
+//! - I2 Whoever turns the list from empty to not empty sees to it that it is run: the home thread by
+//!   a flag of its loop, everyone else by the bottom half, which notifies.
 //! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while
 //!   one is scheduled and not entered, and if the home has to leak one, it leaks the inbox as well.
 //! - I4 A closed inbox runs nothing: what is queued in it then is leaked, or was dropped before it
@@ -16,10 +18,11 @@
 #![allow(unsafe_code)] // The list's links.
 
 use core::ptr;
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
-use crate::context::{AioContext, BottomHalf};
+use crate::context::{AioContext, BottomHalf, Local};
 use crate::coroutine::{self, WakeQueue};
 use crate::stack::Slot;
 
@@ -60,7 +63,7 @@ impl<T: Linked> Pushed<T> {
                 .newest
                 .compare_exchange_weak(seen, raw, Ordering::Release, Ordering::Relaxed)
             {
-                Ok(_) if cfg!(corio_planted_bug = "inbox_stale") => return stale.is_null(),
+                Ok(_) if planted!("inbox_stale") => return stale.is_null(),
                 Ok(_) => return seen.is_null(),
                 Err(now) => seen = now,
             }
@@ -135,9 +138,17 @@ impl Inbox {
         // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox, which the home holds for
         // as long as its coroutines run.
         let inbox = unsafe { &*inbox.cast::<Inbox>() };
-        if inbox.pushed.push(slot) {
-            inbox.drain.schedule_here();
+        if inbox.pushed.push(slot)
+            && let Some(local) = Local::current()
+        {
+            local.drain_soon();
         }
+    }
+
+    /// What the home's loop runs for [`push_here`](Self::push_here).
+    pub(super) fn run_by_home(self: &Arc<Self>) -> Rc<dyn Fn()> {
+        let this = Arc::clone(self);
+        Rc::new(move || this.run())
     }
 
     /// Queues from another thread: the home may be gone as soon as the slot is in the list, so the
@@ -163,9 +174,89 @@ impl Inbox {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::stack::{Park, SlotWord, Wake};
+    use core::cell::UnsafeCell;
+
+    const NODES: usize = 600;
+    const WAKERS: usize = 3;
+
+    /// What a coroutine's slot is to those who wake it.
+    struct Node {
+        word: SlotWord,
+        next: AtomicPtr<Node>,
+        /// What its waker brings. Only the wake orders it.
+        gift: UnsafeCell<usize>,
+    }
+
+    // SAFETY: a node's one waker writes the gift before it fires, and the home reads it after.
+    unsafe impl Sync for Node {}
+
+    impl Linked for Node {
+        fn next(&self) -> &AtomicPtr<Self> {
+            &self.next
+        }
+    }
+
+    // SPEC C11, S1, S7: wake tokens fired by plain threads, without a stack to switch to: the home
+    // comes to see what each of them did before it fired, and one that fires again wakes nobody.
+    #[test]
+    fn wakes_of_plain_threads_bring_along_what_was_done_before() {
+        let pushed: &'static Pushed<Node> = Box::leak(Box::new(Pushed::new()));
+        let node = |_| Node {
+            word: SlotWord::new(),
+            next: AtomicPtr::new(ptr::null_mut()),
+            gift: UnsafeCell::new(0),
+        };
+        let nodes: &'static [Node] = (0..NODES).map(node).collect::<Vec<_>>().leak();
+        let wakers: [_; WAKERS] = core::array::from_fn(|first| {
+            std::thread::spawn(move || {
+                for node in nodes.iter().skip(first).step_by(WAKERS) {
+                    // SAFETY: the home has not been woken yet.
+                    unsafe { *node.gift.get() = 1 };
+                    if node.word.wake(1) == Wake::Queue {
+                        pushed.push(node);
+                    }
+                    assert_eq!(node.word.wake(1), Wake::Nothing);
+                }
+            })
+        });
+
+        let mut gifts = 0;
+        let mut take = |node: &Node| {
+            // SAFETY: it has been woken.
+            gifts += unsafe { *node.gift.get() };
+            assert!(node.word.retire(1));
+        };
+        let mut parked = 0;
+        for node in nodes {
+            match node.word.park(1) {
+                Park::Suspend => parked += 1,
+                Park::Notified => take(node),
+            }
+        }
+        while parked > 0 {
+            pushed.take(|node| {
+                node.word.claim(1);
+                take(node);
+                parked -= 1;
+            });
+            std::thread::yield_now();
+        }
+        for waker in wakers {
+            waker.join().unwrap();
+        }
+        assert_eq!(gifts, NODES);
+        assert!(nodes.iter().all(|node| node.word.generation() == 2));
+    }
+}
+
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::cell::UnsafeCell;
     use loom::sync::{Condvar, Mutex};
 
@@ -253,7 +344,7 @@ mod loom_tests {
     // its pusher pushed.
     #[test]
     fn loom_inbox_loses_nobody() {
-        loom::model(|| {
+        model::check(None, || {
             let model = Model::new();
             let first = loom::thread::spawn(|| {
                 model.push(0);
@@ -275,7 +366,7 @@ mod loom_tests {
     // home never blocks with its own in the list, nor for ever with the other's.
     #[test]
     fn loom_inbox_a_push_at_home_needs_no_notification() {
-        loom::model(|| {
+        model::check(None, || {
             let model = Model::new();
             let other = loom::thread::spawn(|| {
                 model.push(0);

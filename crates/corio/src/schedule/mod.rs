@@ -219,7 +219,7 @@ pub(crate) fn park_uninterruptible() {
 pub fn yield_now() {
     let co = parkable("yield_now");
     co.set_scheduled_at(Location::caller());
-    if co.slot().word.schedule(co.generation()).is_ok() {
+    if !co.has_queued_itself() {
         co.set_queued();
         if track::is_enabled() {
             track::emit_scheduled(co.id(), co.id(), Some(Location::caller()));

@@ -3,12 +3,12 @@
 //! ```text
 //!   old thread                                            new thread
 //!   ----------                                            ----------
-//!   word: scheduled; has yielded; off its home's list
+//!   key: DEPARTING; has yielded; off its home's list
 //!     └── Arrival ── queued on the new context ─────────▶ on its home's list; entered
 //!                └── dropped, if no home is to come: leaked and named
 //! ```
 //!
-//! Between the two nobody runs it, and its word says that it is scheduled, so that wakes are kept.
+//! Between the two nobody runs it, and its word is RUNNING, so that wakes are kept.
 
 // Moving is unsafe; the contracts are the public functions'.
 #![allow(unsafe_code)]
@@ -53,6 +53,7 @@ impl Coroutine {
             no_context("Coroutine::schedule", co);
         }
         claim_for_queue(co);
+        co.set_queued();
         Inbox::push_here(co.inbox(), co.slot());
     }
 
@@ -99,7 +100,7 @@ impl Coroutine {
             return self.enter(); // Says what is wrong.
         }
         claim_for_queue(co);
-        running.queue_named(co);
+        running.queue_wake(co);
     }
 
     /// Moves the coroutine, which is not running, to another context, whose thread enters it. On its
@@ -205,21 +206,21 @@ fn is_at_home_in(co: CoRef, context: &AioContext) -> bool {
         && coroutine::context_home().is_some_and(|home| core::ptr::eq(home.inbox(), co.inbox()))
 }
 
-/// Its word says that it is scheduled: the caller queues it.
+/// Its word is RUNNING from here on, and no waker queues it: the caller does.
 #[track_caller]
 fn claim_for_queue(co: CoRef) {
     let at = Location::caller();
-    if co.is_queued() || co.slot().word.schedule(co.generation()).is_err() {
+    let word = &co.slot().word;
+    if co.is_queued() || word.is_parked() && !word.claim_parked(co.generation()) {
         coroutine::scheduled_twice(co, at);
     }
-    co.set_queued();
     co.set_scheduled_at(at);
     if track::is_enabled() {
         track::emit_scheduled(co.id(), coroutine::running_id(), Some(at));
     }
 }
 
-/// Sends a coroutine that is not running, and is scheduled, to another context.
+/// Sends a coroutine that is not running, and that no waker queues, to another context.
 fn depart(co: CoRef, context: &AioContext) {
     co.detach();
     let arrival = Arrival(co.slot());
@@ -237,7 +238,9 @@ impl Arrival {
         };
         let slot = self.0;
         core::mem::forget(self);
-        coroutine::of_slot(slot).attach(home);
+        let co = coroutine::of_slot(slot);
+        co.attach(home);
+        co.set_queued();
         let queue = WakeQueue::new();
         queue.push(slot);
         coroutine::run_queue(&queue, None);

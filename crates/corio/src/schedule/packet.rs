@@ -113,7 +113,7 @@ impl<O, W> Packet<O, W> {
         }
         put(&self.waiter, waiter); // P2.
         // Planted: whoever ends in this very moment wakes nobody.
-        if cfg!(corio_planted_bug = "packet_unseen") {
+        if planted!("packet_unseen") {
             self.state.store(WAITING, Ordering::Release);
             return Ok(before);
         }
@@ -234,6 +234,7 @@ impl<O, W> Drop for Shared<O, W> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::sync::{Arc, Condvar, Mutex};
 
     /// A waiter that a waking is counted of.
@@ -264,7 +265,7 @@ mod loom_tests {
     // while the end comes.
     #[test]
     fn loom_packet_an_end_is_not_missed() {
-        loom::model(|| {
+        model::check(None, || {
             let (coroutine, handle) = Shared::<u32, Bell>::pair();
             let ended = loom::thread::spawn(move || {
                 if let Some(bell) = coroutine.finish(7) {
@@ -288,7 +289,7 @@ mod loom_tests {
     // SPEC L7, C12: a coroutine that is being made while it is cancelled is not made, or told.
     #[test]
     fn loom_packet_a_cancellation_is_not_lost() {
-        loom::model(|| {
+        model::check(None, || {
             let (coroutine, handle) = Shared::<u32, Bell>::pair();
             let made = loom::thread::spawn(move || coroutine.set_target(5 << 32));
             let told = handle.cancel();

@@ -448,7 +448,6 @@ impl State {
 /// Has a new coroutine run in the loop's next turn.
 fn queue(co: CoRef, at: &'static Location<'static>) {
     co.set_scheduled_at(at);
-    co.slot().word.schedule_new(co.generation());
     co.set_queued();
     if track::is_enabled() {
         track::emit_scheduled(co.id(), coroutine::running_id(), Some(at));

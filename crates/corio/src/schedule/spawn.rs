@@ -393,7 +393,6 @@ impl<T: 'static, F: FnOnce() -> T + 'static> Spawn<T, F> {
             return coroutine::discard(co); // Cancelled before it was made.
         }
         co.set_scheduled_at(at);
-        co.slot().word.schedule_new(co.generation());
         co.set_queued();
         if track::is_enabled() {
             let by = if by == 0 { coroutine::running_id() } else { by };

@@ -1,8 +1,23 @@
 //! Pools of free stacks: two batches a thread without a lock, the rest in one place with a bound.
+//!
+//! A thread's pool is a stack itself: what came last goes first, as it is warm. It holds
+//!
+//! ```text
+//!   bottom | swept | swept | .. | swept | used | used | .. | used | top
+//! ```
+//!
+//! where `used` ones may hold pages that their last coroutine left where its depth was not noticed
+//! (`depth`). About every [`SWEEP`] ends the thread trims those.
+//!
+//! A stack past the thread's two batches goes to the global pool, trimmed, and from there, past the
+//! bound, back to its slab, without any page.
 
-use std::sync::Mutex;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{SIZE_DEFAULT, Slot, slab};
+use super::slab::{Budget, Slabs};
+use super::table::SLOTS_MAX;
+use super::{SIZE_DEFAULT, Slot, depth};
 use crate::error::Error;
 use crate::sys;
 use crate::tls::{self, ThreadState};
@@ -11,88 +26,200 @@ use crate::tls::{self, ThreadState};
 const BATCH: usize = 128;
 /// Stacks that a thread keeps for itself at most.
 const LOCAL_MAX: usize = 2 * BATCH;
-/// Free stacks in the global pool that keep their top pages; those past it cost address space only.
-const WARM_MAX: usize = 4096;
-/// What a stack keeps when it moves to the global pool, in bytes: it is what most coroutines touch.
-const KEEP: usize = 16 * 1024;
+/// Stacks that a thread takes when it first needs one. It doubles each time up to a batch, so that
+/// a thread with few coroutines pays for few guards: these have one page of page table in common.
+const GRAB_MIN: usize = 8;
+/// A thread sweeps its pool when a stack's generation is a multiple of this: as often, in the mean,
+/// as so many of its coroutines have ended, without a counter.
+const SWEEP: u32 = 16 * 1024;
+/// Stacks in the global pool at most, if nobody asks for more.
+pub(super) const POOLED_DEFAULT: usize = 1024;
+/// What can be asked for: as many as there can be.
+pub(super) const POOLED_MAX: usize = SLOTS_MAX;
+
+/// A free stack and what is known of it.
+#[derive(Clone, Copy, Debug)]
+struct Free(*const Slot);
+
+/// It has no page yet, and no marks.
+const COLD: usize = 1;
+/// It holds no page that it should not.
+const SWEPT: usize = 2;
+
+impl Free {
+    fn new(slot: &'static Slot, flags: usize) -> Self {
+        Self(core::ptr::from_ref(slot).map_addr(|address| address | flags))
+    }
+
+    #[inline]
+    fn is(self, flag: usize) -> bool {
+        self.0.addr() & flag != 0
+    }
+
+    #[inline]
+    fn slot(self) -> &'static Slot {
+        let slot = self.0.map_addr(|address| address & !(COLD | SWEPT));
+        // SAFETY: made from a reference to a slot, whose alignment leaves the flags' bits free.
+        unsafe { &*slot }
+    }
+}
+
+/// A thread's pool.
+struct Local {
+    free: Vec<Free>,
+    grab: usize,
+}
 
 /// Free stacks of one size.
 struct Class {
     size: usize,
-    /// With their top pages: taken first.
+    /// With their top pages. Taken first.
     warm: Vec<&'static Slot>,
-    /// Without any page.
-    cold: Vec<&'static Slot>,
+    slabs: Slabs,
 }
 
-static GLOBAL: Mutex<Vec<Class>> = Mutex::new(Vec::new());
+struct Global {
+    classes: Vec<Class>,
+    budget: Budget,
+}
+
+static GLOBAL: Mutex<Global> = Mutex::new(Global {
+    classes: Vec::new(),
+    budget: Budget::new(),
+});
+/// How many warm stacks there are, and may be. Changed under the lock.
+static POOLED: AtomicUsize = AtomicUsize::new(0);
+static POOLED_LIMIT: AtomicUsize = AtomicUsize::new(POOLED_DEFAULT);
+
+fn global() -> MutexGuard<'static, Global> {
+    GLOBAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Takes a free stack of `size` bytes (a class size), or makes some. `thread` is this thread's
 /// state.
 #[inline]
 pub(crate) fn acquire(thread: &ThreadState, size: usize) -> Result<&'static Slot, Error> {
     if size == SIZE_DEFAULT
-        && let Some(slot) = with_local(thread, |local| local.pop())
+        && let Some(free) = with_local(thread, |local| local.free.pop())
     {
-        return Ok(slot);
+        return Ok(ready(free));
     }
     acquire_slow(thread, size)
+}
+
+#[inline]
+fn ready(free: Free) -> &'static Slot {
+    let slot = free.slot();
+    if free.is(COLD) {
+        depth::mark(slot);
+    }
+    slot
 }
 
 #[cold]
 #[inline(never)]
 fn acquire_slow(thread: &ThreadState, size: usize) -> Result<&'static Slot, Error> {
-    let mut global = GLOBAL
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let class = class(&mut global, size);
-    if class.warm.is_empty() && class.cold.is_empty() {
-        let slots = slab::create(size)?;
-        // In reverse, so that the slab is used from its start.
-        class.cold.extend(slots.iter().rev());
-    }
-    let from = if class.warm.is_empty() {
-        &mut class.cold
+    let is_pooled = size == SIZE_DEFAULT;
+    let wanted = if is_pooled {
+        with_local(thread, |local| {
+            let grab = local.grab;
+            local.grab = (2 * grab).min(BATCH);
+            grab
+        })
     } else {
-        &mut class.warm
+        1
     };
-    let slot = from.pop();
-    if size == SIZE_DEFAULT {
-        let rest = from.len().saturating_sub(BATCH - 1);
-        let batch = from.split_off(rest);
-        drop(global);
-        with_local(thread, |local| local.extend(batch));
-    }
-    slot.ok_or(Error::Os {
+    let mut taken = take(size, wanted)?;
+    let first = taken.pop().ok_or(Error::Os {
         op: "taking a stack",
         source: std::io::ErrorKind::OutOfMemory.into(),
-    })
+    })?;
+    if is_pooled {
+        with_local(thread, |local| local.free.extend(taken));
+    }
+    Ok(ready(first))
 }
 
-/// Gives a stack back. `thread` is this thread's state.
+/// Takes stacks out of the global pool, or new ones; the last is to be used first.
+fn take(size: usize, wanted: usize) -> Result<Vec<Free>, Error> {
+    let mut global = global();
+    let Global { classes, budget } = &mut *global;
+    let at = class(classes, size);
+    let warm = &mut classes[at].warm;
+    if !warm.is_empty() {
+        let taken = warm.split_off(warm.len().saturating_sub(wanted));
+        POOLED.fetch_sub(taken.len(), Ordering::Relaxed);
+        return Ok(taken
+            .into_iter()
+            .map(|slot| Free::new(slot, SWEPT))
+            .collect());
+    }
+    let mut taken = Vec::with_capacity(wanted);
+    let mut result = classes[at].slabs.take(wanted, budget, &mut taken);
+    if let Err(Error::StackLimit { .. }) = result {
+        // What is free in other sizes, or has been, holds guards still.
+        for class in &mut *classes {
+            POOLED.fetch_sub(class.warm.len(), Ordering::Relaxed);
+            class.slabs.give(&class.warm, budget);
+            class.warm.clear();
+            class.slabs.give_guards_back(budget);
+        }
+        result = classes[at].slabs.take(wanted, budget, &mut taken);
+    }
+    result?;
+    // A slab is used from its start.
+    let cold = |slot| Free::new(slot, COLD);
+    Ok(taken.into_iter().rev().map(cold).collect())
+}
+
+/// Gives a stack back. `thread` is this thread's state, and `generation` was the coroutine's.
 ///
 /// # Safety
-/// The caller owns the slot and nothing refers to its memory any more (I1, I3).
+/// The caller owns the slot and nothing refers to its memory any more (I1, I3), and
+/// [`depth::is_settled`] has been asked about it.
 #[inline]
-pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot) {
-    if slot.size() != SIZE_DEFAULT {
-        return release_global(&[slot]);
+pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot, generation: u32) {
+    let free = Free::new(slot, 0);
+    if !slot.is_default() {
+        return release_global(&[free]);
     }
-    let full = with_local(thread, |local| {
-        local.push(slot);
-        local.len() > LOCAL_MAX
+    let is_full = with_local(thread, |local| {
+        local.free.push(free);
+        local.free.len() > LOCAL_MAX
     });
-    if full {
-        release_batch(thread);
+    if is_full || generation.is_multiple_of(SWEEP) {
+        tidy(thread);
     }
 }
 
-/// The oldest go: the newest are the warmest.
 #[cold]
 #[inline(never)]
-fn release_batch(thread: &ThreadState) {
-    let batch = with_local(thread, |local| local.drain(..BATCH).collect::<Vec<_>>());
+fn tidy(thread: &ThreadState) {
+    let batch: Vec<_> = with_local(thread, |local| {
+        if local.free.len() <= LOCAL_MAX {
+            local.sweep();
+            return Vec::new();
+        }
+        // The oldest go: the newest are the warmest.
+        local.free.drain(..BATCH).collect()
+    });
     release_global(&batch);
+}
+
+impl Local {
+    /// Trims what has been used since the last time.
+    fn sweep(&mut self) {
+        let used = self.free.iter_mut().rev();
+        let used = used.take_while(|free| !free.is(COLD) && !free.is(SWEPT));
+        let ranges: Vec<_> = used
+            .map(|free| {
+                *free = Free::new(free.slot(), SWEPT);
+                free.slot().below(depth::DEEP)
+            })
+            .collect();
+        // SAFETY: the slots are free and in this pool only (I1, I3).
+        _ = unsafe { sys::mem::dont_need_all(&ranges) };
+    }
 }
 
 /// Gives all of this thread's free stacks to the global pool. Called when a thread's outermost home
@@ -103,14 +230,26 @@ pub(crate) fn flush_local() {
     if !local.is_null() {
         // SAFETY: `with_local` made it with Box::into_raw, and it has just been taken out of its
         // only place.
-        let local = unsafe { Box::from_raw(local.cast::<Vec<&'static Slot>>()) };
-        release_global(&local);
+        let local = unsafe { Box::from_raw(local.cast::<Local>()) };
+        release_global(&local.free);
+    }
+}
+
+/// Has the stacks of the global pool, and of this thread's, without pages when they are next used.
+pub(super) fn discard_warm() {
+    flush_local();
+    let mut global = global();
+    let Global { classes, budget } = &mut *global;
+    for class in classes {
+        POOLED.fetch_sub(class.warm.len(), Ordering::Relaxed);
+        class.slabs.give(&class.warm, budget);
+        class.warm.clear();
     }
 }
 
 #[inline]
-fn with_local<R>(thread: &ThreadState, f: impl FnOnce(&mut Vec<&'static Slot>) -> R) -> R {
-    let mut local = thread.pool.get().cast::<Vec<&'static Slot>>();
+fn with_local<R>(thread: &ThreadState, f: impl FnOnce(&mut Local) -> R) -> R {
+    let mut local = thread.pool.get().cast::<Local>();
     if local.is_null() {
         local = make_local(thread);
     }
@@ -119,49 +258,91 @@ fn with_local<R>(thread: &ThreadState, f: impl FnOnce(&mut Vec<&'static Slot>) -
 }
 
 #[cold]
-fn make_local(thread: &ThreadState) -> *mut Vec<&'static Slot> {
-    // Room for one more than is kept, so that a push never allocates.
-    let local = Box::into_raw(Box::new(Vec::with_capacity(LOCAL_MAX + 1)));
+fn make_local(thread: &ThreadState) -> *mut Local {
+    let local = Box::into_raw(Box::new(Local {
+        // Room for one more than is kept, so that a push never allocates.
+        free: Vec::with_capacity(LOCAL_MAX + 1),
+        grab: GRAB_MIN,
+    }));
     thread.pool.set(local.cast());
     local
 }
 
+/// Stacks of one size.
 #[cold]
-fn release_global(slots: &[&'static Slot]) {
-    // The system calls come before the lock. What is trimmed deeper is decided once the count is
-    // known.
-    for slot in slots {
-        // SAFETY: the slots are free and in nobody else's hands (I1, I3).
-        unsafe { slot.trim(KEEP.max(sys::mem::page_size()).min(slot.size() / 2)) };
-    }
-    let mut global = GLOBAL
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    for &slot in slots {
-        let class = class(&mut global, slot.size());
-        if class.warm.len() >= WARM_MAX {
-            // SAFETY: as above; a control block is written before it is read again.
-            unsafe { slot.trim(0) };
-            class.cold.push(slot);
-        } else {
-            class.warm.push(slot);
-        }
-    }
+fn release_global(free: &[Free]) {
+    let Some(first) = free.first() else { return };
+    let (cold, used): (Vec<Free>, Vec<Free>) = free.iter().partition(|free| free.is(COLD));
+    // The system call comes before the lock, for as many as there seems to be room for.
+    let room = POOLED_LIMIT
+        .load(Ordering::Relaxed)
+        .saturating_sub(POOLED.load(Ordering::Relaxed));
+    let (warm, rest) = used.split_at(room.min(used.len()));
+    let untrimmed = warm.iter().filter(|free| !free.is(SWEPT));
+    let ranges: Vec<_> = untrimmed
+        .map(|free| free.slot().below(depth::DEEP))
+        .collect();
+    // SAFETY: the slots are free and in nobody else's hands (I1, I3).
+    _ = unsafe { sys::mem::dont_need_all(&ranges) };
+
+    let mut global = global();
+    let Global { classes, budget } = &mut *global;
+    let at = class(classes, first.slot().size());
+    let class = &mut classes[at];
+    let room = POOLED_LIMIT
+        .load(Ordering::Relaxed)
+        .saturating_sub(POOLED.load(Ordering::Relaxed));
+    let (warm, late) = warm.split_at(room.min(warm.len()));
+    class.warm.extend(warm.iter().map(|free| free.slot()));
+    POOLED.fetch_add(warm.len(), Ordering::Relaxed);
+    let given = late.iter().chain(rest).chain(&cold);
+    let given: Vec<_> = given.map(|free| free.slot()).collect();
+    class.slabs.give(&given, budget);
 }
 
-fn class(global: &mut Vec<Class>, size: usize) -> &mut Class {
-    let at = global
+fn class(classes: &mut Vec<Class>, size: usize) -> usize {
+    classes
         .iter()
         .position(|class| class.size == size)
         .unwrap_or_else(|| {
-            global.push(Class {
+            classes.push(Class {
                 size,
                 warm: Vec::new(),
-                cold: Vec::new(),
+                slabs: Slabs::new(size),
             });
-            global.len() - 1
-        });
-    &mut global[at]
+            classes.len() - 1
+        })
+}
+
+/// How many warm stacks there are.
+pub(super) fn pooled() -> usize {
+    POOLED.load(Ordering::Relaxed)
+}
+
+/// How many there may be.
+pub(super) fn pooled_limit() -> usize {
+    POOLED_LIMIT.load(Ordering::Relaxed)
+}
+
+/// Changes how many warm stacks there may be, and gives back what is too many.
+/// False if `change` finds that it cannot be done.
+pub(super) fn change_limit(change: impl Fn(usize) -> Option<usize>) -> bool {
+    let mut global = global();
+    let Global { classes, budget } = &mut *global;
+    let Some(limit) = change(pooled_limit()) else {
+        return false;
+    };
+    POOLED_LIMIT.store(limit, Ordering::Relaxed);
+    let mut excess = pooled().saturating_sub(limit);
+    for class in classes {
+        let count = excess.min(class.warm.len());
+        // The oldest.
+        let given: Vec<_> = class.warm.drain(..count).collect();
+        class.slabs.give(&given, budget);
+        POOLED.fetch_sub(count, Ordering::Relaxed);
+        excess -= count;
+    }
+    true
 }
 
 #[cfg(all(test, not(loom)))]
@@ -177,12 +358,55 @@ mod tests {
         flush_local();
         for slot in slots {
             // SAFETY: nothing uses the slot.
-            unsafe { release(tls::thread(), slot) };
+            unsafe { release(tls::thread(), slot, 1) };
         }
         assert_eq!(
-            with_local(tls::thread(), |local| local.len()),
+            with_local(tls::thread(), |local| local.free.len()),
             LOCAL_MAX + 1 - BATCH
         );
+        flush_local();
+    }
+
+    // SPEC C5: what no mark tells of is found by the sweep.
+    #[test]
+    fn a_sweep_trims_what_was_used_since_the_last() {
+        let slots: Vec<_> = (0..3)
+            .map(|_| acquire(tls::thread(), SIZE_DEFAULT).unwrap())
+            .collect();
+        let touch = |slot: &Slot| {
+            // SAFETY: far below the marks of a slot of ours.
+            unsafe { slot.low().add(SIZE_DEFAULT / 2).write(1) };
+        };
+        let is_touched = |slot: &Slot| {
+            // SAFETY: as above.
+            unsafe { slot.low().add(SIZE_DEFAULT / 2).read() == 1 }
+        };
+        flush_local();
+        let local = || with_local(tls::thread(), |local| local.free.clone());
+        for &slot in &slots {
+            touch(slot);
+            // SAFETY: nothing uses the slot.
+            unsafe { release(tls::thread(), slot, 1) };
+        }
+        assert!(local().iter().all(|free| !free.is(SWEPT)));
+        let again = acquire(tls::thread(), SIZE_DEFAULT).unwrap();
+        // SAFETY: nothing uses the slot.
+        unsafe { release(tls::thread(), again, SWEEP) };
+        assert!(
+            local()
+                .iter()
+                .all(|free| free.is(SWEPT) && !is_touched(free.slot()))
+        );
+        // Only what was taken since is looked at the next time.
+        let again = acquire(tls::thread(), SIZE_DEFAULT).unwrap();
+        slots.iter().for_each(|slot| touch(slot));
+        // SAFETY: nothing uses the slot.
+        unsafe { release(tls::thread(), again, SWEEP) };
+        let touched = local()
+            .iter()
+            .filter(|free| is_touched(free.slot()))
+            .count();
+        assert_eq!(touched, 2);
         flush_local();
     }
 }

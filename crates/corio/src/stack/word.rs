@@ -7,7 +7,6 @@
 //!      | park                                                      | claim (the home thread, about to enter)
 //!      v        wake: whoever wins queues it                       |
 //!   PARKED ---------------------------------> SCHEDULED -----------+
-//!   RUNNING, NOTIFIED -- yield: queue itself -> YIELDED ------------+ (NOTIFIED, if a wake came before or meanwhile)
 //! ```
 //!
 //! Invariants
@@ -20,9 +19,10 @@
 //! - I4 A wake is used up by the park that consumes it or the claim that it queued, by nothing
 //!   else: yielding keeps it.
 //! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free
-//!   slot: neither may be queued.
-//! - I6 The home thread may win PARKED -> RUNNING for a coroutine that it queues in a list of its own.
-//!   What is woken meanwhile finds RUNNING, and leaves NOTIFIED for the next park.
+//!   slot. No waker queues either.
+//! - I6 What the home thread queues by itself (a yield, by name, a wake beside the waker) is RUNNING,
+//!   and the control block's key says that it is queued. One that was parked it wins by PARKED ->
+//!   RUNNING. Who is woken meanwhile is found RUNNING, and the wake is left for its next park.
 
 use crate::atomic::{AtomicU64, Ordering};
 
@@ -31,9 +31,6 @@ const RUNNING: u64 = 0;
 const NOTIFIED: u64 = 1;
 const PARKED: u64 = 2;
 const SCHEDULED: u64 = 3;
-/// Queued by itself; NOTIFIED may be added.
-const YIELDED: u64 = 4;
-const YIELDED_NOTIFIED: u64 = YIELDED | NOTIFIED;
 
 /// What a wake must do next.
 #[must_use]
@@ -88,16 +85,15 @@ impl SlotWord {
         loop {
             // Planted: the slot may be another coroutine's by now.
             let is_stale = seen >> STATE_BITS != u64::from(generation);
-            if is_stale && !cfg!(corio_planted_bug = "word_stale") {
+            if is_stale && !planted!("word_stale") {
                 return Wake::Nothing;
             }
             let state = state(seen);
             let next = match state {
                 RUNNING => NOTIFIED,
                 PARKED => woken,
-                YIELDED => YIELDED_NOTIFIED,
                 // Planted: the publication of this waker is then ordered before nothing.
-                _ if cfg!(corio_planted_bug = "word_unwritten") => return Wake::Nothing,
+                _ if planted!("word_unwritten") => return Wake::Nothing,
                 other => other, // Written all the same: I3.
             };
             // AcqRel: releases what the waker published to the claim or park that reads this;
@@ -140,9 +136,6 @@ impl SlotWord {
             Ordering::Acquire,
         ) {
             Ok(_) => Park::Suspend,
-            // Scheduled by its own thread before it yielded (S1): it is in the queue and will be
-            // entered.
-            Err(seen) if state(seen) >= SCHEDULED => Park::Suspend,
             Err(_) => {
                 let _ = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
                 Park::Notified
@@ -155,12 +148,9 @@ impl SlotWord {
         // AcqRel: pairs with `wake`, I3.
         let seen = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
         debug_assert!(
-            state(seen) >= SCHEDULED && seen >> STATE_BITS == u64::from(generation),
+            seen == pack(generation, SCHEDULED),
             "claimed a coroutine that was not scheduled"
         );
-        if state(seen) == YIELDED_NOTIFIED {
-            let _ = self.wake(generation); // I4: it runs, so this only sets NOTIFIED.
-        }
     }
 
     /// The home thread wants to enter a parked coroutine without a queue (to cancel it, or for
@@ -176,34 +166,6 @@ impl SlotWord {
             .is_ok()
     }
 
-    /// Puts a coroutine that is suspended, or that runs and will yield, on the queue by name
-    /// (`aio_co_schedule`). Err: it is scheduled already. Home thread.
-    pub(crate) fn schedule(&self, generation: u32) -> Result<(), ()> {
-        let mut seen = self.0.load(Ordering::Relaxed);
-        loop {
-            if state(seen) >= SCHEDULED {
-                return Err(());
-            }
-            let next = pack(generation, YIELDED | seen & NOTIFIED);
-            // AcqRel: pairs with `wake`, I3.
-            match self
-                .0
-                .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed)
-            {
-                Ok(_) => return Ok(()),
-                Err(now) => seen = now,
-            }
-        }
-    }
-
-    /// As [`schedule`](Self::schedule) for a coroutine that was just made, of which nobody has a token
-    /// yet.
-    #[inline]
-    pub(crate) fn schedule_new(&self, generation: u32) {
-        // A plain store: tokens of other generations do not write (I1).
-        self.0.store(pack(generation, YIELDED), Ordering::Relaxed);
-    }
-
     /// True if the slot is of this generation and parked. What was written before the park is seen.
     #[inline]
     pub(crate) fn is_parked_as(&self, generation: u32) -> bool {
@@ -217,9 +179,9 @@ impl SlotWord {
         state(self.0.load(Ordering::Relaxed)) < PARKED
     }
 
-    /// True if it is queued.
+    /// True if a waker has queued it.
     pub(crate) fn is_scheduled(&self) -> bool {
-        state(self.0.load(Ordering::Relaxed)) >= SCHEDULED
+        state(self.0.load(Ordering::Relaxed)) == SCHEDULED
     }
 
     /// True if it waits in `park`.
@@ -282,24 +244,19 @@ mod tests {
         assert!(word.is_running());
     }
 
-    // SPEC S7
+    // SPEC S7: the home thread queues what it has won as RUNNING; a wake that comes meanwhile is
+    // there for the next park.
     #[test]
-    fn a_wake_before_or_during_a_yield_is_there_for_the_next_park() {
-        for during in [false, true] {
-            let word = SlotWord::new();
-            if !during {
-                assert_eq!(word.wake(1), Wake::Nothing);
-            }
-            assert_eq!(word.schedule(1), Ok(()));
-            assert!(word.is_scheduled() && !word.is_running() && !word.is_parked());
-            assert_eq!(word.schedule(1), Err(()));
-            if during {
-                assert_eq!(word.wake(1), Wake::Nothing);
-            }
-            word.claim(1);
-            assert_eq!(word.park(1), Park::Notified);
-            assert_eq!(word.park(1), Park::Suspend);
-        }
+    fn a_wake_while_it_is_queued_at_home_is_kept() {
+        let word = SlotWord::new();
+        assert_eq!(word.park(1), Park::Suspend);
+        assert_eq!(word.wake_here(1), Wake::Queue);
+        assert!(word.is_running() && !word.is_scheduled() && !word.is_parked());
+        assert_eq!(word.wake_here(1), Wake::Nothing);
+        assert_eq!(word.wake(1), Wake::Nothing);
+        assert_eq!(word.park(1), Park::Notified);
+        assert!(word.park_now(pack(1, RUNNING)));
+        assert!(word.is_parked());
     }
 }
 
@@ -307,6 +264,7 @@ mod tests {
 mod loom_tests {
     use super::*;
     use crate::atomic::AtomicBool;
+    use crate::model;
     use loom::sync::{Arc, Condvar, Mutex};
 
     /// A slot's word, and the queue that winners put it on.
@@ -357,12 +315,6 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     fn work_and_wake(model: &Arc<Model>, i: usize) -> loom::thread::JoinHandle<()> {
         let model = Arc::clone(model);
         loom::thread::spawn(move || {
@@ -374,7 +326,7 @@ mod loom_tests {
     // SPEC L7, S7: two wakers against park and claim: the work of neither is overlooked.
     #[test]
     fn loom_wake_is_never_lost() {
-        model(|| {
+        model::check(3, || {
             let model = Model::new();
             let wakers = [work_and_wake(&model, 0), work_and_wake(&model, 1)];
             model.wait_for_work();
@@ -384,26 +336,25 @@ mod loom_tests {
         });
     }
 
-    // SPEC L7, S7: the same with a yield between the look and the park, as in a program that does
-    // both.
+    // SPEC L7, S7: the home thread wakes it beside itself while another thread wakes it too: it is
+    // queued once, and whoever does nothing has its work seen.
     #[test]
-    fn loom_wake_outlives_a_yield() {
-        model(|| {
+    fn loom_wake_at_home_and_from_elsewhere() {
+        model::check(None, || {
             let model = Model::new();
-            model.work[1].store(true, Ordering::Relaxed);
+            assert_eq!(model.word.park(1), Park::Suspend);
             let waker = work_and_wake(&model, 0);
-            if !model.work[0].load(Ordering::Relaxed) {
-                assert_eq!(model.word.schedule(1), Ok(()));
-                model.word.claim(1);
+            let queued_here = model.word.wake_here(1) == Wake::Queue;
+            if !queued_here {
+                model.claim(); // The other one has won it.
+            }
+            while !model.work[0].load(Ordering::Relaxed) {
                 if model.word.park(1) == Park::Suspend {
                     model.claim();
                 }
-                assert!(
-                    model.work[0].load(Ordering::Relaxed),
-                    "what it was woken for is there"
-                );
             }
             waker.join().unwrap();
+            assert_eq!(*model.queued.lock().unwrap(), 0);
         });
     }
 
@@ -411,7 +362,7 @@ mod loom_tests {
     // now.
     #[test]
     fn loom_stale_token_wakes_nobody() {
-        model(|| {
+        model::check(None, || {
             let model = Model::new();
             let waker = {
                 let model = Arc::clone(&model);

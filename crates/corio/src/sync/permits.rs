@@ -63,7 +63,7 @@ impl<W: Wake> Permits<W> {
         while word & AWAITED == 0 && (word >> SHIFT) + given >= amount {
             let left = (word >> SHIFT) + given - amount;
             // Acquire: pairs with the releases in `release`.
-            let order = if cfg!(corio_planted_bug = "permits_taken_relaxed") {
+            let order = if planted!("permits_taken_relaxed") {
                 Ordering::Relaxed
             } else {
                 Ordering::Acquire
@@ -100,8 +100,7 @@ impl<W: Wake> Permits<W> {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & AWAITED == 0 {
             let free = (word >> SHIFT) + given;
-            let enough =
-                free >= record.amount() && !cfg!(corio_planted_bug = "permits_no_second_look");
+            let enough = free >= record.amount() && !planted!("permits_no_second_look");
             let next = if enough {
                 (free - record.amount()) << SHIFT
             } else {
@@ -200,7 +199,7 @@ impl<W: Wake> Line<W> for Permits<W> {
     unsafe fn abandon(&self, record: &Record<W>) {
         // SAFETY: as the caller promises.
         let withdrawn = unsafe { self.withdraw(record) };
-        if !withdrawn && !cfg!(corio_planted_bug = "permits_grant_dropped") {
+        if !withdrawn && !planted!("permits_grant_dropped") {
             self.release(record.amount());
         }
     }
@@ -209,6 +208,7 @@ impl<W: Wake> Line<W> for Permits<W> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
@@ -236,16 +236,10 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     /// SPEC L5, L7. Planted bug: `permits_taken_relaxed`.
     #[test]
     fn loom_who_takes_permits_sees_what_was_done_with_them() {
-        model(|| {
+        model::check(3, || {
             let permits = Arc::new((LoomPermits::new(2), UnsafeCell::new(0)));
             let add = |permits: &(LoomPermits, UnsafeCell<usize>), tries: bool| {
                 if !tries || permits.0.try_acquire(2) {
@@ -271,7 +265,7 @@ mod loom_tests {
     /// SPEC L5, L7. Planted bug: `permits_no_second_look`.
     #[test]
     fn loom_waiter_and_release_do_not_miss_each_other() {
-        model(|| {
+        model::check(3, || {
             let semaphore = Arc::new(LoomPermits::new(2));
             let other = {
                 let semaphore = Arc::clone(&semaphore);
@@ -290,7 +284,7 @@ mod loom_tests {
     /// SPEC L5, L7, C12. Planted bug: `permits_grant_dropped`.
     #[test]
     fn loom_cancelled_waiter_loses_no_permit_and_blocks_nobody() {
-        model(|| {
+        model::check(3, || {
             let semaphore = Arc::new(LoomPermits::new(2));
             assert!(semaphore.try_acquire(1));
             let cancelled = {

@@ -170,7 +170,7 @@ struct Locked<'a> {
 impl Drop for Locked<'_> {
     #[inline]
     fn drop(&mut self) {
-        let order = if cfg!(corio_planted_bug = "spin_unlock_relaxed") {
+        let order = if planted!("spin_unlock_relaxed") {
             Ordering::Relaxed
         } else {
             Ordering::Release
@@ -256,6 +256,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
 
@@ -275,7 +276,7 @@ mod loom_tests {
     /// SPEC L7. Planted bug: `spin_unlock_relaxed`.
     #[test]
     fn loom_spin_excludes_and_publishes() {
-        loom::model(|| {
+        model::check(None, || {
             let sum = Arc::new(Sum {
                 word: Word::new(5),
                 value: loom::cell::UnsafeCell::new(0),

@@ -4,6 +4,8 @@
 //! contexts. Every system call of the runtime is made from here, so that a simulated kernel can be
 //! put below the shipped code.
 
+#[cfg(feature = "asan")]
+pub(crate) mod asan;
 pub(crate) mod clock;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
@@ -14,6 +16,8 @@ pub(crate) mod futex;
 pub(crate) mod mem;
 #[cfg(feature = "power-loss-shim")]
 pub(crate) mod power_loss;
+pub(crate) mod signal;
 pub(crate) mod tcp;
 pub(crate) mod thread;
 pub(crate) mod uring;
+pub(crate) mod valgrind;

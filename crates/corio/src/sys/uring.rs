@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 pub(crate) use io_uring::{cqueue, opcode, squeue, types};
 
+use super::valgrind;
 use crate::error::Error;
 
 /// How many requests fit between two submissions; more flush the queue by themselves.
@@ -46,6 +47,14 @@ pub(crate) struct Ring {
 impl Ring {
     /// Makes a ring, without the flags that an older kernel does not know if it must be.
     pub(crate) fn new(kind: Kind) -> Result<Self, Error> {
+        // Valgrind stops all threads while one waits in a ring, and does not see what the kernel
+        // writes through one.
+        if valgrind::is_watching() {
+            return Err(Error::Os {
+                op: "io_uring_setup under valgrind",
+                source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
+            });
+        }
         let build = |tuned: bool| {
             let mut builder = io_uring::IoUring::builder();
             builder.dontfork().setup_cqsize(COMPLETIONS).setup_clamp();

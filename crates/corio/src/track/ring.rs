@@ -62,7 +62,7 @@ impl Ring {
         // that reading `committed` would hide the reader's load of it from the model.
         let index = self.begun.load(Ordering::Relaxed);
         self.begun.store(index + 1, Ordering::Relaxed);
-        if !cfg!(corio_planted_bug = "track_ring_no_fence") {
+        if !planted!("track_ring_no_fence") {
             // Orders `begun` before the words: pairs with the fence in `copy`. A reader that sees
             // one of the new words sees that the slot's old record is gone.
             fence(Ordering::Release);
@@ -175,6 +175,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::sync::Arc;
 
     fn record(i: u64) -> Words {
@@ -184,7 +185,7 @@ mod loom_tests {
     /// SPEC K1, L7. Planted bug: `track_ring_no_fence`.
     #[test]
     fn loom_copied_records_are_whole() {
-        loom::model(|| {
+        model::check(None, || {
             let ring = Arc::new(Ring::new(1));
             let writer = {
                 let ring = Arc::clone(&ring);

@@ -164,6 +164,7 @@ fn resolve<'a, T>(node: *mut T) -> Option<&'a T> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::sync::Arc;
 
     struct Node(Link<Node>);
@@ -183,7 +184,7 @@ mod loom_tests {
     // last schedule.
     #[test]
     fn loom_bottom_half_is_never_lost() {
-        loom::model(|| {
+        model::check(None, || {
             let list = Arc::new(List::<Node>::new());
             let node = Arc::new(Node(Link::new()));
             let other = {

@@ -235,16 +235,6 @@ impl BottomHalf {
         self.context.notify();
     }
 
-    /// Like [`schedule`](Self::schedule) for the home thread outside signal handlers: it does not
-    /// block while it is here, and looks at the list again before it does, so that nobody need be
-    /// notified.
-    #[inline]
-    pub(crate) fn schedule_here(&self) {
-        if self.node.link.mark(SCHEDULED, IDLE) {
-            self.context.inner().bottom_halves.push(&self.node);
-        }
-    }
-
     /// Has it run when the loop turns next, at the latest after 10 ms, without hurrying the loop
     /// and without counting as progress. Scheduling it normally makes it urgent. Any thread, and
     /// signal handlers.

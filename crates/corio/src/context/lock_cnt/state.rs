@@ -98,7 +98,7 @@ impl State {
     /// One visitor less. The caller is one. Never waits.
     #[inline]
     pub(super) fn dec(&self) {
-        let order = if cfg!(corio_planted_bug = "lock_cnt_leave_relaxed") {
+        let order = if planted!("lock_cnt_leave_relaxed") {
             Ordering::Relaxed
         } else {
             // Release: pairs with the acquire of who finds no visitor, in `count` or by locking.
@@ -236,7 +236,7 @@ impl State {
     /// The caller does not lock: whoever else sleeps has nobody to wake it (I3).
     #[inline]
     fn go_on_unlocked(&self, wait: &Wait) {
-        if wait.slept && !cfg!(corio_planted_bug = "lock_cnt_wake_kept") {
+        if wait.slept && !planted!("lock_cnt_wake_kept") {
             self.sleepers.wake_one(&self.word);
         }
     }
@@ -250,7 +250,7 @@ impl State {
             core::hint::spin_loop();
             return self.word.load(Ordering::Relaxed);
         }
-        let awaited = if cfg!(corio_planted_bug = "lock_cnt_sleeps_unsaid") {
+        let awaited = if planted!("lock_cnt_sleeps_unsaid") {
             word
         } else {
             word | AWAITED
@@ -337,6 +337,7 @@ impl Sleepers {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
@@ -418,16 +419,10 @@ mod loom_tests {
         loom::thread::spawn(move || work(&shared))
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     /// SPEC L6, L7. Planted bug: `lock_cnt_leave_relaxed`.
     #[test]
     fn loom_nothing_is_changed_while_a_visitor_looks() {
-        model(|| {
+        model::check(3, || {
             let shared = Shared::new();
             let visitor = spawn(&shared, Shared::visit);
             let writer = spawn(&shared, Shared::lock_and_change);
@@ -440,7 +435,7 @@ mod loom_tests {
     /// SPEC L6, L7. Planted bug: `lock_cnt_leave_relaxed`.
     #[test]
     fn loom_last_visitor_is_alone() {
-        model(|| {
+        model::check(3, || {
             let shared = Shared::new();
             let visitor = spawn(&shared, Shared::visit_and_change_if_last);
             let writer = spawn(&shared, Shared::lock_and_change);
@@ -452,7 +447,7 @@ mod loom_tests {
     /// SPEC L6, L7. Planted bugs: `lock_cnt_sleeps_unsaid`, `lock_cnt_wake_kept`.
     #[test]
     fn loom_nobody_sleeps_for_ever() {
-        model(|| {
+        model::check(3, || {
             let shared = Shared::new();
             shared.state.lock();
             let visitor = spawn(&shared, Shared::visit);
@@ -467,7 +462,7 @@ mod loom_tests {
     /// SPEC L6, L7: the lock passes into a visit with nobody in between.
     #[test]
     fn loom_visit_follows_the_lock_in_one_step() {
-        model(|| {
+        model::check(3, || {
             let shared = Shared::new();
             shared.state.lock();
             let writer = spawn(&shared, Shared::lock_and_change);
@@ -493,7 +488,7 @@ mod loom_tests {
     /// SPEC L6, L7: two visitors, both of which want to be the last.
     #[test]
     fn loom_one_of_two_visitors_leaves_as_the_last() {
-        model(|| {
+        model::check(3, || {
             let shared = Shared::new();
             shared.state.inc();
             shared.state.inc();

@@ -66,7 +66,7 @@ impl<W: Wake> Line<W> for State<W> {
     unsafe fn abandon(&self, record: &Record<W>) {
         let mut waiting = self.waiting.lock();
         if !record.is_granted() {
-            if !cfg!(corio_planted_bug = "barrier_cancelled_counts") {
+            if !planted!("barrier_cancelled_counts") {
                 waiting.arrived -= 1;
             }
             // SAFETY: the list is under its lock; not granted, so in it (I2).
@@ -78,6 +78,7 @@ impl<W: Wake> Line<W> for State<W> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
@@ -98,7 +99,7 @@ mod loom_tests {
     /// SPEC L5, L7: twice in a row, and each sees what the others did before.
     #[test]
     fn loom_all_pass_together_and_one_leads() {
-        loom::model(|| {
+        model::check(None, || {
             let shared = Arc::new((LoomState::new(2), [(); 2].map(|()| UnsafeCell::new(0))));
             let work = |shared: &(LoomState, [UnsafeCell<u32>; 2]), own: usize| {
                 let (barrier, cells) = shared;
@@ -124,9 +125,7 @@ mod loom_tests {
     /// SPEC L5, L7, C12. Planted bug: `barrier_cancelled_counts`.
     #[test]
     fn loom_cancelled_waiter_has_not_come() {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(|| {
+        model::check(3, || {
             let barrier = Arc::new(LoomState::new(2));
             let cancelled = {
                 let barrier = Arc::clone(&barrier);

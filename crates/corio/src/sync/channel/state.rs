@@ -295,7 +295,7 @@ impl<W: Wake, T> State<W, T> {
             }
             Some(grant) => grant == Grant::Turn && record.payload().reserves,
         });
-        if given_back && !cfg!(corio_planted_bug = "channel_place_dropped") {
+        if given_back && !planted!("channel_place_dropped") {
             self.unreserve();
         }
     }
@@ -356,7 +356,7 @@ impl<W: Wake, T> State<W, T> {
         into: &mut Option<T>,
     ) -> Attempt {
         let (attempt, sender) = self.inner.with(|inner| {
-            let outcome = if cfg!(corio_planted_bug = "channel_no_second_look") {
+            let outcome = if planted!("channel_no_second_look") {
                 (Attempt::Waits, None)
             } else {
                 inner.take(into)
@@ -381,7 +381,7 @@ impl<W: Wake, T> State<W, T> {
                 inner.receiver = ptr::null();
             // SAFETY: granted, so the caller's (I5).
             } else if let Some(message) = unsafe { record.payload().take() } {
-                if cfg!(corio_planted_bug = "channel_message_dropped") {
+                if planted!("channel_message_dropped") {
                     return;
                 }
                 inner.ring.push_front(message); // There is room: I2.
@@ -402,7 +402,7 @@ impl<W: Wake, T> State<W, T> {
                 return None;
             }
             let record = core::mem::replace(&mut inner.receiver, ptr::null());
-            if cfg!(corio_planted_bug = "channel_end_untold") {
+            if planted!("channel_end_untold") {
                 return None;
             }
             // SAFETY: the waiting receiver's, just taken out.

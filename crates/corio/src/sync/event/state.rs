@@ -56,7 +56,7 @@ impl<W: Wake> State<W> {
     /// Sets it, and grants all that wait.
     #[inline]
     pub(in crate::sync) fn set(&self) {
-        if !cfg!(corio_planted_bug = "event_set_unfenced") {
+        if !planted!("event_set_unfenced") {
             // SeqCst: what the caller did before comes before the look at the word. Pairs with the
             // fence in `reset`: who has reset it then sees that, or this sees that it was reset.
             fence(Ordering::SeqCst);
@@ -108,7 +108,7 @@ impl<W: Wake> State<W> {
         let word = self
             .word
             .compare_exchange(CLEAR, AWAITED, Ordering::Relaxed, Ordering::Acquire);
-        if word == Err(SET) && !cfg!(corio_planted_bug = "event_no_second_look") {
+        if word == Err(SET) && !planted!("event_no_second_look") {
             return true;
         }
         // SAFETY: the list is under its lock; the caller keeps the record alive.
@@ -125,7 +125,7 @@ impl<W: Wake> Line<W> for State<W> {
         }
         // SAFETY: the list is under its lock; not granted, so in it.
         unsafe { waiting.unlink(record) };
-        if waiting.is_empty() && !cfg!(corio_planted_bug = "event_awaited_by_nobody") {
+        if waiting.is_empty() && !planted!("event_awaited_by_nobody") {
             self.word.store(CLEAR, Ordering::Relaxed); // I2: nobody else writes it now.
         }
     }
@@ -134,6 +134,7 @@ impl<W: Wake> Line<W> for State<W> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
@@ -154,7 +155,7 @@ mod loom_tests {
     /// SPEC L5, L7. Planted bug: `event_set_unfenced`.
     #[test]
     fn loom_who_resets_and_looks_misses_nothing_that_came_before_a_set() {
-        loom::model(|| {
+        model::check(None, || {
             let event = Arc::new((LoomState::new(true), AtomicU32::new(0)));
             let setter = {
                 let event = Arc::clone(&event);
@@ -175,9 +176,7 @@ mod loom_tests {
     /// SPEC L5, L7. Planted bug: `event_no_second_look`.
     #[test]
     fn loom_all_that_wait_get_past_a_set_and_see_what_came_before() {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(2);
-        builder.check(|| {
+        model::check(2, || {
             let event = Arc::new((LoomState::new(false), AtomicU32::new(0)));
             let waiters = [(); 2].map(|()| {
                 let event = Arc::clone(&event);
@@ -198,7 +197,7 @@ mod loom_tests {
     /// SPEC L5, L7, C12. Planted bug: `event_awaited_by_nobody`.
     #[test]
     fn loom_a_cancelled_waiter_leaves_the_event_as_it_was() {
-        loom::model(|| {
+        model::check(None, || {
             let event = Arc::new(LoomState::new(false));
             let cancelled = LoomWaker::record(1);
             // SAFETY: abandoned below.

@@ -113,7 +113,7 @@ impl<W: Wake> State<W> {
                 with(ptr::from_ref(record).cast_mut(), flags)
             };
             // Acquire for the lock, as in `try_lock`. Release for the record: pairs with `collect`.
-            let order = if cfg!(corio_planted_bug = "mutex_push_relaxed") {
+            let order = if planted!("mutex_push_relaxed") {
                 Ordering::Acquire
             } else {
                 Ordering::AcqRel
@@ -248,7 +248,7 @@ impl<W: Wake> State<W> {
             let next = with(without(word, LISTED | READY), ready);
             // Release: the list, to the next owner of LISTED; and what the last holder did, if this
             // frees the mutex (its release is in this word's release sequence).
-            if cfg!(corio_planted_bug = "mutex_no_look_back") {
+            if planted!("mutex_no_look_back") {
                 self.word.store(next, Ordering::Release);
                 break;
             }
@@ -292,7 +292,7 @@ impl<W: Wake> Line<W> for State<W> {
     unsafe fn abandon(&self, record: &Record<W>) {
         // SAFETY: as the caller promises.
         let withdrawn = unsafe { self.withdraw(record) };
-        if !withdrawn && !cfg!(corio_planted_bug = "mutex_grant_dropped") {
+        if !withdrawn && !planted!("mutex_grant_dropped") {
             self.unlock();
         }
     }
@@ -314,6 +314,7 @@ fn relax(rounds: &mut u32) {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
@@ -369,16 +370,10 @@ mod loom_tests {
         }
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
     /// SPEC L1, L7. Planted bug: `mutex_push_relaxed`.
     #[test]
     fn loom_lockers_exclude_each_other_and_none_is_forgotten() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             let others = [(); 2].map(|()| {
                 let guarded = Arc::clone(&guarded);
@@ -395,7 +390,7 @@ mod loom_tests {
     /// SPEC L1, L7, C12. Planted bugs: `mutex_no_look_back`, `mutex_grant_dropped`.
     #[test]
     fn loom_cancelled_waiter_loses_no_grant() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             assert!(guarded.state.try_lock());
             let cancelled = {
@@ -416,7 +411,7 @@ mod loom_tests {
     /// SPEC L1, L7, C12.
     #[test]
     fn loom_two_cancelled_waiters_leave_the_mutex_free() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             assert!(guarded.state.try_lock());
             let cancelled = [(); 2].map(|()| {

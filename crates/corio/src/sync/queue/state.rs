@@ -74,8 +74,8 @@ impl<W: Wake> Line<W> for State<W> {
         match record.granted() {
             // SAFETY: the list is under its lock; not granted, so in it.
             None => unsafe { waiting.unlink(record) },
-            Some(Grant::Turn) if cfg!(corio_planted_bug = "queue_wake_dropped") => {}
-            Some(Grant::Own) if !cfg!(corio_planted_bug = "queue_wake_multiplied") => {}
+            Some(Grant::Turn) if planted!("queue_wake_dropped") => {}
+            Some(Grant::Own) if !planted!("queue_wake_multiplied") => {}
             Some(_) => {
                 wake_oldest(&waiting, Grant::Turn);
             }
@@ -97,6 +97,7 @@ fn wake_oldest<W: Wake>(waiting: &List<W>, grant: Grant) -> bool {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
     use std::sync::Arc;
@@ -104,7 +105,7 @@ mod loom_tests {
     /// SPEC L3, L7, C12. Planted bug: `queue_wake_dropped`.
     #[test]
     fn loom_cancelled_waiter_passes_its_wake_on() {
-        loom::model(|| {
+        model::check(None, || {
             let queue = Arc::new(State::<LoomWaker>::new());
             let cancelled = LoomWaker::record(1);
             let waiter = LoomWaker::record(1);
@@ -129,7 +130,7 @@ mod loom_tests {
     /// SPEC L3, L7, C12. Planted bug: `queue_wake_multiplied`.
     #[test]
     fn loom_waking_all_wakes_nobody_that_comes_later() {
-        loom::model(|| {
+        model::check(None, || {
             let queue = Arc::new(State::<LoomWaker>::new());
             let cancelled = LoomWaker::record(1);
             // SAFETY: abandoned below.
@@ -155,7 +156,7 @@ mod loom_tests {
     /// SPEC L3, L7.
     #[test]
     fn loom_all_that_wait_are_woken() {
-        loom::model(|| {
+        model::check(None, || {
             let queue = Arc::new(State::<LoomWaker>::new());
             let records = [(); 2].map(|()| LoomWaker::record(1));
             for record in &records {

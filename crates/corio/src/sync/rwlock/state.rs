@@ -101,7 +101,7 @@ impl<W: Wake> State<W> {
     /// The record is a new one of [`Access::Write`]; if queued, it stays as record.rs I1 says.
     #[must_use]
     pub(super) unsafe fn upgrade_or_queue(&self, record: &Record<W>) -> bool {
-        let given = if cfg!(corio_planted_bug = "rwlock_upgrade_waits_as_reader") {
+        let given = if planted!("rwlock_upgrade_waits_as_reader") {
             0
         } else {
             READ
@@ -112,7 +112,7 @@ impl<W: Wake> State<W> {
 
     /// Makes the caller, the writer, a reader, and lets those readers in who are next. Never waits.
     pub(super) fn downgrade(&self) {
-        let kept = if cfg!(corio_planted_bug = "rwlock_downgrade_keeps_nothing") {
+        let kept = if planted!("rwlock_downgrade_keeps_nothing") {
             0
         } else {
             READ
@@ -125,7 +125,7 @@ impl<W: Wake> Line<W> for State<W> {
     /// Takes the record out or, if it has been granted, gives up what it was granted. Readers that
     /// stood behind a writer go on.
     unsafe fn abandon(&self, record: &Record<W>) {
-        if !record.is_granted() || !cfg!(corio_planted_bug = "rwlock_grant_dropped") {
+        if !record.is_granted() || !planted!("rwlock_grant_dropped") {
             // SAFETY: as the caller promises.
             unsafe { self.0.abandon(record) };
         }
@@ -135,6 +135,7 @@ impl<W: Wake> Line<W> for State<W> {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::model;
     use crate::sync::record::LoomWaker;
     use loom::cell::UnsafeCell;
     // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
@@ -224,21 +225,10 @@ mod loom_tests {
         loom::thread::spawn(move || work(&guarded))
     }
 
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        bounded_model(3, f);
-    }
-
-    /// For models of many steps: at most so many switches from a thread that could go on.
-    fn bounded_model(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(preemptions);
-        builder.check(f);
-    }
-
     /// SPEC L2, L7.
     #[test]
     fn loom_writers_are_alone_and_nobody_is_forgotten() {
-        bounded_model(2, || {
+        model::check(2, || {
             let guarded = Guarded::new();
             let writer = spawn(&guarded, Guarded::write);
             let reader = spawn(&guarded, |guarded| assert!(guarded.read() <= 2));
@@ -253,7 +243,7 @@ mod loom_tests {
     /// SPEC L2, L7. Planted bug: `rwlock_upgrade_waits_as_reader`.
     #[test]
     fn loom_two_that_upgrade_do_not_wait_for_each_other() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             guarded.take(Access::Read);
             guarded.take(Access::Read);
@@ -267,7 +257,7 @@ mod loom_tests {
     /// SPEC L2, L7: a reader that is alone upgrades without letting a writer in.
     #[test]
     fn loom_nobody_writes_during_an_upgrade_at_once() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             let writer = spawn(&guarded, Guarded::write);
             guarded.take(Access::Read);
@@ -286,7 +276,7 @@ mod loom_tests {
     /// SPEC L2, L7. Planted bug: `rwlock_downgrade_keeps_nothing`.
     #[test]
     fn loom_downgrade_lets_readers_in_and_no_writer() {
-        bounded_model(2, || {
+        model::check(2, || {
             let guarded = Guarded::new();
             guarded.take(Access::Write);
             let reader = spawn(&guarded, |guarded| assert!(guarded.read() >= 1));
@@ -304,7 +294,7 @@ mod loom_tests {
     /// SPEC L2, L7, C12. Planted bug: `rwlock_grant_dropped`.
     #[test]
     fn loom_cancelled_writer_lets_the_readers_behind_it_in() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             guarded.take(Access::Read);
             let cancelled = spawn(&guarded, |guarded| guarded.take_and_cancel(Access::Write));
@@ -320,7 +310,7 @@ mod loom_tests {
     /// SPEC L2, L7, C12. Planted bug: `rwlock_grant_dropped`.
     #[test]
     fn loom_cancelled_waiters_pass_the_lock_on() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             guarded.take(Access::Write);
             let reader = spawn(&guarded, |guarded| guarded.take_and_cancel(Access::Read));
@@ -336,7 +326,7 @@ mod loom_tests {
     /// SPEC L2, L7, C12: who is cancelled while it upgrades is a reader no more.
     #[test]
     fn loom_cancelled_upgrade_holds_nothing() {
-        model(|| {
+        model::check(3, || {
             let guarded = Guarded::new();
             guarded.take(Access::Read);
             guarded.take(Access::Read);

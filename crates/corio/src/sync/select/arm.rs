@@ -130,7 +130,7 @@ impl<W, L: Source<W>> Arm<W> for InLine<W, L> {
 
     fn withdraw(&self) {
         if let Some(record) = self.record() {
-            if !cfg!(corio_planted_bug = "select_grant_dropped") || self.take().is_none() {
+            if !planted!("select_grant_dropped") || self.take().is_none() {
                 // SAFETY: queued by `register`, and forgotten below.
                 unsafe { self.line.abandon(record) };
             }

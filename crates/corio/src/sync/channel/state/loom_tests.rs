@@ -1,17 +1,12 @@
 //! Models of the channel's protocol.
 
 use super::*;
+use crate::model;
 use crate::sync::record::LoomWaker;
 // Not loom's Arc: its destructor would panic again when a model has found a deadlock.
 use std::sync::Arc;
 
 type LoomState = State<LoomWaker, u32>;
-
-fn model(f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(f);
-}
 
 /// Sends, and waits while it is full. False: nobody will receive it.
 fn send(channel: &LoomState, message: u32) -> bool {
@@ -69,7 +64,7 @@ fn reserve_and_cancel(channel: &LoomState) {
 /// SPEC L5, L7. Planted bugs: `channel_no_second_look`, `channel_end_untold`.
 #[test]
 fn loom_every_message_arrives_and_then_the_end() {
-    model(|| {
+    model::check(3, || {
         let channel = Arc::new(LoomState::new(1));
         let sender = {
             let channel = Arc::clone(&channel);
@@ -88,7 +83,7 @@ fn loom_every_message_arrives_and_then_the_end() {
 /// SPEC L5, L7.
 #[test]
 fn loom_two_that_send_into_one_place_are_both_served() {
-    model(|| {
+    model::check(3, || {
         let channel = Arc::new(LoomState::new(1));
         let senders = [1, 2].map(|message| {
             let channel = Arc::clone(&channel);
@@ -106,7 +101,7 @@ fn loom_two_that_send_into_one_place_are_both_served() {
 /// SPEC L5, L7, C12. Planted bug: `channel_message_dropped`.
 #[test]
 fn loom_cancelled_receiver_leaves_its_message_as_the_oldest() {
-    model(|| {
+    model::check(3, || {
         let channel = Arc::new(LoomState::new(1));
         let sender = {
             let channel = Arc::clone(&channel);
@@ -124,7 +119,7 @@ fn loom_cancelled_receiver_leaves_its_message_as_the_oldest() {
 /// SPEC L5, L7, C12. Planted bug: `channel_place_dropped`.
 #[test]
 fn loom_cancelled_waiter_passes_its_place_on() {
-    model(|| {
+    model::check(3, || {
         let channel = Arc::new(LoomState::new(1));
         assert!(send(&channel, 1));
         let cancelled = {
@@ -146,7 +141,7 @@ fn loom_cancelled_waiter_passes_its_place_on() {
 /// SPEC L5, L7.
 #[test]
 fn loom_senders_learn_that_the_receiver_goes() {
-    model(|| {
+    model::check(3, || {
         let channel = Arc::new(LoomState::new(1));
         assert!(send(&channel, 1));
         let sender = {

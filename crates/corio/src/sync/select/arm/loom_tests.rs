@@ -1,6 +1,7 @@
 //! Models of waiting for one of several, over the locks' own protocols.
 
 use super::{InLine, wait_for_one};
+use crate::model;
 use crate::sync::event::{self, OnSet};
 use crate::sync::permits::Permits;
 use crate::sync::record::LoomWaker;
@@ -36,16 +37,10 @@ impl Shared {
     }
 }
 
-fn model(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(f);
-}
-
 /// SPEC L5, L7, C12. Planted bug: `select_grant_dropped`.
 #[test]
 fn loom_what_was_granted_and_not_chosen_is_given_back() {
-    model(3, || {
+    model::check(3, || {
         let shared = Shared::new();
         let releasing = {
             let shared = Arc::clone(&shared);
@@ -65,7 +60,7 @@ fn loom_what_was_granted_and_not_chosen_is_given_back() {
 /// SPEC L5, L7. Planted bug: `select_grant_dropped`.
 #[test]
 fn loom_who_stands_behind_gets_what_was_not_chosen() {
-    model(2, || {
+    model::check(2, || {
         let shared = Shared::new();
         let behind = {
             let shared = Arc::clone(&shared);
@@ -98,7 +93,7 @@ fn loom_who_stands_behind_gets_what_was_not_chosen() {
 /// SPEC L5, L7.
 #[test]
 fn loom_one_arm_is_enough_to_go_on() {
-    model(3, || {
+    model::check(3, || {
         let shared = Shared::new();
         let setting = {
             let shared = Arc::clone(&shared);

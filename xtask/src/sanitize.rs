@@ -1,0 +1,249 @@
+//! `cargo xtask sanitize`: the runtime's tests under tools that watch every access to memory.
+//!
+//! | run | sees | does not see |
+//! |---|---|---|
+//! | `asan` | accesses beside an object, after its scope and after it is freed; memory that nothing points to any more | what the standard library does inside itself; what the kernel writes; a frame that has returned, as its fake stacks leak at switches |
+//! | `valgrind` | use of undefined values and of freed memory, in the standard library too | overruns on a stack; io_uring, which the runtime refuses there; two threads at the very same time |
+//! | `tsan` | accesses of several threads that nothing orders | fences, which are exchanges there; the inside of the standard library, which is not instrumented; switches of stacks, so only what runs without one is run |
+//!
+//! Each is a job as those of `cargo xtask test` are, with a floor, a limit, and its skips counted.
+//! What a tool is told to overlook stands, with the reason, in `xtask/suppressions`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::child;
+use crate::jobs::{Job, Runner, job};
+use crate::test;
+use crate::tools;
+use crate::workspace::{Workspace, entries};
+
+/// They build all anew, and run many times slower than usual.
+const LIMIT: Duration = Duration::from_secs(2400);
+/// How many different reports a job's verdict names.
+const REPORTS_MAX: usize = 4;
+
+/// Test programs that no tool is given: what must not compile does not run.
+const NOT_RUN: &[&str] = &["compile_fail"];
+/// Test programs that valgrind is not given: about files and sockets, of whose system calls most
+/// would go by rings, and about loads that take it very long.
+const NO_COROUTINES: &[&str] = &["fs", "net", "attacks_loop"];
+/// What is in the names of unit tests that need no stack, for ThreadSanitizer.
+const STACKLESS: &str = "plain_threads";
+
+const RUNS: &[Job] = &[
+    Job {
+        limit: LIMIT,
+        tools: &[tools::SYMBOLIZER],
+        ..job(
+            "asan",
+            "the runtime's tests under AddressSanitizer",
+            200,
+            asan,
+        )
+    },
+    Job {
+        limit: LIMIT,
+        tools: &[tools::VALGRIND],
+        needs_tools: true,
+        ..job(
+            "valgrind",
+            "tests of coroutines under memcheck",
+            105,
+            valgrind,
+        )
+    },
+    Job {
+        limit: LIMIT,
+        tools: &[tools::SYMBOLIZER],
+        needs_tools: true,
+        ..job(
+            "tsan",
+            "the protocols between threads under ThreadSanitizer",
+            7,
+            tsan,
+        )
+    },
+];
+
+/// Arguments of `cargo xtask sanitize`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Runs to make: asan, valgrind, tsan; all if none is named
+    runs: Vec<String>,
+    /// Do not install missing programs
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Makes the runs; true if none found anything.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
+    let runs = test::select(RUNS, &arguments.runs)?;
+    test::run_jobs(workspace, &runs, !arguments.no_install)
+}
+
+fn asan(runner: &mut Runner<'_>) -> Result<()> {
+    let mut options = "detect_stack_use_after_return=0".to_owned();
+    if !tools::absent(tools::SYMBOLIZER).is_empty() {
+        println!("SKIPPED: leaks: without llvm-symbolizer those that are meant cannot be told");
+        runner.tally.skip("leaks: no llvm-symbolizer".to_owned());
+        options.push_str(",detect_leaks=0");
+    }
+    let mut command = sanitized(runner.workspace, "asan", &["-Zsanitizer=address"])?;
+    command.args(["--features", "asan", "--lib"]);
+    name_programs(runner.workspace, NOT_RUN, &mut command)?;
+    command
+        .args(["--", "--show-output"])
+        .env("ASAN_OPTIONS", options)
+        .env("LSAN_OPTIONS", suppressions(runner.workspace, "lsan"));
+    watched(runner, &mut command)
+}
+
+/// The ordinary build: `--no-run` of the job `corio` makes the same.
+fn valgrind(runner: &mut Runner<'_>) -> Result<()> {
+    let workspace = runner.workspace;
+    let mut command = workspace.cargo(["test", "--no-fail-fast", "-p", "corio"]);
+    name_programs(workspace, &[NOT_RUN, NO_COROUTINES].concat(), &mut command)?;
+    let memcheck = format!(
+        "valgrind --quiet --error-exitcode=99 --fair-sched=yes --num-callers=25 {}",
+        suppressions(workspace, "valgrind").replace("suppressions=", "--suppressions=")
+    );
+    let triple = workspace.host()?.to_uppercase().replace('-', "_");
+    command
+        .args(["--", "--show-output", "--test-threads=1"])
+        .env(format!("CARGO_TARGET_{triple}_RUNNER"), memcheck);
+    watched(runner, &mut command)
+}
+
+fn tsan(runner: &mut Runner<'_>) -> Result<()> {
+    // The standard library comes without instrumentation, and to build it anew its source would
+    // have to be there.
+    let flags = [
+        "-Zsanitizer=thread",
+        "-Cunsafe-allow-abi-mismatch=sanitizer",
+        "--cfg=corio_tsan",
+    ];
+    for what in [&["--test", "threads"][..], &["--lib", STACKLESS]] {
+        let mut command = sanitized(runner.workspace, "tsan", &flags)?;
+        command
+            .args(what)
+            .args(["--", "--show-output"])
+            .env("TSAN_OPTIONS", suppressions(runner.workspace, "tsan"));
+        watched(runner, &mut command)?;
+    }
+    Ok(())
+}
+
+/// `cargo test` of the runtime with a sanitizer, which the stable compiler takes from who says that
+/// it is known not to be stable. With the target given, build scripts and macros go without it.
+fn sanitized(workspace: &Workspace, name: &str, flags: &[&str]) -> Result<Command> {
+    let mut command = workspace.cargo_apart(name, ["test", "--no-fail-fast", "-p", "corio"]);
+    command
+        .args(["--target", &workspace.host()?])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    Ok(command)
+}
+
+/// Names the runtime's test programs to cargo, less those left out.
+fn name_programs(workspace: &Workspace, without: &[&str], command: &mut Command) -> Result<()> {
+    for path in entries(&workspace.root.join("crates/corio/tests"))? {
+        let is_program =
+            path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
+        let name = path.file_stem().unwrap_or_default();
+        if is_program && !without.iter().any(|left_out| name == *left_out) {
+            command.arg("--test").arg(name);
+        }
+    }
+    Ok(())
+}
+
+fn suppressions(workspace: &Workspace, tool: &str) -> String {
+    let file: PathBuf = workspace.root.join("xtask/suppressions");
+    format!(
+        "suppressions={}",
+        file.join(format!("{tool}.supp")).display()
+    )
+}
+
+/// Runs the tests, and takes a report of the tool for a fault even where all tests passed.
+fn watched(runner: &mut Runner<'_>, command: &mut Command) -> Result<()> {
+    let mut reports = Vec::new();
+    let tally = &mut runner.tally;
+    let ended = child::watch(command, runner.deadline, true, &mut |_, line| {
+        tally.line(line);
+        if let Some(report) = report(line)
+            && !reports.iter().any(|known| known == report)
+        {
+            reports.push(report.to_owned());
+        }
+    })?;
+    if !ended.success() {
+        runner.faults.push(ended.describe("cargo test"));
+    }
+    let more = reports.len().saturating_sub(REPORTS_MAX);
+    reports.truncate(REPORTS_MAX);
+    runner.faults.extend(reports);
+    if more != 0 {
+        runner.faults.push(format!("{more} more reports"));
+    }
+    Ok(())
+}
+
+/// What a line says that begins or sums up a tool's report.
+fn report(line: &str) -> Option<&str> {
+    if let Some(summary) = line.strip_prefix("SUMMARY: ") {
+        return Some(summary);
+    }
+    // Valgrind's lines; those of a trace are indented.
+    let (process, text) = line.strip_prefix("==")?.split_once("== ")?;
+    let is_report = process.bytes().all(|b| b.is_ascii_digit())
+        && text.starts_with(|c: char| c.is_ascii_uppercase())
+        && !text.starts_with("Thread ");
+    is_report.then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_each_tool_are_known() {
+        let summary = "SUMMARY: AddressSanitizer: 32 byte(s) leaked in 2 allocation(s).";
+        assert_eq!(
+            report(summary),
+            Some("AddressSanitizer: 32 byte(s) leaked in 2 allocation(s).")
+        );
+        assert_eq!(
+            report("==17== Invalid write of size 8"),
+            Some("Invalid write of size 8")
+        );
+        assert_eq!(report("==17==    at 0x1: main (a.rs:1)"), None);
+        assert_eq!(report("==17== Thread 2 io:"), None);
+        assert_eq!(report("== asan: ok in 3 s"), None);
+        assert_eq!(report("test a ... ok"), None);
+    }
+
+    #[test]
+    fn programs_are_named_but_those_left_out() {
+        let workspace = Workspace::find().unwrap();
+        let mut command = Command::new("cargo");
+        name_programs(&workspace, NOT_RUN, &mut command).unwrap();
+        let named: Vec<_> = command.get_args().map(|arg| arg.to_owned()).collect();
+        assert!(named.contains(&"net".into()) && named.contains(&"sync".into()));
+        assert!(!named.contains(&"compile_fail".into()));
+    }
+
+    #[test]
+    fn suppressions_are_there() {
+        let workspace = Workspace::find().unwrap();
+        for tool in ["lsan", "tsan", "valgrind"] {
+            let option = suppressions(&workspace, tool);
+            let file = option.strip_prefix("suppressions=").unwrap();
+            assert!(std::path::Path::new(file).is_file(), "{file}");
+        }
+    }
+}
