@@ -40,8 +40,8 @@ pub use coroutine::{
 };
 pub use error::Error;
 pub use schedule::{
-    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, move_to, park,
-    spawn, spawn_local, yield_now,
+    CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, Scope,
+    ScopedJoinHandle, move_to, park, scope, spawn, spawn_local, yield_now,
 };
 pub use stack::{stack_pool, stack_usage};
 

@@ -148,7 +148,7 @@ pub(super) fn leak_detached(co: CoRef) {
 
 /// Asks a coroutine that is not running to unwind, and runs it unless it is queued somewhere, or
 /// nothing can unwind here. A panic of its own is reported by the panic hook and goes no further.
-pub(super) fn cancel_now(co: CoRef) {
+pub(crate) fn cancel_now(co: CoRef) {
     if cfg!(panic = "abort") || co.phase() != Phase::Suspended {
         return;
     }

@@ -23,7 +23,7 @@ use std::rc::Rc;
 pub use home::home;
 
 pub(crate) use control::{Cancel, Cancelled, Phase};
-pub(crate) use home::{Home, Unfinished, of_context as context_home, with_home};
+pub(crate) use home::{Home, Unfinished, cancel_now, of_context as context_home, with_home};
 pub(crate) use switch::{enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;
 
@@ -203,6 +203,7 @@ pub(crate) fn current() -> Option<CoRef> {
 }
 
 /// The running coroutine's number, 0 outside any: who did something, for tracking.
+#[inline]
 pub(crate) fn running_id() -> u64 {
     current().map_or(0, CoRef::id)
 }

@@ -11,6 +11,7 @@ mod io_thread;
 mod named;
 mod packet;
 mod recycle;
+mod scope;
 mod spawn;
 
 use core::panic::Location;
@@ -18,6 +19,8 @@ use core::ptr;
 
 pub use io_thread::{IoThread, IoThreadBuilder};
 pub use named::move_to;
+pub use scope::{Scope, ScopedJoinHandle, scope};
+pub(crate) use spawn::Waiter as Watcher;
 pub use spawn::{JoinError, JoinHandle, LocalJoinHandle, spawn, spawn_local};
 
 use self::inbox::Inbox;
@@ -73,6 +76,7 @@ impl CoWaker {
 
     /// The running coroutine's token, if one runs and it has a context to be woken in.
     #[must_use]
+    #[inline]
     pub fn current() -> Option<Self> {
         coroutine::current()
             .filter(|co| !co.inbox().is_null())

@@ -67,7 +67,7 @@ impl<T> Drop for Unjoined<T> {
 }
 
 /// Who waits for the result.
-enum Waiter {
+pub(crate) enum Waiter {
     Coroutine(CoWaker),
     Thread(Thread),
     Task(Waker),
@@ -194,6 +194,12 @@ impl<T> JoinHandle<T> {
         self.packet.is_done()
     }
 
+    /// Has `waiter` woken at the end, in place of another; false if it has come. Waking one that does
+    /// not wait any more does no harm. The caller has the handle for itself.
+    pub(crate) fn watch(&self, waiter: Waiter) -> bool {
+        self.packet.wait_as(waiter).is_ok()
+    }
+
     /// Asks the coroutine to end: where it is parked, or next parks, it unwinds, destructors and
     /// all, once nothing of it is in flight and no [`CancelMask`](crate::CancelMask) defers it.
     /// One that has not begun never does. Joining it then gives [`JoinError::Cancelled`], or its
@@ -281,6 +287,11 @@ impl<T> LocalJoinHandle<T> {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.packet.is_done()
+    }
+
+    /// As [`JoinHandle::watch`].
+    pub(crate) fn watch(&self, waiter: Waiter) -> bool {
+        self.packet.wait_as(waiter).is_ok()
     }
 
     /// Asks the coroutine to end; see [`JoinHandle::cancel`].
@@ -436,7 +447,7 @@ where
 
 #[cold]
 #[track_caller]
-fn no_stack(error: &Error) -> ! {
+pub(super) fn no_stack(error: &Error) -> ! {
     panic!("no stack for a coroutine: {error}; `Builder` returns this as an error")
 }
 

@@ -7,7 +7,8 @@ mod state;
 
 use self::state::State;
 use super::mutex::MutexGuard;
-use super::record::{Grant, Record};
+use super::record::{Grant, Line, Record};
+use super::select::{InLine, Selectable, Source};
 use super::waiter::{Queued, Waiter};
 
 pub use self::state::Place;
@@ -136,6 +137,12 @@ impl Queue {
         record.granted().unwrap_or(Grant::Own)
     }
 
+    /// For [`select`](super::select()): to be woken, from the back of the line. What wakes it before
+    /// it is in line is lost, as with [`wait`](Self::wait).
+    pub fn on_wake(&self) -> impl Selectable<Output = ()> {
+        InLine::new(OnWake(&self.state))
+    }
+
     /// Wakes whoever has waited longest. False if nobody waits. From anywhere; runs nobody itself.
     #[doc(alias = "qemu_co_queue_next")]
     #[doc(alias = "qemu_co_enter_next")]
@@ -164,5 +171,35 @@ struct PassOn<'a>(&'a State<Waiter>);
 impl Drop for PassOn<'_> {
     fn drop(&mut self) {
         self.0.wake_one();
+    }
+}
+
+struct OnWake<'a>(&'a State<Waiter>);
+
+impl Source<Waiter> for OnWake<'_> {
+    type Record = Record<Waiter>;
+    type Output = ();
+
+    fn look(&self) -> Option<()> {
+        None
+    }
+
+    fn record(&self, waker: &Waiter) -> Record<Waiter> {
+        Record::new(waker.clone(), 1)
+    }
+
+    unsafe fn queue(&self, record: &Record<Waiter>) -> Option<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.queue(record, Place::Back) };
+        None
+    }
+
+    fn granted(&self, record: &Record<Waiter>) -> Option<()> {
+        record.is_granted().then_some(())
+    }
+
+    unsafe fn abandon(&self, record: &Record<Waiter>) {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.abandon(record) };
     }
 }

@@ -65,27 +65,41 @@ const WAITING: u32 = 0;
 const TURN: u32 = 1;
 const OWN: u32 = 2;
 
-/// See the module. Aligned so that a pointer to one has room for three flags.
+/// See the module. Aligned so that a pointer to one has room for three flags. `P` is what the
+/// waiter and its granter pass to each other besides.
 #[derive(Debug)]
 #[repr(align(8))]
-pub(super) struct Record<W> {
-    older: AtomicPtr<Record<W>>,
-    newer: AtomicPtr<Record<W>>,
+pub(super) struct Record<W, P = ()> {
+    older: AtomicPtr<Record<W, P>>,
+    newer: AtomicPtr<Record<W, P>>,
     granted: AtomicU32,
     amount: usize,
     waker: W,
+    payload: P,
 }
 
 impl<W: Wake> Record<W> {
     /// A record of someone who waits for `amount` of what is handed out.
     pub(super) fn new(waker: W, amount: usize) -> Record<W> {
+        Record::with_payload(waker, amount, ())
+    }
+}
+
+impl<W: Wake, P> Record<W, P> {
+    /// As `new`, with something to pass.
+    pub(super) fn with_payload(waker: W, amount: usize, payload: P) -> Record<W, P> {
         Record {
             older: AtomicPtr::new(ptr::null_mut()),
             newer: AtomicPtr::new(ptr::null_mut()),
             granted: AtomicU32::new(WAITING),
             amount,
             waker,
+            payload,
         }
+    }
+
+    pub(super) fn payload(&self) -> &P {
+        &self.payload
     }
 
     /// Whether the waiter has got what it waits for. Then it may go, and sees what the granter did.
@@ -113,7 +127,7 @@ impl<W: Wake> Record<W> {
     }
 
     /// For a chain of records that each know the one before.
-    pub(super) fn set_older(&self, older: *mut Record<W>) {
+    pub(super) fn set_older(&self, older: *mut Record<W, P>) {
         self.older.store(older, Ordering::Relaxed);
     }
 }
@@ -122,7 +136,7 @@ impl<W: Wake> Record<W> {
 ///
 /// # Safety
 /// As [`grant_as`].
-pub(super) unsafe fn grant<W: Wake>(record: *const Record<W>) -> W {
+pub(super) unsafe fn grant<W: Wake, P>(record: *const Record<W, P>) -> W {
     // SAFETY: the caller promises the same.
     unsafe { grant_as(record, Grant::Turn) }
 }
@@ -131,7 +145,7 @@ pub(super) unsafe fn grant<W: Wake>(record: *const Record<W>) -> W {
 ///
 /// # Safety
 /// The caller has just taken `record` out of its list (I3), so that it is alive (I1).
-pub(super) unsafe fn grant_as<W: Wake>(record: *const Record<W>, grant: Grant) -> W {
+pub(super) unsafe fn grant_as<W: Wake, P>(record: *const Record<W, P>, grant: Grant) -> W {
     let granted = match grant {
         Grant::Turn => TURN,
         Grant::Own => OWN,
@@ -145,13 +159,13 @@ pub(super) unsafe fn grant_as<W: Wake>(record: *const Record<W>, grant: Grant) -
 
 /// Records, oldest first. Whoever calls its methods has it for itself (I2).
 #[derive(Debug)]
-pub(super) struct List<W> {
-    oldest: AtomicPtr<Record<W>>,
-    newest: AtomicPtr<Record<W>>,
+pub(super) struct List<W, P = ()> {
+    oldest: AtomicPtr<Record<W, P>>,
+    newest: AtomicPtr<Record<W, P>>,
 }
 
-impl<W: Wake> List<W> {
-    pub(super) fn new() -> List<W> {
+impl<W: Wake, P> List<W, P> {
+    pub(super) fn new() -> List<W, P> {
         List {
             oldest: AtomicPtr::new(ptr::null_mut()),
             newest: AtomicPtr::new(ptr::null_mut()),
@@ -174,7 +188,7 @@ impl<W: Wake> List<W> {
     ///
     /// # Safety
     /// The list is the caller's own (I2); the record is in no list and stays alive (I1).
-    pub(super) unsafe fn push_newest(&self, record: &Record<W>) {
+    pub(super) unsafe fn push_newest(&self, record: &Record<W, P>) {
         let raw = ptr::from_ref(record).cast_mut();
         let older = self.newest.load(Ordering::Relaxed);
         record.older.store(older, Ordering::Relaxed);
@@ -191,7 +205,7 @@ impl<W: Wake> List<W> {
     ///
     /// # Safety
     /// As `push_newest`.
-    pub(super) unsafe fn push_oldest(&self, record: &Record<W>) {
+    pub(super) unsafe fn push_oldest(&self, record: &Record<W, P>) {
         let raw = ptr::from_ref(record).cast_mut();
         let newer = self.oldest.load(Ordering::Relaxed);
         record.newer.store(newer, Ordering::Relaxed);
@@ -208,7 +222,7 @@ impl<W: Wake> List<W> {
     ///
     /// # Safety
     /// As `push_newest`, for each of them.
-    pub(super) unsafe fn append_chain(&self, newest: *mut Record<W>) {
+    pub(super) unsafe fn append_chain(&self, newest: *mut Record<W, P>) {
         if newest.is_null() {
             return; // Else an empty chain would cut off what is queued.
         }
@@ -236,7 +250,7 @@ impl<W: Wake> List<W> {
     ///
     /// # Safety
     /// The list is the caller's own (I2).
-    pub(super) unsafe fn pop_oldest(&self) -> Option<*const Record<W>> {
+    pub(super) unsafe fn pop_oldest(&self) -> Option<*const Record<W, P>> {
         let oldest = self.oldest.load(Ordering::Relaxed);
         // SAFETY: null or a queued record (I1).
         let record = unsafe { oldest.as_ref() }?;
@@ -249,7 +263,7 @@ impl<W: Wake> List<W> {
     ///
     /// # Safety
     /// The list is the caller's own (I2), and the record is in it.
-    pub(super) unsafe fn unlink(&self, record: &Record<W>) {
+    pub(super) unsafe fn unlink(&self, record: &Record<W, P>) {
         let older = record.older.load(Ordering::Relaxed);
         let newer = record.newer.load(Ordering::Relaxed);
         // SAFETY: null or a queued record (I1).
@@ -310,8 +324,13 @@ impl LoomWaker {
         Record::new(LoomWaker::new(), amount)
     }
 
+    /// Blocks the thread until it is woken.
+    pub(super) fn block(&self) {
+        self.0.wait();
+    }
+
     /// Blocks the thread until the record is granted.
-    pub(super) fn wait(record: &Record<LoomWaker>) {
+    pub(super) fn wait<P>(record: &Record<LoomWaker, P>) {
         while !record.is_granted() {
             record.waker.0.wait();
         }

@@ -6,7 +6,8 @@
 #![allow(unsafe_code)]
 
 use super::permits::{PERMITS_MAX, Permits};
-use super::record::Record;
+use super::record::{Line, Record, Wake};
+use super::select::{InLine, Selectable, Source};
 use super::waiter::{Queued, Waiter};
 
 /// A number of permits that coroutines take, use and give back.
@@ -59,12 +60,7 @@ impl Semaphore {
     #[doc(alias = "co_get_from_shres")]
     #[track_caller]
     pub fn acquire(&self, amount: usize) -> Permit<'_> {
-        assert!(
-            amount <= self.total,
-            "{amount} permits of a semaphore that has {} in all: it would wait for ever; ask for \
-             fewer",
-            self.total
-        );
+        self.assert_possible(amount);
         Waiter::check("sync::Semaphore::acquire");
         if !self.permits.try_acquire(amount) {
             self.acquire_waiting(amount);
@@ -84,6 +80,33 @@ impl Semaphore {
             semaphore: self,
             amount,
         })
+    }
+
+    /// For [`select`](super::select()): `amount` permits, first come, first served.
+    ///
+    /// # Panics
+    /// If `amount` is more than there are in all.
+    #[track_caller]
+    pub fn on_permits(&self, amount: usize) -> impl Selectable<Output = Permit<'_>> {
+        self.assert_possible(amount);
+        InLine::new(OnPermits {
+            permits: &self.permits,
+            amount,
+            taken: move || Permit {
+                semaphore: self,
+                amount,
+            },
+        })
+    }
+
+    #[track_caller]
+    fn assert_possible(&self, amount: usize) {
+        assert!(
+            amount <= self.total,
+            "{amount} permits of a semaphore that has {} in all: it would wait for ever; ask for \
+             fewer",
+            self.total
+        );
     }
 
     /// How many permits are free. It may have changed by the time it is known.
@@ -128,5 +151,39 @@ impl Drop for Permit<'_> {
     #[doc(alias = "co_put_to_shres")]
     fn drop(&mut self) {
         self.semaphore.permits.release(self.amount);
+    }
+}
+
+/// `taken` is how what was taken is to be held.
+pub(super) struct OnPermits<'a, W, F> {
+    pub(super) permits: &'a Permits<W>,
+    pub(super) amount: usize,
+    pub(super) taken: F,
+}
+
+impl<W: Wake, P, F: Fn() -> P> Source<W> for OnPermits<'_, W, F> {
+    type Record = Record<W>;
+    type Output = P;
+
+    fn look(&self) -> Option<P> {
+        self.permits.try_acquire(self.amount).then(&self.taken)
+    }
+
+    fn record(&self, waker: &W) -> Record<W> {
+        Record::new(waker.clone(), self.amount)
+    }
+
+    unsafe fn queue(&self, record: &Record<W>) -> Option<P> {
+        // SAFETY: as the caller promises.
+        unsafe { self.permits.acquire_or_queue(record) }.then(&self.taken)
+    }
+
+    fn granted(&self, record: &Record<W>) -> Option<P> {
+        record.is_granted().then(&self.taken)
+    }
+
+    unsafe fn abandon(&self, record: &Record<W>) {
+        // SAFETY: as the caller promises.
+        unsafe { self.permits.abandon(record) };
     }
 }

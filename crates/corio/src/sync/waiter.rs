@@ -11,9 +11,11 @@ use crate::coroutine;
 use crate::schedule::{self, CoWaker};
 use crate::track::{self, Kind};
 
-/// Gets a waiter going again.
+/// Gets a waiter going again. Public only in the bounds of [`Selectable`](super::Selectable), where
+/// nobody else can name it.
 #[derive(Clone, Debug)]
-pub(super) enum Waiter {
+#[allow(unreachable_pub)]
+pub enum Waiter {
     Coroutine {
         token: CoWaker,
         // For tracking.
@@ -29,16 +31,22 @@ impl Waiter {
     /// In a coroutine whose home has no loop, and on a loop's thread outside a coroutine.
     #[track_caller]
     pub(super) fn current(what: &str) -> Waiter {
+        Waiter::possible().unwrap_or_else(|| {
+            let co = schedule::parkable(what);
+            unreachable!("{} can park but has no token", co.describe())
+        })
+    }
+
+    /// As `current`; None where that panics.
+    #[inline]
+    pub(super) fn possible() -> Option<Waiter> {
         match CoWaker::current() {
-            Some(token) => Waiter::Coroutine {
+            Some(token) => Some(Waiter::Coroutine {
                 token,
                 id: coroutine::running_id(),
-            },
-            None if coroutine::in_coroutine() || Local::current().is_some() => {
-                let co = schedule::parkable(what);
-                unreachable!("{} can park but has no token", co.describe())
-            }
-            None => Waiter::Thread(thread::current()),
+            }),
+            None if coroutine::in_coroutine() || Local::current().is_some() => None,
+            None => Some(Waiter::Thread(thread::current())),
         }
     }
 
@@ -54,7 +62,7 @@ impl Waiter {
 
     /// Parks or blocks until `done` says so. A cancellation point for a coroutine: may unwind.
     #[track_caller]
-    fn wait_until(&self, done: impl Fn() -> bool) {
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) {
         while !done() {
             match self {
                 Waiter::Coroutine { .. } => schedule::park(),
