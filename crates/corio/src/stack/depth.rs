@@ -11,8 +11,8 @@
 //! over them. Whether it also went below DEEP, which a second line tells that lies there once the
 //! stack has been that far, decides whether the stack is trimmed to DEEP.
 //!
-//! A frame may jump over a line: a large buffer of which only a part was written. Such a stack keeps
-//! its pages until it moves to the global pool, or its thread next sweeps its own (`pool`).
+//! A frame may jump over a line: a large buffer of which only a part was written. Such a stack
+//! keeps its pages until it moves to the global pool, or its thread next sweeps its own (`pool`).
 
 use core::panic::Location;
 use core::ptr::NonNull;

@@ -14,13 +14,13 @@
 //! What a stack is in, from making it to giving its memory back:
 //!
 //! ```text
-//!            guard        create        end                two batches are full     too many, or not
-//!            installed                                                              wanted any more
-//!   bare -----------> out ------> used ------> thread's pool ----------> warm, global -----------> cold
-//!    ^                 ^                            |                        |                      |
-//!    |                 +----------------------------+------------------------+----------------------+
-//!    |                                          taken again                                         |
-//!    +---------------------------- all of its slab are free: the slab is mapped anew ---------------+
+//!        guard       create      end             two batches are full    too many, or not
+//!        installed                                                        wanted any more
+//!   bare ------> out ------> used ------> thread's pool ------> warm, global ------> cold
+//!    ^            ^                            |                      |               |
+//!    |            +----------------------------+----------------------+---------------+
+//!    |                               taken again                                      |
+//!    +---------------- all of its slab are free: the slab is mapped anew -------------+
 //! ```
 //!
 //! Files: `slab` is the memory, `table` finds slots by their index, `pool` keeps free ones, `depth`
@@ -30,9 +30,10 @@
 //! - I1 A slot is in exactly one place: a thread's pool, the global pool, its slab's sets of free
 //!   ones, or a coroutine's hands.
 //! - I2 Every slot that was given out has a guard below it that faults.
-//! - I3 The pages of a free slot hold nothing that anyone reads again, but for the mark (`depth`).
-//! - I4 Slots are never freed: a wake token may name one by its index for ever, and what it names is
-//!   decided by the generation. Address space that held a stack holds nothing else, ever.
+//! - I3 The pages of a free slot hold nothing that anyone reads again, but for the marks (`depth`),
+//!   and the key in the control block, at which a stale handle may look: they stay readable.
+//! - I4 Slots are never freed: a wake token may name one by its index for ever, and what it names
+//!   is decided by the generation. Address space that held a stack holds nothing else, ever.
 
 #![allow(unsafe_code)] // Raw stack memory; SAFETY comments name the invariants above.
 

@@ -9,9 +9,10 @@
 //!
 //! Guards are of two kinds. MADV_GUARD_INSTALL marks the page table's entries of a region that is
 //! all one mapping. Where the kernel does not have it, or refuses it because memory is locked
-//! (EINVAL), mprotect splits the region at each stack, which costs two mappings a stack: their number
-//! is limited, so that malloc is never starved. A region of the second kind is readable where its
-//! stacks are bare, because a handle of a coroutine that has ended may look at its key there.
+//! (EINVAL), mprotect splits the region at each stack, which costs two mappings a stack: their
+//! number is limited, so that malloc is never starved. A region of the second kind is readable
+//! where its stacks are bare, because a handle of a coroutine that has ended may look at its key
+//! there.
 //!
 //! Invariants, under the global pool's lock
 //! - I1 A stack that is not in `bare` has a guard. One in `bare` or `cold` has no pages, or holds

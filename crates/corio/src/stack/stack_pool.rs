@@ -31,7 +31,8 @@ use crate::error::Error;
 /// needs their place.
 ///
 /// # Errors
-/// [`Error::Parameter`] if the sum is more stacks than there can be, 2^26; nothing has changed then.
+/// [`Error::Parameter`] if the sum is more stacks than there can be, 2^26; nothing has changed
+/// then.
 #[doc(alias = "qemu_coroutine_inc_pool_size")]
 pub fn raise(stacks: usize) -> Result<(), Error> {
     let sum = |limit: usize| limit.checked_add(stacks).filter(|&sum| sum <= POOLED_MAX);

@@ -2,8 +2,8 @@
 //!
 //! Off by default, and then free. While it is on, each coroutine's stack is looked at when it ends,
 //! which costs some microseconds, and the largest use is kept for the place in the program where
-//! the coroutine was made. A test or a pilot run shows with it which entry points need more than the
-//! default of 256 KiB, and which could do with less ([`Builder::stack_size`](crate::Builder)).
+//! the coroutine was made. A test or a pilot run shows with it which entry points need more than
+//! the default of 256 KiB, and which could do with less ([`Builder::stack_size`](crate::Builder)).
 //!
 //! Coroutines that were made before it was turned on are not counted, nor are some that reuse the
 //! stacks of those, once each: it is best turned on before the first. One that is leaked never

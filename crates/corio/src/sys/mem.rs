@@ -189,7 +189,7 @@ pub(crate) unsafe fn dont_need_all(ranges: &[Range]) -> Result<(), Error> {
 /// # Safety
 /// The advice may be given for each range.
 unsafe fn advise_all(ranges: &[Range], advice: libc::c_int, op: &'static str) -> Result<(), Error> {
-    /// The process itself, in a place of a descriptor; one of ours would be of the parent in a child.
+    /// The process itself, in place of a descriptor; one of ours would be of the parent in a child.
     const PIDFD_SELF_THREAD_GROUP: libc::c_long = -10_001;
     const RANGES_MAX: usize = 1024;
     let mut result = Ok(());
