@@ -177,7 +177,7 @@ pub(crate) const JOBS: &[Job] = &[
     job(
         "loom",
         "model checks of the runtime's protocols",
-        17,
+        32,
         models,
     ),
     Job {
