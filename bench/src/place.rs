@@ -29,6 +29,15 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 
+/// Runs a future as a spawned task of a new runtime.
+pub(crate) fn task<F>(future: F) -> F::Output
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    block_on(async { tokio::spawn(future).await.expect("a task panicked") })
+}
+
 /// Runs a future as a spawned task of a `LocalSet` in a new runtime.
 pub(crate) fn local_task<F>(future: F) -> F::Output
 where
@@ -63,5 +72,6 @@ mod tests {
     fn a_task_hands_its_result_out() {
         assert_eq!(super::block_on(async { 1 }), 1);
         assert_eq!(super::local_task(async { 2 }), 2);
+        assert_eq!(super::task(async { 3 }), 3);
     }
 }

@@ -128,6 +128,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ),
     target("coroutine", "spawn_join", "tokio", Limit::AtMost(0.5)),
     target("coroutine", "yield_loop", "tokio", Limit::AtMost(0.5)),
+    target("coroutine", "channel_pingpong", "tokio", Limit::AtMost(0.5)),
     target("coroutine", "suspend_cold", "bare", Limit::AtMost(1.6)),
     target_value("coroutine", "million_kib", "KiB", Limit::AtMost(6.0)),
     target(
@@ -140,6 +141,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target_value("sync", "wake_allocs", "/op", Limit::AtMost(0.0)),
     target_value("sync", "lock_allocs", "/op", Limit::AtMost(0.0)),
     target_value("sync", "lock_wait_allocs", "/op", Limit::AtMost(0.0)),
+    target_value("sync", "channel_allocs", "/op", Limit::AtMost(0.0)),
     target("nbd", "rr4k_qd32_iops", "qemu-nbd", Limit::Below(1.0)),
     target("nbd", "rr4k_qd32_iops", "nbdkit", Limit::Below(1.0)),
     target("nbd", "rr4k_qd32_cpu", "qemu-nbd", Limit::Below(1.0)),

@@ -3,11 +3,12 @@
 //! The event points of [`corio::track`] are compiled in and off: each is a branch, which is in all
 //! of these figures.
 //!
-//! Files: `switch` enters and suspends, `park` parks and wakes, `tasks` is what tokio can do too,
-//! `cold` is coroutines that nobody had before.
+//! Files: `switch` enters and suspends, `park` parks and wakes, `tasks` and `pingpong` are what
+//! tokio can do too, `cold` is coroutines that nobody had before.
 
 pub(crate) mod cold;
 mod park;
+pub(crate) mod pingpong;
 mod switch;
 pub(crate) mod tasks;
 
@@ -59,6 +60,12 @@ const CONTESTS: [Contest; 7] = [
         size: TURNS,
         ours: tasks::ours_yield_loop,
         theirs: &[("tokio", tasks::tokio_yield_loop)],
+    },
+    Contest {
+        name: "channel_pingpong",
+        size: TURNS,
+        ours: pingpong::ours,
+        theirs: &[("tokio", pingpong::tokio)],
     },
 ];
 

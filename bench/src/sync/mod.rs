@@ -7,7 +7,7 @@
 //! Allocations are counted in passes of their own, of the thread that does the exercise, once the
 //! stacks are warm: `spawn_allocs` of starting a coroutine and joining it, `wake_allocs` of waking
 //! one and of its park, `lock_allocs` of an uncontended lock and unlock, and `lock_wait_allocs` of
-//! a lock that has to wait and is handed over.
+//! a lock that has to wait and is handed over, `channel_allocs` of a message there and back.
 //!
 //! Files: `locks` takes and releases what is free, `two_threads` what is not, `wake` is the million
 //! wakes.
@@ -18,7 +18,7 @@ mod wake;
 
 use crate::Plan;
 use crate::contest::{self, Contest, Exercise, SWITCHES, Size};
-use crate::coroutine::tasks;
+use crate::coroutine::{pingpong, tasks};
 use crate::report::Report;
 
 const SUITE: &str = "sync";
@@ -65,7 +65,7 @@ const CONTESTS: [Contest; 4] = [
 ];
 
 /// What is counted, of ours and of a peer's.
-const COUNTED: [(&str, Exercise, (&str, Exercise)); 4] = [
+const COUNTED: [(&str, Exercise, (&str, Exercise)); 5] = [
     (
         "spawn_allocs",
         tasks::ours_spawn_join,
@@ -82,6 +82,7 @@ const COUNTED: [(&str, Exercise, (&str, Exercise)); 4] = [
         locks::ours_handed_over,
         ("tokio", locks::tokio_handed_over),
     ),
+    ("channel_allocs", pingpong::ours, ("tokio", pingpong::tokio)),
 ];
 
 /// Runs the suite.
