@@ -2,7 +2,7 @@
 //!
 //! Ours run in a coroutine of a context, where a lock has to find out who takes it. parking_lot's
 //! run on a plain thread, tokio's in the future of `block_on`. A round is a lock, adding one to
-//! what it protects (for the semaphore, to a counter), and an unlock.
+//! what it protects (for readers and the semaphore, to a counter), and an unlock.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -32,6 +32,54 @@ pub(super) fn parking_lot_mutex(rounds: u32) -> Lap {
     }
     let lap = watch.stop();
     assert_eq!(mutex.into_inner(), rounds);
+    lap
+}
+
+pub(super) fn ours_read(rounds: u32) -> Lap {
+    place::coroutine(move || {
+        let lock = black_box(corio::sync::RwLock::new(Tally::leak()));
+        let watch = Stopwatch::start();
+        for _ in 0..rounds {
+            lock.read().work();
+        }
+        let lap = watch.stop();
+        assert_eq!(lock.into_inner().count(), rounds);
+        lap
+    })
+}
+
+pub(super) fn parking_lot_read(rounds: u32) -> Lap {
+    let lock = black_box(parking_lot::RwLock::new(Tally::leak()));
+    let watch = Stopwatch::start();
+    for _ in 0..rounds {
+        lock.read().work();
+    }
+    let lap = watch.stop();
+    assert_eq!(lock.into_inner().count(), rounds);
+    lap
+}
+
+pub(super) fn ours_write(rounds: u32) -> Lap {
+    place::coroutine(move || {
+        let lock = black_box(corio::sync::RwLock::new(0));
+        let watch = Stopwatch::start();
+        for _ in 0..rounds {
+            *lock.write() += 1;
+        }
+        let lap = watch.stop();
+        assert_eq!(lock.into_inner(), rounds);
+        lap
+    })
+}
+
+pub(super) fn parking_lot_write(rounds: u32) -> Lap {
+    let lock = black_box(parking_lot::RwLock::new(0));
+    let watch = Stopwatch::start();
+    for _ in 0..rounds {
+        *lock.write() += 1;
+    }
+    let lap = watch.stop();
+    assert_eq!(lock.into_inner(), rounds);
     lap
 }
 

@@ -34,12 +34,24 @@ const MILLION: Size = Size {
     repeats: 4,
 };
 
-const CONTESTS: [Contest; 4] = [
+const CONTESTS: [Contest; 6] = [
     Contest {
         name: "mutex_uncontended",
         size: SWITCHES,
         ours: locks::ours_mutex,
         theirs: &[("parking_lot", locks::parking_lot_mutex)],
+    },
+    Contest {
+        name: "rwlock_read_uncontended",
+        size: SWITCHES,
+        ours: locks::ours_read,
+        theirs: &[("parking_lot", locks::parking_lot_read)],
+    },
+    Contest {
+        name: "rwlock_write_uncontended",
+        size: SWITCHES,
+        ours: locks::ours_write,
+        theirs: &[("parking_lot", locks::parking_lot_write)],
     },
     Contest {
         name: "semaphore_uncontended",
