@@ -5,6 +5,16 @@ use std::io;
 /// What the environment refused, with the operation and its errno kept.
 ///
 /// Mistakes of the caller's are not here: they panic, with a message that says what to do.
+///
+/// ```
+/// use corio::{Builder, Error};
+/// corio::home(|| {
+///     let error = Builder::new().stack_size(usize::MAX).create(|| ()).unwrap_err();
+///     assert!(matches!(error, Error::Parameter { name: "stack_size", .. }));
+///     assert_eq!(error.raw_os_error(), Some(22)); // EINVAL
+///     assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::InvalidInput);
+/// });
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

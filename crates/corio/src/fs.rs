@@ -40,6 +40,16 @@ bitflags::bitflags! {
 }
 
 /// What a stretch of a file is.
+///
+/// ```
+/// use corio::fs::{ExtentKind, OpenOptions};
+/// let path = std::env::temp_dir().join(format!("corio-doc-kind-{}", std::process::id()));
+/// let file = OpenOptions::new().read(true).write(true).create(true).open(&path)?;
+/// file.write_all_at(b"data", 0)?;
+/// assert_eq!(file.extent_at(0)?.kind, ExtentKind::Data);
+/// # std::fs::remove_file(path)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentKind {
     /// Something is stored, or the file system cannot tell.
@@ -49,6 +59,24 @@ pub enum ExtentKind {
 }
 
 /// A stretch of a file.
+///
+/// ```
+/// use corio::fs::{ExtentKind, OpenOptions};
+/// let path = std::env::temp_dir().join(format!("corio-doc-extent-{}", std::process::id()));
+/// let file = OpenOptions::new().read(true).write(true).create(true).open(&path)?;
+/// file.write_all_at(b"data", 1 << 20)?; // What lies before it may be a hole.
+/// let (mut at, mut data) = (0, 0);
+/// while at < file.size()? {
+///     let extent = file.extent_at(at)?;
+///     if extent.kind == ExtentKind::Data {
+///         data += extent.len;
+///     }
+///     at += extent.len;
+/// }
+/// assert!(at == (1 << 20) + 4 && data >= 4);
+/// # std::fs::remove_file(path)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Bytes from the offset asked about to the end of the stretch.

@@ -28,6 +28,13 @@ pub(crate) const POLLOUT: u32 = 0x004;
 pub(crate) const ALWAYS: u32 = 0x010 | 0x008;
 
 /// Which conditions a handler waits for.
+///
+/// ```
+/// use corio::context::Interest;
+/// let both = Interest { read: true, ..Interest::WRITE };
+/// assert!(both.read && both.write);
+/// assert_eq!(Interest::default(), Interest { read: false, write: false });
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
     /// Readable, hung up or failed: the read callback runs.
@@ -57,6 +64,27 @@ impl Interest {
 pub(super) type Callback = Box<dyn Fn(Readiness)>;
 
 /// Why a handler runs.
+///
+/// ```
+/// use corio::context::Interest;
+/// use std::{cell::Cell, os::unix::net::UnixStream, rc::Rc};
+/// let context = corio::AioContext::new()?;
+/// context.enter_home(|| {
+///     let (ours, theirs) = UnixStream::pair()?;
+///     let why = Rc::new(Cell::new(None));
+///     let seen = Rc::clone(&why);
+///     let local = context.local().expect("this thread is its home");
+///     let _handler = local.add_handler(ours, Interest::READ, move |why| seen.set(Some(why)))?;
+///     drop(theirs); // Hung up: reading would not wait.
+///     while why.get().is_none() {
+///         context.poll(true)?;
+///     }
+///     let why = why.get().expect("it has run");
+///     assert!(why.read && !why.write);
+///     Ok::<_, std::io::Error>(())
+/// })??;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Readiness {
     /// Readable, hung up or failed.

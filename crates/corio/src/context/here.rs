@@ -137,6 +137,22 @@ impl<'a> LocalContext<'a> {
 
 /// A descriptor that its home watches, and what is watched. Dropping it removes it: its callback is
 /// not called again, and the descriptor may be closed. After the home's end it watches nothing.
+///
+/// ```
+/// use corio::context::Interest;
+/// use std::{io::Write, os::unix::net::UnixStream};
+/// let context = corio::AioContext::new()?;
+/// context.enter_home(|| {
+///     let (ours, theirs) = UnixStream::pair()?;
+///     let local = context.local().expect("this thread is its home");
+///     let handler = local.add_handler(ours, Interest::READ, |_| unreachable!("nothing is sent"))?;
+///     handler.get_ref().write_all(b"the descriptor is used through the handler")?;
+///     drop(handler);
+///     drop(theirs);
+///     Ok::<_, std::io::Error>(())
+/// })??;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "a handler is removed when it is dropped"]
 pub struct Handler<F> {
     // First: the descriptor is let go of before it is closed.

@@ -134,6 +134,15 @@ impl<T: ?Sized> LockCnt<T> {
 
 /// A visitor of a [`LockCnt`], which looks at its value, perhaps beside others and beside whoever
 /// has the lock. It leaves when this is dropped, and never waits for that. May be sent.
+///
+/// ```
+/// use corio::sync::{LockCnt, Visit};
+/// let list = LockCnt::new(vec![1, 2]);
+/// let (first, second) = (list.visit(), list.visit());
+/// assert_eq!(first.iter().sum::<i32>(), 3);
+/// assert!(Visit::leave_and_lock(first).is_none(), "the second one is there still");
+/// assert!(Visit::leave_and_lock(second).is_some());
+/// ```
 #[must_use = "the visit ends when this is dropped"]
 pub struct Visit<'a, T: ?Sized = ()> {
     lock_cnt: &'a LockCnt<T>,
@@ -186,6 +195,15 @@ impl<T: ?Sized> Deref for Visit<'_, T> {
 
 /// The lock of a [`LockCnt`], given up when this is dropped. Visitors may look at the value beside
 /// it. May be sent.
+///
+/// ```
+/// use corio::sync::{LockCnt, LockCntGuard};
+/// let list = LockCnt::new(vec![1]);
+/// let mut guard = list.lock();
+/// LockCntGuard::get_mut(&mut guard).expect("there is no visitor").push(2);
+/// let visit = LockCntGuard::unlock_and_visit(guard);
+/// assert_eq!((visit.len(), list.count()), (2, 1));
+/// ```
 #[must_use = "the lock is given up when the guard is dropped"]
 pub struct LockCntGuard<'a, T: ?Sized = ()> {
     lock_cnt: &'a LockCnt<T>,

@@ -92,6 +92,15 @@ pub(crate) struct Inner {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Makes contexts.
+///
+/// ```
+/// use corio::{AioContext, context::{MonitorChoice, MonitorKind}};
+/// let context = AioContext::builder().name("disk0").monitor(MonitorChoice::Epoll).build()?;
+/// assert_eq!(context.name(), "disk0");
+/// let monitor = context.enter_home(|| context.monitor())?;
+/// assert_eq!(monitor.expect("it has had a home").kind, MonitorKind::Epoll);
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct ContextBuilder {
     name: Option<String>,

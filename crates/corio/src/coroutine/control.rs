@@ -13,6 +13,9 @@
 //!                          taken off |      ^  woken by its home thread
 //!                          its queue |      |
 //!                                    +-- PARKED <--- park (from ENTERED)
+//!
+//!   ENTERED ---move_to---> DEPARTING ---arrives in its new home---> QUEUED
+//!   any but ENTERED ---leaked; dropped before it began---> ENDED
 //! ```
 //!
 //! The key is one word that holds the coroutine's generation and its state, so that whoever has a
@@ -21,8 +24,9 @@
 //! Invariants
 //! - I1 A block is initialised whole when its coroutine is made, and all but its key is not touched
 //!   after the coroutine has ended.
-//! - I2 Only the home thread touches a block. What other threads may know of a coroutine is its
-//!   slot (its word, its inbox). A handle that has outlived its coroutine may read the key while
+//! - I2 Only the home thread touches a block; while a coroutine moves from one thread to another,
+//!   whoever carries it. What other threads may know of a coroutine is its slot (its word, its
+//!   inbox). A handle that has outlived its coroutine may read the key while
 //!   another thread uses the stack: the key is atomic, always at the same place, and no longer of
 //!   the handle's generation.
 //! - I3 `machine` is resumed only by `switch`, and only while the coroutine is not ENTERED.
@@ -63,7 +67,8 @@ pub(super) mod key {
     pub(crate) const QUEUED_WOKE: u64 = QUEUED | WOKE;
     /// Running, or waiting for one that it has entered itself.
     pub(crate) const ENTERED: u64 = 8;
-    /// Not running, and about to leave for another thread, or on its way there.
+    /// Has suspended to leave for another thread, or is on its way there. One that others move
+    /// keeps the state it was in.
     pub(crate) const DEPARTING: u64 = 9;
     /// Its body has returned.
     pub(crate) const ENDED: u64 = 10;

@@ -1,8 +1,8 @@
 //! Stackful, asymmetric coroutines: create, enter, suspend (SPEC section 1).
 //!
-//! A coroutine belongs to the home in which it was made and never leaves that home's thread, so
-//! that its locals need not be `Send` and thread-locals stay valid in it (SPEC C10). This layer
-//! knows no event loop: `schedule` joins the two.
+//! A coroutine belongs to the home in which it was made and in safe code never leaves that home's
+//! thread, so that its locals need not be `Send` and thread-locals stay valid in it (SPEC C10).
+//! This layer knows no event loop: `schedule` joins the two.
 //!
 //! Files: `control` is the control block and its invariants, `machine` what switches stacks, `switch`
 //! the hot paths, `home` the scope, `wake_queue` the order in which the woken run, `overflow` the
@@ -561,6 +561,29 @@ impl Builder {
 /// fn send<T: Send>() {}
 /// send::<corio::Coroutine>();
 /// ```
+///
+/// ```
+/// use std::{cell::RefCell, rc::Rc};
+/// corio::home(|| {
+///     let lines = Rc::new(RefCell::new(Vec::new()));
+///     let writer = corio::Coroutine::new({
+///         let lines = Rc::clone(&lines);
+///         move || {
+///             for line in ["one", "two"] {
+///                 lines.borrow_mut().push(line);
+///                 corio::suspend();
+///             }
+///         }
+///     });
+///     writer.enter();
+///     assert_eq!(*lines.borrow(), ["one"]);
+///     writer.enter();
+///     assert_eq!(*lines.borrow(), ["one", "two"]);
+///     assert!(!writer.is_done() && !writer.is_entered());
+///     drop(writer); // Unwinds its stack, which lets go of the lines.
+///     assert_eq!(Rc::strong_count(&lines), 1);
+/// });
+/// ```
 #[derive(Debug)]
 pub struct Coroutine {
     slot: &'static Slot,
@@ -722,7 +745,7 @@ impl Coroutine {
 
     /// True from being entered until it next suspends or ends, also while it has itself entered
     /// another.
-    #[doc(alias = "qemu_coroutine_entered")]
+    #[doc(alias("qemu_coroutine_entered", "qemu_coroutine_enter_if_inactive"))]
     #[must_use]
     pub fn is_entered(&self) -> bool {
         self.living().is_some_and(|co| co.phase() == Phase::Entered)

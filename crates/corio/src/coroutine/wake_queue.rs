@@ -1,10 +1,15 @@
 //! The wake queue: slots linked through themselves, first in, first out (SPEC C4).
+//!
+//! Invariants
+//! - I1 A slot is in one list at most: it is put there by who has won its wake (stack::word I2), by
+//!   the home thread if no waker queues it (stack::word I6), or by itself, as it departs.
+//! - I2 A queue is of one thread, and so are the homes of all that is in it.
 
 use core::cell::Cell;
 
 use crate::stack::Slot;
 
-/// A list of slots whose wakes have been won (stack::word I2), so that each is in one list only.
+/// See the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct WakeQueue {
     first: Cell<Option<&'static Slot>>,

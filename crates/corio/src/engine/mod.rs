@@ -25,6 +25,15 @@ use crate::context::{AioContext, Local};
 use crate::schedule::IoThreadBuilder;
 
 /// Which engine disk requests use.
+///
+/// ```
+/// use corio::{IoThread, engine::{EngineChoice, EngineKind}};
+/// let io = IoThread::builder().engine(EngineChoice::Threads).spawn()?;
+/// let read = io.context().spawn(|| corio::fs::File::open("Cargo.toml")?.read_at(&mut [0; 16], 0));
+/// assert_eq!(read.join().expect("it does not panic")?, 16);
+/// assert_eq!(io.context().engine().map(|engine| engine.kind), Some(EngineKind::Threads));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineChoice {
@@ -38,6 +47,14 @@ pub enum EngineChoice {
 }
 
 /// Which engine a context uses.
+///
+/// ```
+/// use corio::engine::EngineKind;
+/// let context = corio::AioContext::new()?;
+/// let uses_ring = || context.engine().is_some_and(|engine| engine.kind == EngineKind::IoUring);
+/// assert!(!uses_ring(), "there has been no request yet");
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineKind {
@@ -48,6 +65,16 @@ pub enum EngineKind {
 }
 
 /// What a context's engine is, and why.
+///
+/// ```
+/// let io = corio::IoThread::builder().spawn()?;
+/// let read = io.context().spawn(|| corio::fs::File::open("Cargo.toml")?.sync_data());
+/// read.join().expect("it does not panic")?;
+/// let engine = io.context().engine().expect("there was a request");
+/// println!("requests go by {:?}: {}", engine.kind, engine.reason);
+/// # assert!(!engine.reason.is_empty());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EngineInfo {

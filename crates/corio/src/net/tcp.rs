@@ -45,6 +45,7 @@ use crate::sys;
 /// }).join().unwrap()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias("qemu_co_recv", "qemu_co_recvv", "qemu_co_send", "qemu_co_sendv"))]
 pub struct TcpStream {
     socket: Socket,
 }
@@ -217,6 +218,24 @@ pub struct SendState {
 ///
 /// Several coroutines of one thread may accept; they are served in the order in which they came.
 /// See [`TcpStream`] for an example.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use corio::net::{TcpListener, TcpStream};
+/// let io = corio::IoThread::builder().spawn()?;
+/// io.context().spawn(|| {
+///     let listener = TcpListener::bind("127.0.0.1:0")?;
+///     let mut client = TcpStream::connect(listener.local_addr()?)?;
+///     let (mut server, address) = listener.accept()?;
+///     assert_eq!(address, client.local_addr()?);
+///     server.write_all(b"hello")?;
+///     let mut word = [0; 5];
+///     client.read_exact(&mut word)?;
+///     assert_eq!(&word, b"hello");
+///     Ok::<_, std::io::Error>(())
+/// }).join().expect("it does not panic")?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct TcpListener {
     socket: Socket,
 }

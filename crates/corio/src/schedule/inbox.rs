@@ -6,8 +6,8 @@
 //! without one.
 //!
 //! Invariants
-//! - I1 A slot is pushed once for each wake that was won (stack::word I2), so `Slot::next` has one
-//!   writer.
+//! - I1 A slot is pushed once for each wake that was won (stack::word I2), and by its home thread
+//!   once while no waker queues it (stack::word I6), so `Slot::next` has one writer.
 //! - I2 Whoever turns the list from empty to not empty sees to it that it is run: the home thread by
 //!   a flag of its loop, everyone else by the bottom half, which notifies.
 //! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while

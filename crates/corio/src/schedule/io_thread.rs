@@ -12,6 +12,17 @@ use crate::sys;
 type Setup = Box<dyn FnOnce(&AioContext)>;
 
 /// Makes [`IoThread`]s.
+///
+/// ```
+/// use corio::{IoThread, context::MonitorChoice, engine::EngineChoice};
+/// let io = IoThread::builder()
+///     .name("io0")
+///     .monitor(MonitorChoice::Auto)
+///     .engine(EngineChoice::Auto)
+///     .spawn()?;
+/// assert_eq!(io.context().name(), "io0");
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Default)]
 pub struct IoThreadBuilder {
     name: Option<String>,

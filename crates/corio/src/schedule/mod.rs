@@ -4,6 +4,11 @@
 //! `inbox` is the queue into a home thread, [`CoWaker`] the token that fills it, `park` and its kin
 //! what every wait in the runtime is made of: a wake is a hint, so each wait loops on its own
 //! condition.
+//!
+//! Files: `home` is the scope in which a thread runs a context and its coroutines, `io_thread` a
+//! thread that does so, `spawn` starts and joins, `packet` is what the two sides share and
+//! `recycle` its memory, `scope` is for children that borrow, `named` for coroutines that are
+//! scheduled and moved by name.
 
 mod home;
 mod inbox;

@@ -141,6 +141,21 @@ where
 /// fn send<T: Send>() {}
 /// send::<&corio::Scope<'static, 'static>>();
 /// ```
+///
+/// ```
+/// let io = corio::IoThread::builder().spawn()?;
+/// let halves = io.context().spawn(|| {
+///     let mut blocks = [[0u8; 4]; 2];
+///     corio::scope(|s| {
+///         for (number, block) in (1..).zip(&mut blocks) {
+///             s.spawn(move || block.fill(number));
+///         }
+///     });
+///     blocks
+/// });
+/// assert_eq!(halves.join().unwrap(), [[1; 4], [2; 4]]);
+/// # Ok::<(), corio::Error>(())
+/// ```
 pub struct Scope<'scope, 'env: 'scope> {
     state: State,
     // Invariant in both: a shorter 'scope would let children borrow what is gone before they end.

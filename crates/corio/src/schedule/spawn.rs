@@ -18,6 +18,19 @@ use crate::stack::Slot;
 use crate::track;
 
 /// Why a coroutine gave no result.
+///
+/// ```
+/// use corio::JoinError;
+/// let io = corio::IoThread::builder().spawn()?;
+/// let panicked = io.context().spawn(|| { if true { panic!("out of tea") } }).join();
+/// let Err(JoinError::Panicked(payload)) = panicked else { unreachable!() };
+/// assert_eq!(payload.downcast_ref(), Some(&"out of tea"));
+///
+/// let parked = io.context().spawn(|| loop { corio::park() });
+/// parked.cancel()?;
+/// assert!(matches!(parked.join(), Err(JoinError::Cancelled)));
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {

@@ -113,14 +113,15 @@ pub(crate) fn class_size(wanted: usize) -> Result<usize, Error> {
 pub(crate) struct Slot {
     /// Generation and wake state.
     pub(crate) word: SlotWord,
-    /// Link in an inbox or a wake queue; owned by whoever won [`Wake::Queue`] until the home thread
-    /// takes it off.
+    /// Link in an inbox or a wake queue; owned by whoever won [`Wake::Queue`], or by the home
+    /// thread for what it queues by itself (word I6), until the home thread takes it off.
     pub(crate) next: AtomicPtr<Slot>,
     /// The latest generation whose coroutine was asked to end with a token. Published by the wake
     /// that follows.
     cancel_wanted: AtomicU32,
-    /// Where wakes go. Written by the home thread before the coroutine first parks, read by the
-    /// winner of a wake (stack::word I2, and its acquire). Owner: `schedule`.
+    /// Where wakes go. Written by the home thread before the coroutine first parks there, read by
+    /// the winner of a wake (stack::word I2, and its acquire), and by others as a hint of where it
+    /// runs. Owner: `schedule`.
     pub(crate) inbox: AtomicPtr<()>,
     /// The address above the highest, in units of [`SIZE_MIN`]: 48 bits of address.
     top: u32,

@@ -53,6 +53,16 @@ struct Table {
 }
 
 /// What is known of the coroutines that were made at one place in the program.
+///
+/// ```
+/// use corio::stack_usage;
+/// stack_usage::enable();
+/// corio::home(|| corio::Coroutine::new(|| ()).enter());
+/// let usage = stack_usage::snapshot();
+/// let entry_point = &usage.entry_points[0];
+/// println!("{}: {} of {}", entry_point.location, entry_point.used_max, entry_point.stack_size);
+/// assert_eq!((entry_point.count, &entry_point.name), (1, &None));
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EntryPoint {
@@ -70,6 +80,18 @@ pub struct EntryPoint {
 }
 
 /// The high-water marks at one time.
+///
+/// ```
+/// use corio::stack_usage;
+/// stack_usage::enable();
+/// corio::home(|| {
+///     for _ in 0..3 {
+///         corio::Coroutine::new(|| ()).enter();
+///     }
+/// });
+/// let usage = stack_usage::snapshot();
+/// assert_eq!((usage.entry_points.len(), usage.entry_points[0].count, usage.missed), (1, 3, 0));
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Usage {

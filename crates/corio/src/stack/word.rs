@@ -3,21 +3,26 @@
 //! ```text
 //!            wake: set NOTIFIED             park: consume, go on
 //!   RUNNING ------------------> NOTIFIED ---------------------> RUNNING
-//!      |                                                           ^
-//!      | park                                                      | claim (the home thread, about to enter)
-//!      v        wake: whoever wins queues it                       |
+//!    |   ^                                                         ^
+//!    |   | the home thread: wakes it,                              | claim (the home thread,
+//!    v   | or enters it by hand (I6)                               | about to enter)
 //!   PARKED ---------------------------------> SCHEDULED -----------+
+//!             another thread's wake: whoever wins queues it
+//!
+//!   from any of them: the coroutine ends, RUNNING of the next generation
 //! ```
 //!
 //! Invariants
 //! - I1 The high 32 bits are the generation. They change only when the slot's coroutine ends, by
 //!   the home thread. A token of an older generation therefore never changes a word again.
-//! - I2 Exactly one wake wins PARKED -> SCHEDULED, and the winner queues the slot exactly once.
-//! - I3 Every transition is a read-modify-write, so that a waker that finds SCHEDULED or NOTIFIED
-//!   and does nothing is ordered before the claim or the park that follows, which then sees what
-//!   the waker published.
-//! - I4 A wake is used up by the park that consumes it or the claim that it queued, by nothing
-//!   else: yielding keeps it.
+//! - I2 Exactly one wins a word that is PARKED: a waker, which queues the slot exactly once, or the
+//!   home thread, which enters it or queues it.
+//! - I3 Every transition but the last is a read-modify-write, so that a waker that finds SCHEDULED
+//!   or NOTIFIED and does nothing is ordered before the claim or the park that follows, which then
+//!   sees what the waker published. The end of a generation is a plain store (`retire`): no wake of
+//!   it is of use any more.
+//! - I4 A wake is used up by the park that consumes it or by the entry that it brought about, by
+//!   nothing else: yielding keeps it.
 //! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free
 //!   slot. No waker queues either.
 //! - I6 What the home thread queues by itself (a yield, by name, a wake beside the waker) is RUNNING,

@@ -74,6 +74,11 @@ impl Barrier {
 }
 
 /// What [`Barrier::wait`] tells whoever has passed.
+///
+/// ```
+/// let alone = corio::sync::Barrier::new(1);
+/// assert!(alone.wait().is_leader()); // The last to come, and the first.
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarrierWaitResult {
     is_leader: bool,

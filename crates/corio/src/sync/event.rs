@@ -37,7 +37,7 @@ use super::waiter::{Queued, Waiter};
 /// assert!(ready.is_set());
 /// # Ok::<(), corio::Error>(())
 /// ```
-#[doc(alias = "QemuEvent")]
+#[doc(alias("QemuEvent", "qemu_event_destroy"))]
 pub struct Event {
     state: State<Waiter>,
 }

@@ -199,7 +199,17 @@ fn home_of(slot: Option<&'static Slot>) -> Option<*const ()> {
 /// while the guard is there (forgotten, say), and locking the mutex again in it is reported, as it
 /// would wait for itself. Both are panics. A guard that another coroutine is to drop is taken out
 /// of this by [`hand_on`](Self::hand_on).
+///
+/// ```
+/// let mutex = corio::sync::Mutex::new(vec![1]);
+/// let mut guard = mutex.lock();
+/// guard.push(2);
+/// assert!(mutex.try_lock().is_none());
+/// drop(guard);
+/// assert_eq!(mutex.try_lock().as_deref(), Some(&vec![1, 2]));
+/// ```
 #[must_use = "the mutex is unlocked when the guard is dropped"]
+#[doc(alias("QEMU_LOCK_GUARD", "WITH_QEMU_LOCK_GUARD"))]
 pub struct MutexGuard<'a, T: ?Sized> {
     mutex: &'a Mutex<T>,
     holder: Option<Holder>,

@@ -253,6 +253,13 @@ impl<T: ?Sized> RwLock<T> {
 /// while the guard is there (forgotten, say), which is a panic. Waiting for the lock again in it is
 /// reported where it is seen, as it would wait for itself. A guard that another coroutine is to
 /// drop is taken out of this by [`hand_on`](Self::hand_on).
+///
+/// ```
+/// let lock = corio::sync::RwLock::new(1);
+/// let (first, second) = (lock.read(), lock.read());
+/// assert_eq!(*first + *second, 2);
+/// assert!(lock.try_write().is_none());
+/// ```
 #[must_use = "the lock is given up when the guard is dropped"]
 pub struct ReadGuard<'a, T: ?Sized> {
     lock: &'a RwLock<T>,
@@ -353,6 +360,16 @@ impl<T: ?Sized> Drop for ReadGuard<'_, T> {
 /// ```compile_fail
 /// fn send<T: Send>(_: T) {}
 /// send(corio::sync::RwLock::new(0).write());
+/// ```
+///
+/// ```
+/// use corio::sync::{RwLock, WriteGuard};
+/// let lock = RwLock::new(1);
+/// let mut guard = lock.write();
+/// *guard += 1;
+/// assert!(lock.try_read().is_none());
+/// let guard = WriteGuard::downgrade(guard); // Nobody can have written in between.
+/// assert_eq!((*guard, lock.try_read().as_deref()), (2, Some(&2)));
 /// ```
 #[must_use = "the lock is given up when the guard is dropped"]
 pub struct WriteGuard<'a, T: ?Sized> {

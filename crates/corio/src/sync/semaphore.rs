@@ -24,7 +24,7 @@ use super::waiter::{Queued, Waiter};
 /// drop(permit);
 /// assert_eq!(bytes_in_flight.available(), 4096);
 /// ```
-#[doc(alias = "SharedResource")]
+#[doc(alias("SharedResource", "shres_destroy"))]
 #[derive(Debug)]
 pub struct Semaphore {
     permits: Permits<Waiter>,
@@ -133,6 +133,14 @@ impl Semaphore {
 }
 
 /// Permits of a [`Semaphore`], given back when this is dropped; by any thread.
+///
+/// ```
+/// let semaphore = corio::sync::Semaphore::new(8);
+/// let permit = semaphore.acquire(3);
+/// assert_eq!((permit.amount(), semaphore.available()), (3, 5));
+/// drop(permit);
+/// assert_eq!(semaphore.available(), 8);
+/// ```
 #[derive(Debug)]
 #[must_use = "the permits are given back when the permit is dropped"]
 pub struct Permit<'a> {

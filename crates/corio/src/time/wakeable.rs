@@ -23,6 +23,20 @@ use crate::coroutine;
 use crate::schedule::{self, CoWaker};
 
 /// Why a wakeable sleep ended.
+///
+/// ```
+/// use corio::{context::Clock, time::{Sleep, Slept}};
+/// use std::time::Duration;
+/// let io = corio::IoThread::builder().spawn()?;
+/// let slept = io.context().spawn(|| {
+///     let sleep = Sleep::new();
+///     sleep.wake(); // Kept for the sleep that follows.
+///     let on = |duration| sleep.sleep_on(Clock::Realtime, duration);
+///     [on(Duration::from_secs(3600)), on(Duration::from_millis(1))]
+/// });
+/// assert_eq!(slept.join().unwrap(), [Slept::Woken, Slept::TimeUp]);
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slept {
     /// The clock has reached the deadline.

@@ -93,6 +93,20 @@ impl Kind {
 /// Coroutines, contexts, locks and the like are named by numbers that are unique while the thing
 /// lives; 0 is "none": a thread outside any coroutine, or one that is no context's home. Those of
 /// coroutines, contexts and bottom halves are not used again.
+///
+/// ```
+/// use corio::track::{self, Event};
+/// track::enable();
+/// let id = corio::home(|| {
+///     let co = corio::Coroutine::new(|| ());
+///     co.enter();
+///     co.id().as_u64()
+/// });
+/// track::disable();
+/// let mut records = track::snapshot().into_iter().flat_map(|thread| thread.records);
+/// let is_end = |event| matches!(event, Event::Ended { coroutine, .. } if coroutine == id);
+/// assert!(records.any(|record| is_end(record.event)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

@@ -68,6 +68,17 @@ thread_local! {
 }
 
 /// What one thread recorded.
+///
+/// ```
+/// corio::track::enable();
+/// corio::home(|| corio::Coroutine::new(|| ()).enter());
+/// corio::track::disable();
+/// let mine = std::thread::current().name().unwrap_or_default().to_owned();
+/// for thread in corio::track::snapshot() {
+///     println!("{} of {mine}: {} lost", thread.records.len(), thread.lost);
+///     assert!(thread.thread_id > 0 && thread.records.len() >= 3);
+/// }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ThreadRecords {
@@ -82,6 +93,18 @@ pub struct ThreadRecords {
 }
 
 /// One event and when it was.
+///
+/// ```
+/// corio::track::enable();
+/// corio::home(|| corio::Coroutine::new(|| ()).enter());
+/// corio::track::disable();
+/// for thread in corio::track::snapshot() {
+///     assert!(thread.records.is_sorted_by_key(|record| record.time_ns));
+///     for record in &thread.records {
+///         println!("{} {:?}", record.time_ns, record.event);
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {

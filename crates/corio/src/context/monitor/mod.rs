@@ -13,6 +13,13 @@ use super::local::Local;
 use crate::error::Error;
 
 /// Which monitor to use.
+///
+/// ```
+/// use corio::{IoThread, context::{MonitorChoice, MonitorKind}};
+/// let io = IoThread::builder().monitor(MonitorChoice::Epoll).spawn()?;
+/// assert_eq!(io.context().monitor().expect("it runs").kind, MonitorKind::Epoll);
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MonitorChoice {
@@ -26,6 +33,17 @@ pub enum MonitorChoice {
 }
 
 /// Which monitor a context uses.
+///
+/// ```
+/// use corio::context::MonitorKind;
+/// let io = corio::IoThread::builder().spawn()?;
+/// match io.context().monitor().expect("it runs").kind {
+///     MonitorKind::Epoll => println!("descriptors are watched by epoll"),
+///     MonitorKind::IoUring => println!("descriptors are watched by the context's ring"),
+///     other => println!("descriptors are watched by {other:?}"),
+/// }
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MonitorKind {
@@ -36,6 +54,14 @@ pub enum MonitorKind {
 }
 
 /// What a context's monitor is, and why.
+///
+/// ```
+/// let io = corio::IoThread::builder().name("io0").spawn()?;
+/// let monitor = io.context().monitor().expect("it runs");
+/// println!("io0 waits by {:?}: {}", monitor.kind, monitor.reason);
+/// # assert!(!monitor.reason.is_empty());
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MonitorInfo {

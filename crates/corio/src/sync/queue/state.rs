@@ -3,6 +3,11 @@
 //! Being woken is a grant: a waiter that is cancelled after it was woken has used up a wake that
 //! was meant for somebody who goes on, and passes it to the next. Unless all were woken: then each
 //! got its own, and whoever is in line now came later.
+//!
+//! Invariants, whenever the lock is free
+//! - I1. A record is in the list, or granted, or withdrawn. What was granted as a turn is used by a
+//!   waiter that goes on, or passed to the next in line.
+//! - I2. Who wakes all grants those, and only those, that are in line at that moment.
 
 // Queued records are pointers into other frames: record.rs I1.
 #![allow(unsafe_code)]
@@ -10,12 +15,32 @@
 use crate::sync::record::{Grant, Line, List, Record, Short, Wake, grant_as};
 
 /// Where a waiter is put.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use corio::sync::{Place, Queue};
+/// let io = corio::IoThread::builder().spawn()?;
+/// let (line, order) = (Arc::new(Queue::new()), Arc::new(Mutex::new(Vec::new())));
+/// let waiters = [("first", Place::Back), ("urgent", Place::Front)].map(|(name, place)| {
+///     let (line, order) = (Arc::clone(&line), Arc::clone(&order));
+///     io.context().spawn(move || {
+///         line.wait_after(place, || ());
+///         order.lock().unwrap().push(name);
+///     })
+/// });
+/// let waker = Arc::clone(&line); // Spawned last, it runs last: both are in line by then.
+/// io.context().spawn(move || waker.wake_all()).join().unwrap();
+/// waiters.map(|waiter| waiter.join().unwrap());
+/// assert_eq!(*order.lock().unwrap(), ["urgent", "first"]);
+/// # Ok::<(), corio::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Place {
     /// Behind all that wait.
     #[default]
     Back,
     /// Before all that wait: it is woken next.
+    #[doc(alias = "CO_QUEUE_WAIT_FRONT")]
     Front,
 }
 
