@@ -1,10 +1,16 @@
 //! The job `docs`: what the documents under version control say of the tree is so.
 //!
 //! - Every C name that the runtime and the block layer carry as `#[doc(alias)]` has a row in
-//!   docs/COMPAT.md, and no row names another.
+//!   docs/COMPAT.md, and no row names another, unless it says that there is none in Rust. The Rust
+//!   names of its rows are declared.
+//! - docs/INVARIANTS.md has what the modules have: see `invariants`.
+//! - Public types have examples, and the specification's paragraphs have tests: see `sources`.
 //! - Every dependency of the workspace has a row in docs/adr/0001-dependencies.md, and no row names
 //!   another; and some crate uses it.
 //! - Every relative link in a Markdown file leads to something.
+
+mod invariants;
+mod sources;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,14 +47,9 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Findings> {
     let root = &workspace.root;
     let mut findings = Findings::default();
 
-    let mut names = BTreeSet::new();
-    for sources in ["crates/corio/src", "crates/corio-block/src"] {
-        for path in files_below(&root.join(sources), "rs")? {
-            names.extend(aliases(&read(&path)?));
-        }
-    }
-    let document = "docs/COMPAT.md";
-    findings.compare(document, &names, &rows(&read(&root.join(document))?));
+    c_names(root, &mut findings)?;
+    invariants::check(workspace, &mut findings)?;
+    sources::check(workspace, &mut findings)?;
 
     let dependencies = external(&read(&root.join("Cargo.toml"))?);
     let document = "docs/adr/0001-dependencies.md";
@@ -73,6 +74,45 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Findings> {
         }
     }
     Ok(findings)
+}
+
+/// Checks docs/COMPAT.md.
+fn c_names(root: &Path, findings: &mut Findings) -> Result<()> {
+    let mut names = BTreeSet::new();
+    let mut sources = Vec::new();
+    for dir in ["crates/corio/src", "crates/corio-block/src"] {
+        for path in files_below(&root.join(dir), "rs")? {
+            let text = read(&path)?;
+            names.extend(aliases(&text));
+            sources.push(text);
+        }
+    }
+    let document = "docs/COMPAT.md";
+    let text = read(&root.join(document))?;
+    let (without, with): (Vec<_>, Vec<_>) = text.lines().partition(|line| is_without(line));
+    findings.compare(document, &names, &rows(&with.join("\n")));
+    let without = rows(&without.join("\n"));
+    findings.seen += u64::try_from(without.len()).unwrap_or(u64::MAX);
+    for name in without.intersection(&names) {
+        findings.faults.push(format!(
+            "{document} says that nothing is called {name}, but something is"
+        ));
+    }
+    for name in sources::undeclared(&text, &sources) {
+        findings
+            .faults
+            .push(format!("{document} names {name}, which is not declared"));
+    }
+    Ok(())
+}
+
+/// A row that says there is nothing in Rust by that name.
+fn is_without(line: &str) -> bool {
+    line.starts_with('|')
+        && line
+            .split('|')
+            .nth(2)
+            .is_some_and(|cell| cell.trim() == "none")
 }
 
 /// The names in `#[doc(alias = "x")]` and `#[doc(alias("x", "y"))]`.

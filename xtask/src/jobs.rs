@@ -119,14 +119,14 @@ pub(crate) const JOBS: &[Job] = &[
     },
     Job {
         unit: Unit::References,
-        ..job("docs", "the documents name what is there", 85, check_docs)
+        ..job("docs", "the documents name what is there", 570, check_docs)
     },
     Job {
         unit: Unit::Targets,
         // Less the two of the fuzz crate, which is left out where there is no C++ compiler.
         ..job("clippy", "clippy has nothing to say", 32, clippy)
     },
-    job("xtask", "tests of these commands", 50, |r| {
+    job("xtask", "tests of these commands", 66, |r| {
         r.test(&["-p", "xtask"])
     }),
     job("bench", "tests of the bench program", 50, |r| {
@@ -150,7 +150,7 @@ pub(crate) const JOBS: &[Job] = &[
     job(
         "doctest",
         "examples in the documentation and the README",
-        47,
+        115,
         doctest,
     ),
     Job {
