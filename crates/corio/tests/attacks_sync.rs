@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::panic::{catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, LazyLock, mpsc};
 use std::time::Duration;
 
 use corio::sync::{Event, OneOf, RwLock, Semaphore, channel, select};
@@ -222,17 +222,21 @@ fn results_and_handles_in_a_circle_touch_nothing_that_is_gone() {
                 let frame = [7u8; 64];
                 let total = scope(|s| {
                     let cell = Rc::new(RefCell::new(None));
-                    // A child's result has the child's own handle in it: never dropped.
+                    // A child's result has the child's own handle in it.
                     let child = s.spawn({
                         let (cell, frame) = (Rc::clone(&cell), &frame);
                         move || (cell, frame)
                     });
                     *cell.borrow_mut() = Some(Box::new(child) as Box<dyn std::fmt::Debug>);
                     // A child that outlives the closure, with a handle of one that does, too.
-                    let slow = s.spawn(|| {
-                        corio::yield_now();
-                        corio::yield_now();
-                        frame[0]
+                    let slow = s.spawn({
+                        let frame = &frame;
+                        move || {
+                            corio::yield_now();
+                            corio::yield_now();
+                            drop(cell.take()); // The circle, which nobody else holds any more.
+                            frame[0]
+                        }
                     });
                     s.spawn(move || assert_eq!(slow.join().unwrap(), 7));
                     frame[1]
@@ -273,8 +277,9 @@ fn messages_whose_destructors_use_their_own_channel_find_it_free() {
 // SPEC L5, L2
 #[test]
 fn guards_and_permits_of_a_home_that_has_ended_go_back_wherever_they_are_dropped() {
-    let lock: &'static RwLock<u32> = Box::leak(Box::new(RwLock::new(1)));
-    let permits: &'static Semaphore = Box::leak(Box::new(Semaphore::new(2)));
+    static LOCK: LazyLock<RwLock<u32>> = LazyLock::new(|| RwLock::new(1));
+    static PERMITS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(2));
+    let (lock, permits) = (&*LOCK, &*PERMITS);
     let kept = Rc::new(RefCell::new(None));
     at_home(|context| {
         let kept = Rc::clone(&kept);
