@@ -362,8 +362,14 @@ fn take_cancel(block: &ControlBlock, uninterruptible: bool, may_unwind: bool) {
 /// Unwinds the running coroutine if it has been asked to end, without suspending it otherwise.
 /// Outside a coroutine it does nothing.
 pub(crate) fn cancellation_point() {
+    cancellation_point_if(true);
+}
+
+/// The same; without `may_unwind` the caller knows that the running coroutine does not unwind,
+/// though others of the thread may.
+pub(crate) fn cancellation_point_if(may_unwind: bool) {
     if let Some(block) = switch::running() {
-        take_cancel(block, false, true);
+        take_cancel(block, false, may_unwind);
     }
 }
 

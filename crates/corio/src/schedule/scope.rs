@@ -29,6 +29,7 @@ use core::panic::Location;
 use core::ptr::{self, NonNull};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::thread::panicking;
 
 use super::inbox::Inbox;
 use super::spawn::no_stack;
@@ -113,7 +114,10 @@ where
     if result.is_err() {
         scope.state.cancel();
     }
-    let mut cancelled = scope.state.wait(parent);
+    let Waited {
+        mut cancelled,
+        may_unwind,
+    } = scope.state.wait(parent);
     let result = result.unwrap_or_else(|payload| resume_unwind(payload));
     if scope.state.lost.get() != 0 {
         // The home ends. Its next victim must not go on as if its children had done their work.
@@ -121,7 +125,7 @@ where
         cancelled = true;
     }
     if cancelled {
-        coroutine::cancellation_point();
+        coroutine::cancellation_point_if(may_unwind);
     }
     let (failed, lost) = (scope.state.failed.get(), scope.state.lost.get());
     assert!(
@@ -129,7 +133,7 @@ where
         "{failed} of the scope's coroutines panicked, and nobody joined them"
     );
     assert!(
-        lost == 0 || std::thread::panicking(), // Else a mask defers what was to unwind it.
+        lost == 0 || may_unwind, // Else a mask defers what was to unwind it.
         "{lost} of the scope's coroutines were cancelled as their home ends, and nobody joined them"
     );
     result
@@ -179,14 +183,23 @@ struct State {
     newest: Cell<*const Node>,
 }
 
+/// What came of a parent's wait.
+struct Waited {
+    /// Its children were cancelled with it, so it is to unwind.
+    cancelled: bool,
+    /// The thread unwinds, perhaps the parent. If not, others of the thread do not matter.
+    may_unwind: bool,
+}
+
 impl State {
-    /// Parks the parent until no child runs. True: it is to unwind, as it was asked to end. Raises
-    /// nothing itself (I1).
-    fn wait(&self, parent: CoRef) -> bool {
+    /// Parks the parent until no child runs. Raises nothing itself (I1).
+    fn wait(&self, parent: CoRef) -> Waited {
         let mut cancelled = false;
+        let mut may_unwind = panicking();
         while self.running.get() != 0 {
+            may_unwind &= panicking();
             // Not while it unwinds already: then its children run to their end, as all it waits for.
-            if !cancelled && parent.is_cancelled() && !parent.is_unwinding() {
+            if !cancelled && parent.is_cancelled() && !parent.is_unwinding() && !may_unwind {
                 cancelled = true;
                 self.cancel();
                 continue; // They may have ended.
@@ -195,7 +208,10 @@ impl State {
             park_uninterruptible();
             self.waiting.set(false);
         }
-        cancelled
+        Waited {
+            cancelled,
+            may_unwind: may_unwind && panicking(),
+        }
     }
 
     /// Asks every child to end, newest first, those that have begun at once.

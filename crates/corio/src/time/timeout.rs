@@ -45,8 +45,8 @@ impl From<Elapsed> for std::io::Error {
 /// had been up. A home that ends cancels both.
 ///
 /// # Errors
-/// [`Elapsed`]: the time was up. Also in a destructor that runs while the home ends, where nothing
-/// can be started any more.
+/// [`Elapsed`]: the time was up. Also while the home ends, where nothing can be started any more, in
+/// a destructor and behind a [`CancelMask`](crate::CancelMask).
 ///
 /// # Panics
 /// With `f`'s panic, if it comes in time; one that comes later is reported in the log. Outside a
@@ -90,10 +90,11 @@ where
         Err(error @ JoinError::NoStack(_)) => panic!("time::timeout: {error}"),
         Err(JoinError::Cancelled | JoinError::Leaked) => {
             // The home ends, as nobody else cancels it, and its caller is next.
-            while !caller.must_not_wait() {
-                schedule::park();
+            if coroutine::can_cancel().is_ok() {
+                caller.request_cancel();
+                coroutine::cancellation_point();
             }
-            Err(Elapsed)
+            Err(Elapsed) // It unwinds already, or a mask defers that.
         }
     }
 }

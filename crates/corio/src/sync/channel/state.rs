@@ -305,36 +305,40 @@ impl<W: Wake, T> State<W, T> {
         self.inner.with(|inner| inner.reserve())
     }
 
-    /// Gives a reserved place back.
+    /// Gives a reserved place back, and to who waits for it.
     pub(super) fn unreserve(&self) {
-        self.inner.with(|inner| inner.reserved -= 1);
-        self.serve();
+        // In one go: else one that comes now takes the place from who is in line (I3).
+        let served = self.inner.with(|inner| {
+            inner.reserved -= 1;
+            // A message that is sent now would stay for as long as there are senders.
+            let (first, receiver) = (!inner.receiver_gone).then(|| inner.serve_one())??;
+            // If it went to the receiver, its place is the next one's.
+            let next = receiver.is_some().then(|| inner.serve_one()).flatten();
+            Some((first, receiver, next.map(|(sender, _)| sender)))
+        });
+        if let Some((first, receiver, next)) = served {
+            first.wake();
+            wake(receiver);
+            wake(next);
+        }
     }
 
     /// Sends into a reserved place, which is used up. `Closed`: the message is left there.
     pub(super) fn send_reserved(&self, message: &mut Option<T>) -> Attempt {
-        let (attempt, receiver) = self.inner.with(|inner| {
+        let (attempt, receiver, next) = self.inner.with(|inner| {
             inner.reserved -= 1;
             if inner.receiver_gone {
-                return (Attempt::Closed, None);
+                return (Attempt::Closed, None, None);
             }
             // Not `offer`: the place is there, though one more may be taken than there are (I2).
             let receiver = message.take().and_then(|message| inner.deliver(message));
-            (Attempt::Done, receiver)
+            // If it went to the receiver, the place was not needed.
+            let next = receiver.is_some().then(|| inner.serve_one()).flatten();
+            (Attempt::Done, receiver, next.map(|(sender, _)| sender))
         });
-        if receiver.is_some() {
-            wake(receiver);
-            self.serve(); // The place was not needed.
-        }
+        wake(receiver);
+        wake(next);
         attempt
-    }
-
-    /// Gives free places to who waits for them.
-    fn serve(&self) {
-        while let Some((sender, receiver)) = self.inner.with(Inner::serve_one) {
-            sender.wake();
-            wake(receiver);
-        }
     }
 
     /// Takes the oldest message. Only the receiver.

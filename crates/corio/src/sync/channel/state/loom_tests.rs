@@ -153,3 +153,44 @@ fn loom_senders_learn_that_the_receiver_goes() {
         assert!(!send(&channel, 3));
     });
 }
+
+/// SPEC L5, L7: a place that is given back is whose turn it is, whoever comes at that moment.
+#[test]
+fn loom_a_place_given_back_is_taken_from_nobody_in_line() {
+    model::check(3, || {
+        let channel = Arc::new(LoomState::new(1));
+        assert_eq!(channel.try_reserve(), Attempt::Done);
+        let first = sending(LoomWaker::new(), 1);
+        // SAFETY: granted below, and asserted to be.
+        assert_eq!(unsafe { channel.place_or_queue(&first) }, Attempt::Waits);
+        let late = {
+            let channel = Arc::clone(&channel);
+            loom::thread::spawn(move || channel.try_send(&mut Some(2)))
+        };
+        channel.unreserve();
+        assert!(first.is_granted());
+        assert_eq!(late.join().unwrap(), Attempt::Waits);
+        assert_eq!(receive(&channel), Some(1));
+    });
+}
+
+/// SPEC L5, L7: what is not received does not stay once the receiver has gone.
+#[test]
+fn loom_a_place_given_back_as_the_receiver_goes_takes_no_message_in() {
+    model::check(3, || {
+        let channel = Arc::new(LoomState::new(1));
+        assert_eq!(channel.try_reserve(), Attempt::Done);
+        let sender = {
+            let channel = Arc::clone(&channel);
+            loom::thread::spawn(move || send(&channel, 1))
+        };
+        let room = {
+            let channel = Arc::clone(&channel);
+            loom::thread::spawn(move || channel.unreserve())
+        };
+        channel.close();
+        sender.join().unwrap();
+        room.join().unwrap();
+        assert!(channel.inner.with(|inner| inner.ring.is_empty()));
+    });
+}
