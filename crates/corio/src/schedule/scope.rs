@@ -198,7 +198,8 @@ impl State {
         let mut may_unwind = panicking();
         while self.running.get() != 0 {
             may_unwind &= panicking();
-            // Not while it unwinds already: then its children run to their end, as all it waits for.
+            // Not while it unwinds already: then its children run to their end, as all that it
+            // waits for.
             if !cancelled && parent.is_cancelled() && !parent.is_unwinding() && !may_unwind {
                 cancelled = true;
                 self.cancel();

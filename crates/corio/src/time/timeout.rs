@@ -45,8 +45,8 @@ impl From<Elapsed> for std::io::Error {
 /// had been up. A home that ends cancels both.
 ///
 /// # Errors
-/// [`Elapsed`]: the time was up. Also while the home ends, where nothing can be started any more, in
-/// a destructor and behind a [`CancelMask`](crate::CancelMask).
+/// [`Elapsed`]: the time was up. Also while the home ends, where nothing can be started any more,
+/// in a destructor and behind a [`CancelMask`](crate::CancelMask).
 ///
 /// # Panics
 /// With `f`'s panic, if it comes in time; one that comes later is reported in the log. Outside a
