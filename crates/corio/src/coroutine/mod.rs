@@ -445,23 +445,37 @@ pub(crate) fn can_cancel() -> Result<(), Error> {
 /// ```
 #[derive(Debug)]
 #[must_use = "the coroutine can be cancelled again once this is dropped"]
-pub struct CancelMask(Option<CoRef>);
+pub struct CancelMask {
+    /// A mask may outlive its coroutine, so it has no `CoRef`.
+    of: Option<(&'static Slot, u32)>,
+    /// Tied to its thread.
+    not_send: PhantomData<*const ()>,
+}
 
 /// Keeps the running coroutine from being cancelled until what it returns is dropped (SPEC C12).
 /// Masks nest. Outside a coroutine it does nothing. Any thread; never suspends.
+///
+/// A destructor that waits is a cancellation point, too, where it does not run because its
+/// coroutine unwinds: one that must do what it waits for takes a mask first.
 pub fn mask_cancel() -> CancelMask {
-    let co = current();
-    if let Some(co) = co {
+    let of = current().map(|co| {
         let masks = &co.block().hot.cancel_masks;
         masks.set(masks.get() + 1);
+        (co.slot(), co.generation())
+    });
+    CancelMask {
+        of,
+        not_send: PhantomData,
     }
-    CancelMask(co)
 }
 
 impl Drop for CancelMask {
     fn drop(&mut self) {
-        if let Some(co) = self.0 {
-            let masks = &co.block().hot.cancel_masks;
+        if let Some((slot, generation)) = self.of
+            // Else its coroutine has ended, and another may have the slot.
+            && slot.word.generation() == generation
+        {
+            let masks = &of_slot(slot).block().hot.cancel_masks;
             masks.set(masks.get() - 1);
         }
     }
