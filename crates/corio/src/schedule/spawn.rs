@@ -325,11 +325,23 @@ impl<T> core::fmt::Debug for LocalJoinHandle<T> {
     }
 }
 
+/// What a coroutine runs, and who is told of it. If it never begins, `f` is dropped first: whoever
+/// has joined a coroutine finds that all it had captured is dropped.
+struct Work<T, F> {
+    f: F,
+    finisher: Finisher<T>,
+}
+
+impl<T, F: FnOnce() -> T> Work<T, F> {
+    fn run(self) {
+        self.finisher.run(self.f);
+    }
+}
+
 /// A coroutine that is to be spawned: how, for whom, and from where.
 struct Spawn<T, F> {
     how: Builder,
-    finisher: Finisher<T>,
-    f: F,
+    work: Work<T, F>,
     at: &'static Location<'static>,
     /// Who asked for it on another thread, for tracking; 0: whoever runs on this one.
     by: u64,
@@ -341,8 +353,10 @@ impl<T: 'static, F: FnOnce() -> T + 'static> Spawn<T, F> {
         let (ours, theirs) = Shared::pair();
         let spawn = Self {
             how,
-            finisher: Finisher(ours),
-            f,
+            work: Work {
+                f,
+                finisher: Finisher(ours),
+            },
             at: Location::caller(),
             by: 0,
         };
@@ -367,20 +381,18 @@ impl<T: 'static, F: FnOnce() -> T + 'static> Spawn<T, F> {
         };
         match self.how.reserve_stack() {
             Ok(stack) => self.start_on(home, stack),
-            Err(error) => self.finisher.0.end(Err(JoinError::NoStack(error))),
+            Err(error) => {
+                let Work { f, finisher } = self.work;
+                drop(f);
+                finisher.0.end(Err(JoinError::NoStack(error)));
+            }
         }
     }
 
     fn start_on(self, home: &Home, stack: &'static Slot) {
-        let Self {
-            how,
-            finisher,
-            f,
-            at,
-            by,
-        } = self;
-        let packet = finisher.0.as_ptr();
-        let co = coroutine::create_on(home, stack, how, at, move || finisher.run(f));
+        let Self { how, work, at, by } = self;
+        let packet = work.finisher.0.as_ptr();
+        let co = coroutine::create_on(home, stack, how, at, move || work.run());
         #[allow(unsafe_code)] // Pointers to what the coroutine's own frame keeps.
         // SAFETY: the finisher, which is in the coroutine's closure or frame, has a share of the
         // packet until `run` has forgotten it or the coroutine has ended; a frame that is leaked
