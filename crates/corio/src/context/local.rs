@@ -18,7 +18,7 @@ use super::monitor::Monitor;
 use super::ring::ContextRing;
 use super::{AioContext, timer};
 use crate::error::Error;
-use crate::{tls, track};
+use crate::{coroutine, tls, track};
 
 /// Turns that may go by without looking at the descriptors while there is other work.
 const SKIPPED_TURNS_MAX: u32 = 61;
@@ -223,6 +223,9 @@ impl Local {
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
         let mut result = Ok(());
+        if let Some(home) = coroutine::context_home() {
+            home.ask_refused(); // Before it waits: they could be what ends the wait.
+        }
         if !(blocking && self.may_skip_monitor()) {
             result = self.wait(blocking);
         }

@@ -46,6 +46,8 @@ pub(crate) struct Home {
     inbox: *const (),
     /// True once nothing shall be spawned here any more.
     closing: Cell<bool>,
+    /// True once somebody here was asked to end and could not, because the thread unwound.
+    refused: Cell<bool>,
 }
 
 impl Home {
@@ -116,6 +118,31 @@ impl Home {
                 Phase::Created if queued_too || !co.is_queued() => switch::discard(co),
                 Phase::Suspended => cancel_now(co),
                 Phase::Created | Phase::Entered | Phase::Ended => {}
+            }
+        }
+    }
+
+    /// One that lives here was asked to end while the thread unwound.
+    pub(super) fn note_refusal(&self) {
+        self.refused.set(true);
+    }
+
+    /// Asks those again that were asked to end while the thread unwound, once it does not: nobody
+    /// else would wake them. Its thread, outside any coroutine.
+    #[inline]
+    pub(crate) fn ask_refused(&self) {
+        if self.refused.get() && !thread::panicking() {
+            self.ask_refused_now();
+        }
+    }
+
+    #[cold]
+    fn ask_refused_now(&self) {
+        self.refused.set(false);
+        for (slot, generation) in self.snapshot() {
+            // Here it may have been retired by those before it.
+            if slot.word.generation() == generation && of_slot(slot).is_cancel_due() {
+                cancel_now(of_slot(slot));
             }
         }
     }
@@ -299,6 +326,7 @@ pub(crate) fn with_home<R>(
         outer: state.home.get(),
         inbox,
         closing: Cell::new(false),
+        refused: Cell::new(false),
     };
     let _overflows = home.outer.is_null().then(overflow::watch);
     state.home.set(ptr::from_ref(&home).cast());

@@ -156,6 +156,11 @@ impl CoRef {
         self.block().hot.cancel.get() != Cancel::None && self.block().hot.cancel_masks.get() == 0
     }
 
+    /// True while it is asked to end, no mask defers it, and it has not begun to unwind.
+    fn is_cancel_due(self) -> bool {
+        self.block().hot.cancel.get() == Cancel::Requested && self.is_cancelled()
+    }
+
     /// True while it is asked to end, and cannot be made to because something on this thread
     /// unwinds, perhaps itself: then it must not wait for what may never come.
     pub(crate) fn must_not_wait(self) -> bool {

@@ -399,10 +399,14 @@ pub(super) fn running<'a>() -> Option<&'a ControlBlock> {
 /// run.
 ///
 /// Returns, and leaves it asked, while the thread unwinds, unless the coroutine is known not to be
-/// the one that does: if its own destructor waits here, a second panic would abort the process.
+/// the one that does: if its own destructor waits here, a second panic would abort the process. The
+/// home asks it again afterwards.
 #[cold]
 pub(super) fn raise_cancel(block: &ControlBlock, may_unwind: bool) {
     if may_unwind && std::thread::panicking() {
+        // SAFETY: home I1: it runs, so it is in its home's list, and the home is there.
+        let home: &Home = unsafe { &*block.home.get() };
+        home.note_refusal();
         return;
     }
     block.hot.cancel.set(Cancel::Raised);
