@@ -67,8 +67,8 @@ fn a_destructor_that_parks_runs_to_its_end() {
     still_runs(&io);
 }
 
-// SPEC C9, C12: of a closure that never ran it parks in no coroutine, which is misuse, and its panic
-// goes no further.
+// SPEC C9, C12: of a closure that never ran it parks in no coroutine, which is misuse, and its
+// panic goes no further.
 #[test]
 fn a_destructor_of_what_never_ran_that_parks_or_panics_harms_nobody() {
     let io = io();
@@ -110,8 +110,8 @@ fn a_destructor_that_panics_is_the_joiners() {
     still_runs(&io);
 }
 
-// SPEC section 7, C12: while a cancellation unwinds it aborts, as by Rust's own rules: it never goes
-// on half unwound.
+// SPEC section 7, C12: while a cancellation unwinds it aborts, as by Rust's own rules: it never
+// goes on half unwound.
 #[test]
 fn a_destructor_that_panics_while_it_is_cancelled_aborts() {
     const NAME: &str = "destructors::a_destructor_that_panics_while_it_is_cancelled_aborts";
@@ -134,8 +134,8 @@ fn a_destructor_that_panics_while_it_is_cancelled_aborts() {
     std::process::exit(0);
 }
 
-// SPEC C12: what it catches is its own: the cancellation goes on, and is not raised a second time in
-// it.
+// SPEC C12: what it catches is its own: the cancellation goes on, and is not raised a second time
+// in it.
 #[test]
 fn a_destructor_that_catches_keeps_no_cancellation() {
     let io = io();

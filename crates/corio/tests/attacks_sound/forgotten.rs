@@ -198,8 +198,8 @@ fn a_forgotten_guard_is_charged_to_nobody_else() {
     });
 }
 
-// SPEC L5, C12: an end of a channel that is forgotten never closes it, and a place that is forgotten
-// is never filled; who waits for them can be cancelled.
+// SPEC L5, C12: an end of a channel that is forgotten never closes it, and a place that is
+// forgotten is never filled; who waits for them can be cancelled.
 #[test]
 fn forgotten_ends_and_places_of_a_channel_leave_its_waiters_cancellable() {
     let io = io();
@@ -270,8 +270,8 @@ fn a_forgotten_handler_runs_until_its_home_ends() {
     assert_eq!(calls.get(), before);
 }
 
-// SPEC A2, A3, T2, B1: they run once more, if they were to, in this home or the next, and keep their
-// context.
+// SPEC A2, A3, T2, B1: they run once more, if they were to, in this home or the next, and keep
+// their context.
 #[test]
 fn forgotten_timers_and_bottom_halves_keep_their_context() {
     let context = AioContext::new().unwrap();

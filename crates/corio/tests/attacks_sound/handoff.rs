@@ -131,8 +131,8 @@ fn check(scene: &Arc<Scene>, handles: Vec<JoinHandle<()>>, step: Step, manner: M
     assert!(scene.mutex.try_lock().is_some(), "{what}: nobody has it");
 }
 
-// SPEC L1, C12: by another thread, which also unlocks; the victim's own thread is busy meanwhile, so
-// that it is granted the mutex and does not know.
+// SPEC L1, C12: by another thread, which also unlocks; the victim's own thread is busy meanwhile,
+// so that it is granted the mutex and does not know.
 #[test]
 fn a_waiter_cancelled_by_another_thread_passes_the_mutex_on() {
     let ios = [io(), io()];

@@ -1,6 +1,6 @@
 //! Programs that try to break the runtime's soundness from safe code: frames that outlive what they
-//! borrow, destructors that park, panic and catch, handles that are forgotten, wakers that are fired
-//! when nobody expects them, and waiters that are cancelled at every step of a hand-off.
+//! borrow, destructors that park, panic and catch, handles that are forgotten, wakers that are
+//! fired when nobody expects them, and waiters that are cancelled at every step of a hand-off.
 
 mod charged;
 mod destructors;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use corio::context::MonitorChoice;
-use corio::engine::EngineChoice;
+use corio::engine::{EngineChoice, EngineKind};
 use corio::fs::File;
 use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError};
 
@@ -206,16 +206,28 @@ fn a_reader_that_is_woken_stays_until_its_read_is_done() {
     }
 }
 
-// SPEC E5, S7, C12: in the middle of it for sure: a read from a pipe that has nothing, and a worker
-// that has the buffer and waits.
+/// Whether a context that was to use a ring does.
+fn has_ring(io: &IoThread) -> bool {
+    let chooses = io.context().spawn(|| {
+        let file = File::from(OwnedFd::from(tempfile::tempfile().unwrap()));
+        file.read_at(&mut [0; 1], 0).unwrap()
+    });
+    chooses.join().unwrap();
+    io.context().engine().unwrap().kind == EngineKind::IoUring
+}
+
+// SPEC E5, S7: in the middle of it for sure: a read from a pipe that has nothing.
 #[test]
-fn a_buffer_in_flight_stays_while_its_owner_is_woken_and_cancelled() {
+fn a_buffer_that_the_kernel_has_stays_while_its_owner_is_woken() {
     for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
         let io = IoThread::builder()
             .monitor(monitor)
             .engine(EngineChoice::IoUring)
             .spawn()
             .unwrap();
+        if !has_ring(&io) {
+            return println!("SKIPPED: a read in flight while its reader is woken: no io_uring");
+        }
         let (read, mut write) = io::pipe().unwrap();
         let file = File::from(OwnedFd::from(read));
         let (tx, rx) = mpsc::channel();
@@ -234,6 +246,11 @@ fn a_buffer_in_flight_stays_while_its_owner_is_woken_and_cancelled() {
         write.write_all(b"disk").unwrap();
         assert_eq!(reader.join().unwrap(), (4, *b"disk"));
     }
+}
+
+// SPEC E5, S7, C12: the same on a worker, which has the buffer and waits; cancelled, too.
+#[test]
+fn a_buffer_that_a_worker_has_stays_while_its_owner_is_woken_and_cancelled() {
     let io = io();
     let (tx, rx) = mpsc::channel();
     let (go, wait) = mpsc::channel::<()>();

@@ -1,5 +1,5 @@
-//! Coroutines of five contexts that hop from one to another, wait for one another and are cancelled,
-//! all at random (SPEC C12, S5, S7, L1, L2, L3, L5).
+//! Coroutines of five contexts that hop from one to another, wait for one another and are
+//! cancelled, all at random (SPEC C12, S5, S7, L1, L2, L3, L5).
 //!
 //! It goes in rounds: all coroutines of a round must end before the next one begins, so that a wake
 //! that is lost shows as a coroutine that hangs, with no later traffic to get it going. Each takes
