@@ -337,3 +337,33 @@ fn a_home_unwinds_the_suspended_and_drops_what_never_ran() {
     assert_eq!(seen, ["closure", "local"]);
     assert!(inert.is_done());
 }
+
+// SPEC S7: a token as a task's waker: cloned, fired by value and by reference, late and from another
+// thread.
+#[test]
+fn a_token_is_a_tasks_waker() {
+    on_each_monitor(|io| {
+        let ready = Arc::new(AtomicUsize::new(0));
+        let (tx, rx) = mpsc::channel::<std::task::Waker>();
+        let handle = io.context().spawn({
+            let ready = Arc::clone(&ready);
+            move || {
+                tx.send(CoWaker::current().unwrap().into()).unwrap();
+                for step in 1..=2 {
+                    while ready.load(Ordering::Acquire) < step {
+                        corio::park();
+                    }
+                }
+            }
+        });
+        let waker = rx.recv().unwrap();
+        let other = waker.clone();
+        assert!(waker.will_wake(&other));
+        ready.store(1, Ordering::Release);
+        waker.wake_by_ref();
+        ready.store(2, Ordering::Release);
+        waker.wake();
+        handle.join().unwrap();
+        other.wake(); // Nobody is there any more.
+    });
+}

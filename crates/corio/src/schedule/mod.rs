@@ -21,6 +21,7 @@ mod spawn;
 
 use core::panic::Location;
 use core::ptr;
+use core::task::{RawWaker, RawWakerVTable, Waker};
 
 pub use io_thread::{IoThread, IoThreadBuilder};
 pub use named::move_to;
@@ -160,6 +161,47 @@ fn inbox_of(slot: &Slot) -> *const () {
     slot.inbox
         .load(crate::atomic::Ordering::Relaxed)
         .cast_const()
+}
+
+/// A token is a task's waker as it is: futures that a coroutine polls wake the coroutine. It fits in
+/// the waker's one word, so that it counts and allocates nothing.
+///
+/// ```
+/// # let io = corio::IoThread::builder().spawn()?;
+/// use std::{future::Future, pin::pin, task::{Context, Poll, Waker}};
+/// let sum = io.context().spawn(|| {
+///     let mut other = pin!(corio::spawn(|| 1 + 2));
+///     let waker = Waker::from(corio::CoWaker::current().expect("in a coroutine of a context"));
+///     loop {
+///         match other.as_mut().poll(&mut Context::from_waker(&waker)) {
+///             Poll::Ready(sum) => break sum.unwrap(),
+///             Poll::Pending => corio::park(),
+///         }
+///     }
+/// });
+/// assert_eq!(sum.join().unwrap(), 3);
+/// # Ok::<(), corio::Error>(())
+/// ```
+#[cfg(target_pointer_width = "64")]
+impl From<CoWaker> for Waker {
+    #[allow(unsafe_code)] // The word is all there is: any copy of it is a waker.
+    #[allow(clippy::cast_possible_truncation)] // Of 64 bits to a usize of as many.
+    fn from(token: CoWaker) -> Waker {
+        const VTABLE: RawWakerVTable = RawWakerVTable::new(copy, fire, fire, |_| ());
+
+        fn copy(word: *const ()) -> RawWaker {
+            RawWaker::new(word, &VTABLE)
+        }
+
+        fn fire(word: *const ()) {
+            CoWaker::unpack(word.addr() as u64).wake();
+        }
+
+        let word = ptr::without_provenance(token.pack() as usize);
+        // SAFETY: the functions take the word for a token and nothing else, from any thread, and
+        // own nothing.
+        unsafe { Waker::from_raw(copy(word)) }
+    }
 }
 
 /// The running coroutine, which has a context to park in. Panics with advice otherwise.
