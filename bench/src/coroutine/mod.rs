@@ -18,7 +18,7 @@ use crate::report::Report;
 
 const SUITE: &str = "coroutine";
 
-const CONTESTS: [Contest; 7] = [
+const CONTESTS: [Contest; 8] = [
     Contest {
         name: "enter_yield",
         size: SWITCHES,
