@@ -23,12 +23,12 @@
 //!   next outer one.
 //! - I3 A thread has at most one home with an inbox, as it is the home of one context at most.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ptr::{self, NonNull};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use super::control::{ControlBlock, Phase, key};
+use super::control::{Cancelled, ControlBlock, Phase, key};
 use super::{CoRef, enter, of_slot, overflow, switch};
 use crate::stack::{self, Slot};
 use crate::{tls, track};
@@ -153,11 +153,16 @@ pub(crate) fn cancel_now(co: CoRef) {
         return;
     }
     co.request_cancel();
-    let word = &co.slot().word;
-    if word.is_parked() && !word.claim_parked(co.generation()) || co.is_queued() {
+    if !co.slot().word.claim_by_name(co.generation()) || co.is_queued() {
         return;
     }
-    guarded(|| enter(co));
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| enter(co))) {
+        // Not its own cancellation, which ends with it: that of the coroutine that runs here.
+        if payload.is::<Cancelled>() {
+            resume_unwind(payload);
+        }
+        core::mem::forget(payload); // Its destructor could panic again.
+    }
 }
 
 #[allow(unsafe_code)] // The list's links.

@@ -210,8 +210,7 @@ fn is_at_home_in(co: CoRef, context: &AioContext) -> bool {
 #[track_caller]
 fn claim_for_queue(co: CoRef) {
     let at = Location::caller();
-    let word = &co.slot().word;
-    if co.is_queued() || word.is_parked() && !word.claim_parked(co.generation()) {
+    if !co.slot().word.claim_by_name(co.generation()) || co.is_queued() {
         coroutine::scheduled_twice(co, at);
     }
     co.set_scheduled_at(at);
