@@ -41,6 +41,8 @@ const UNWIND_PASSES_MAX: u32 = 64;
 pub(crate) struct Home {
     newest: Cell<*const ControlBlock>,
     living: Cell<usize>,
+    /// Who is still to be asked by [`cancel_all`](Self::cancel_all), the newest last.
+    to_ask: RefCell<Vec<(&'static Slot, u32)>>,
     outer: *const (),
     /// Where wakes of these coroutines go; null in a home without a context. Owner: `schedule`.
     inbox: *const (),
@@ -68,6 +70,15 @@ impl Home {
             older.newer.set(block.newer.get());
         }
         self.living.set(self.living.get() - 1);
+    }
+
+    /// As [`unlink`](Self::unlink) for one that goes on elsewhere, perhaps on another thread: it is
+    /// not touched here any more.
+    pub(super) fn let_go(&self, block: &ControlBlock) {
+        self.unlink(block);
+        self.to_ask
+            .borrow_mut()
+            .retain(|(slot, _)| !ptr::eq(*slot, block.slot));
     }
 
     /// Where wakes of its coroutines go; null without a context.
@@ -107,7 +118,14 @@ impl Home {
     /// are queued are asked but not run; with `queued_too`, which is for when the queue will never
     /// be run, they are dropped if they never started.
     pub(crate) fn cancel_all(&self, queued_too: bool) {
-        for (slot, generation) in self.snapshot() {
+        let mut all = self.snapshot();
+        all.reverse();
+        self.to_ask.replace(all);
+        loop {
+            let next = self.to_ask.borrow_mut().pop();
+            let Some((slot, generation)) = next else {
+                break;
+            };
             if slot.word.generation() != generation {
                 continue;
             }
@@ -301,6 +319,7 @@ pub(crate) fn with_home<R>(
     let home = Home {
         newest: Cell::new(ptr::null()),
         living: Cell::new(0),
+        to_ask: RefCell::default(),
         outer: state.home.get(),
         inbox,
         closing: Cell::new(false),

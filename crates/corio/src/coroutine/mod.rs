@@ -93,8 +93,7 @@ impl CoRef {
 
     /// Takes a coroutine that is not running off its home's list, on its way to another thread.
     pub(crate) fn detach(self) {
-        switch::unlink(self);
-        self.block().home.set(core::ptr::null());
+        switch::detach(self);
     }
 
     /// Makes `home`, of this thread, the home of a coroutine that has none.

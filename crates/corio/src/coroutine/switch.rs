@@ -340,20 +340,30 @@ pub(crate) fn discard(co: CoRef) {
     }
 }
 
-/// As [`discard`], where no coroutine runs that could be cancelled by it.
+/// As [`discard`], in a queue that must be run first: what is returned is the cancellation of the
+/// coroutine on whose stack the queue is run.
 #[cold]
-fn discard_caught(co: CoRef) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| discard(co))) {
-        core::mem::forget(payload);
-    }
+fn discard_caught(co: CoRef) -> Option<Panic> {
+    catch_unwind(AssertUnwindSafe(|| discard(co))).err()
 }
 
 #[inline]
-pub(super) fn unlink(co: CoRef) {
+fn unlink(co: CoRef) {
+    home_of(co.block()).unlink(co.block());
+}
+
+/// Takes a coroutine that is not running off its home's list, for good or to be attached elsewhere.
+pub(super) fn detach(co: CoRef) {
     let block = co.block();
-    // SAFETY: home I1: the coroutine is in its home's list still, so the home is there.
-    let home: &Home = unsafe { &*block.home.get() };
-    home.unlink(block);
+    home_of(block).let_go(block);
+    block.home.set(ptr::null());
+}
+
+/// The home of a coroutine that is in its list.
+#[inline]
+fn home_of(block: &ControlBlock) -> &Home {
+    // SAFETY: home I1: the list is not empty, so the home is there.
+    unsafe { &*block.home.get() }
 }
 
 /// Ends the slot's use, once the coroutine is off its home's list: tokens stale, stack back to the
