@@ -444,7 +444,15 @@ pub(crate) fn can_cancel() -> Result<(), Error> {
 /// ```
 #[derive(Debug)]
 #[must_use = "the coroutine can be cancelled again once this is dropped"]
-pub struct CancelMask(Option<CoRef>);
+pub struct CancelMask(Option<Masked>);
+
+/// The coroutine of a mask, which the mask may outlive in another one.
+#[derive(Debug)]
+struct Masked {
+    co: CoRef,
+    slot: &'static Slot,
+    generation: u32,
+}
 
 /// Keeps the running coroutine from being cancelled until what it returns is dropped (SPEC C12).
 /// Masks nest. Outside a coroutine it does nothing. Any thread; never suspends.
@@ -454,13 +462,19 @@ pub fn mask_cancel() -> CancelMask {
         let masks = &co.block().hot.cancel_masks;
         masks.set(masks.get() + 1);
     }
-    CancelMask(co)
+    CancelMask(co.map(|co| Masked {
+        co,
+        slot: co.slot(),
+        generation: co.generation(),
+    }))
 }
 
 impl Drop for CancelMask {
     fn drop(&mut self) {
-        if let Some(co) = self.0 {
-            let masks = &co.block().hot.cancel_masks;
+        if let Some(masked) = &self.0
+            && masked.slot.word.generation() == masked.generation
+        {
+            let masks = &masked.co.block().hot.cancel_masks;
             masks.set(masks.get() - 1);
         }
     }
