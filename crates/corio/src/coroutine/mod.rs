@@ -719,6 +719,11 @@ impl Coroutine {
         Ok(())
     }
 
+    /// What the handle owns, before it is forgotten.
+    pub(crate) fn forget_name(&mut self) {
+        self.name = None;
+    }
+
     fn end(&self) {
         let Some(co) = self.living() else { return };
         match co.phase() {
