@@ -227,7 +227,7 @@ fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     let block = co.block();
     queue.prepend(&block.woken);
     match block.state(block.generation) {
-        key::ENDED if block.has_queued_itself() => return Some(ended_queued(co)),
+        key::ENDED if block.has_queued_itself() => return ended_queued(co),
         key::ENDED => return finish(co),
         state @ (key::SUSPENDED_WOKE | key::PARKED_WOKE | key::QUEUED_WOKE) => {
             block.set_state(state - key::WOKE);
@@ -260,14 +260,14 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
             _ => slot.word.claim(block.generation),
         }
         co.accept_cancel();
-        if block.phase() == Phase::Created && co.is_cancelled() {
-            discard_caught(co);
+        let raised = if block.phase() == Phase::Created && co.is_cancelled() {
+            discard_caught(co)
+        } else if switch_into(block, key::of(block.generation)) {
             continue;
-        }
-        if switch_into(block, key::of(block.generation)) {
-            continue;
-        }
-        match (&panic, settle(co, queue)) {
+        } else {
+            settle(co, queue)
+        };
+        match (&panic, raised) {
             (Some(_), later) => core::mem::forget(later), // Its destructor could panic, and lose what is queued.
             (None, later) => panic = later,
         }
@@ -296,27 +296,39 @@ fn finish(co: CoRef) -> Option<Panic> {
     panic
 }
 
-/// As [`finish`] for one that is in a queue still, and so keeps its slot until it is taken off.
+/// As [`finish`] for one that is in a queue still, and so keeps its slot until it is taken off. If
+/// it was cancelled before it could yield, that is nobody's fault.
 #[cold]
-fn ended_queued(co: CoRef) -> Panic {
+fn ended_queued(co: CoRef) -> Option<Panic> {
     let block = co.block();
     unlink(co);
-    block.panic.take().unwrap_or_else(|| {
-        Box::new(format!(
-            "{} ended while it was scheduled: a coroutine that schedules itself must yield before \
-             it ends",
-            block.describe()
-        ))
-    })
+    let panic = block.panic.take();
+    if panic.is_some() || co.is_unwinding() {
+        return panic;
+    }
+    Some(misuse(&format!(
+        "{} ended while it was scheduled: a coroutine that schedules itself must yield before it \
+         ends",
+        block.describe()
+    )))
 }
 
 #[cold]
 fn ended_with_locks(block: &ControlBlock) -> Panic {
-    Box::new(format!(
+    misuse(&format!(
         "{} ended while holding {} coroutine lock(s): drop the guards, do not forget them",
         block.describe(),
         block.locks_held.get()
     ))
+}
+
+/// A panic on its way to whoever entered the coroutine, which the panic hook has reported as any
+/// other.
+fn misuse(text: &str) -> Panic {
+    match catch_unwind(|| panic!("{text}")) {
+        Ok(never) => never,
+        Err(payload) => payload,
+    }
 }
 
 /// Drops a coroutine that has never started, closure and all. Its home thread.
