@@ -30,6 +30,8 @@ type Panic = Box<dyn Any + Send>;
 /// A closure that is larger, or aligned to more, in bytes, is boxed, as the smallest stack must hold
 /// it twice. (corosensei copies at most 1024, bookkeeping and padding included.)
 const INLINE_MAX: usize = 512;
+// The closure is put right below the control block.
+const _: () = assert!(stack::CONTROL_SIZE.is_multiple_of(INLINE_MAX));
 
 /// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
 /// for it. It runs nothing.
