@@ -231,12 +231,11 @@ impl Local {
         }
         track::notice(tls::thread());
         inner.notify.accept();
-        let drain_due = self.drain_due.replace(false);
-        // Should a bottom half panic, it is still due.
-        let due_again = DueAgain(drain_due.then_some(self));
+        // Due still while the bottom halves run: a nested poll of one runs it (SPEC B6), and if one
+        // panics the next turn does.
+        let drain_due = self.drain_due.get();
         let mut progress = inner.bottom_halves.run(&self.run_queue);
-        core::mem::forget(due_again);
-        if drain_due {
+        if drain_due && self.drain_due.replace(false) {
             self.run_drain();
             progress = true;
         }
@@ -339,17 +338,6 @@ impl Local {
         self.handlers.clear();
         self.monitor.finish(self);
         self.context.inner().bottom_halves.put_back(&self.run_queue);
-    }
-}
-
-/// Puts back that the drain is due.
-struct DueAgain<'a>(Option<&'a Local>);
-
-impl Drop for DueAgain<'_> {
-    fn drop(&mut self) {
-        if let Some(local) = self.0 {
-            local.drain_soon();
-        }
     }
 }
 

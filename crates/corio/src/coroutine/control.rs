@@ -197,6 +197,19 @@ impl ControlBlock {
         self.key.load(Ordering::Relaxed)
     }
 
+    /// The key in a control block's space, whoever uses that by now: of the handle's generation
+    /// only while the coroutine lives (I2).
+    ///
+    /// # Safety
+    /// `at` is the space of a slot that has had a coroutine.
+    #[inline(always)]
+    pub(super) unsafe fn key_at(at: NonNull<ControlBlock>) -> u64 {
+        // SAFETY: the space stays for ever (stack I4); a reference to the key alone, which is only
+        // ever accessed atomically.
+        let key: &AtomicU64 = unsafe { &(*at.as_ptr()).key };
+        key.load(Ordering::Relaxed)
+    }
+
     /// `state` is one of [`key`]'s.
     #[inline(always)]
     pub(super) fn set_state(&self, state: u64) {

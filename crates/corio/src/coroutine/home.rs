@@ -23,12 +23,12 @@
 //!   next outer one.
 //! - I3 A thread has at most one home with an inbox, as it is the home of one context at most.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ptr::{self, NonNull};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use super::control::{ControlBlock, Phase, key};
+use super::control::{Cancelled, ControlBlock, Phase, key};
 use super::{CoRef, enter, of_slot, overflow, switch};
 use crate::stack::{self, Slot};
 use crate::{tls, track};
@@ -41,6 +41,8 @@ const UNWIND_PASSES_MAX: u32 = 64;
 pub(crate) struct Home {
     newest: Cell<*const ControlBlock>,
     living: Cell<usize>,
+    /// Who is still to be asked by [`cancel_all`](Self::cancel_all), the newest last.
+    to_ask: RefCell<Vec<(&'static Slot, u32)>>,
     outer: *const (),
     /// Where wakes of these coroutines go; null in a home without a context. Owner: `schedule`.
     inbox: *const (),
@@ -70,6 +72,15 @@ impl Home {
             older.newer.set(block.newer.get());
         }
         self.living.set(self.living.get() - 1);
+    }
+
+    /// As [`unlink`](Self::unlink) for one that goes on elsewhere, perhaps on another thread: it is
+    /// not touched here any more.
+    pub(super) fn let_go(&self, block: &ControlBlock) {
+        self.unlink(block);
+        self.to_ask
+            .borrow_mut()
+            .retain(|(slot, _)| !ptr::eq(*slot, block.slot));
     }
 
     /// Where wakes of its coroutines go; null without a context.
@@ -109,7 +120,14 @@ impl Home {
     /// are queued are asked but not run; with `queued_too`, which is for when the queue will never
     /// be run, they are dropped if they never started.
     pub(crate) fn cancel_all(&self, queued_too: bool) {
-        for (slot, generation) in self.snapshot() {
+        let mut all = self.snapshot();
+        all.reverse();
+        self.to_ask.replace(all);
+        loop {
+            let next = self.to_ask.borrow_mut().pop();
+            let Some((slot, generation)) = next else {
+                break;
+            };
             if slot.word.generation() != generation {
                 continue;
             }
@@ -180,11 +198,16 @@ pub(crate) fn cancel_now(co: CoRef) {
         return;
     }
     co.request_cancel();
-    let word = &co.slot().word;
-    if word.is_parked() && !word.claim_parked(co.generation()) || co.is_queued() {
+    if !co.slot().word.claim_by_name(co.generation()) || co.is_queued() {
         return;
     }
-    guarded(|| enter(co));
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| enter(co))) {
+        // Not its own cancellation, which ends with it: that of the coroutine that runs here.
+        if payload.is::<Cancelled>() {
+            resume_unwind(payload);
+        }
+        core::mem::forget(payload); // Its destructor could panic again.
+    }
 }
 
 #[allow(unsafe_code)] // The list's links.
@@ -323,6 +346,7 @@ pub(crate) fn with_home<R>(
     let home = Home {
         newest: Cell::new(ptr::null()),
         living: Cell::new(0),
+        to_ask: RefCell::default(),
         outer: state.home.get(),
         inbox,
         closing: Cell::new(false),

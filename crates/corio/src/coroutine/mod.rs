@@ -48,6 +48,14 @@ impl CoRef {
         unsafe { self.0.as_ref() }
     }
 
+    /// Its key, also after its end, when the place may be another's.
+    #[inline(always)]
+    #[allow(unsafe_code)] // As `block`.
+    fn key(self) -> u64 {
+        // SAFETY: it has had a coroutine: this one.
+        unsafe { ControlBlock::key_at(self.0) }
+    }
+
     pub(crate) fn slot(self) -> &'static Slot {
         self.block().slot
     }
@@ -93,8 +101,7 @@ impl CoRef {
 
     /// Takes a coroutine that is not running off its home's list, on its way to another thread.
     pub(crate) fn detach(self) {
-        switch::unlink(self);
-        self.block().home.set(core::ptr::null());
+        switch::detach(self);
     }
 
     /// Makes `home`, of this thread, the home of a coroutine that has none.
@@ -668,10 +675,10 @@ impl Coroutine {
     #[inline(always)]
     pub(crate) fn enter_parked(&self) -> bool {
         let base = key::of(self.generation);
-        let block = self.co.block();
-        if block.key() != base + key::PARKED {
+        if self.co.key() != base + key::PARKED {
             return false;
         }
+        let block = self.co.block();
         let thread = block.hot.thread.get();
         let parked = thread.current.get().is_null()
             && !thread.traced.get()
@@ -697,7 +704,7 @@ impl Coroutine {
         // The slot first: where the coroutine has ended, to look at its block could bring back a
         // page, and a page of page table, that have been given to the system.
         (self.slot.word.generation() == self.generation
-            && self.co.block().state(self.generation) != key::ENDED)
+            && key::state(self.co.key(), self.generation) != key::ENDED)
             .then_some(self.co)
     }
 
@@ -713,7 +720,7 @@ impl Coroutine {
     pub fn enter(&self) {
         // Of this generation, and in one of the first two states: one comparison.
         let base = key::of(self.generation);
-        if self.co.block().key().wrapping_sub(base) <= key::CREATED {
+        if self.co.key().wrapping_sub(base) <= key::CREATED {
             return switch::enter_as(self.co, base);
         }
         self.enter_slow();
@@ -723,7 +730,7 @@ impl Coroutine {
     #[inline(never)]
     #[track_caller]
     fn enter_slow(&self) {
-        match self.co.block().state(self.generation) {
+        match key::state(self.co.key(), self.generation) {
             key::SUSPENDED | key::CREATED => enter(self.co),
             key::PARKED if self.slot.word.claim_parked(self.generation) => enter(self.co),
             key::ENDED => self.ended("entered"),
@@ -752,6 +759,11 @@ impl Coroutine {
         can_cancel()?;
         self.end();
         Ok(())
+    }
+
+    /// What the handle owns, before it is forgotten.
+    pub(crate) fn forget_name(&mut self) {
+        self.name = None;
     }
 
     fn end(&self) {

@@ -30,6 +30,8 @@ type Panic = Box<dyn Any + Send>;
 /// A closure that is larger, or aligned to more, in bytes, is boxed, as the smallest stack must hold
 /// it twice. (corosensei copies at most 1024, bookkeeping and padding included.)
 const INLINE_MAX: usize = 512;
+// The closure is put right below the control block.
+const _: () = assert!(stack::CONTROL_SIZE.is_multiple_of(INLINE_MAX));
 
 /// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
 /// for it. It runs nothing.
@@ -227,7 +229,7 @@ fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     let block = co.block();
     queue.prepend(&block.woken);
     match block.state(block.generation) {
-        key::ENDED if block.has_queued_itself() => return Some(ended_queued(co)),
+        key::ENDED if block.has_queued_itself() => return ended_queued(co),
         key::ENDED => return finish(co),
         state @ (key::SUSPENDED_WOKE | key::PARKED_WOKE | key::QUEUED_WOKE) => {
             block.set_state(state - key::WOKE);
@@ -260,14 +262,14 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
             _ => slot.word.claim(block.generation),
         }
         co.accept_cancel();
-        if block.phase() == Phase::Created && co.is_cancelled() {
-            discard_caught(co);
+        let raised = if block.phase() == Phase::Created && co.is_cancelled() {
+            discard_caught(co)
+        } else if switch_into(block, key::of(block.generation)) {
             continue;
-        }
-        if switch_into(block, key::of(block.generation)) {
-            continue;
-        }
-        match (&panic, settle(co, queue)) {
+        } else {
+            settle(co, queue)
+        };
+        match (&panic, raised) {
             (Some(_), later) => core::mem::forget(later), // Its destructor could panic, and lose what is queued.
             (None, later) => panic = later,
         }
@@ -296,27 +298,39 @@ fn finish(co: CoRef) -> Option<Panic> {
     panic
 }
 
-/// As [`finish`] for one that is in a queue still, and so keeps its slot until it is taken off.
+/// As [`finish`] for one that is in a queue still, and so keeps its slot until it is taken off. If
+/// it was cancelled before it could yield, that is nobody's fault.
 #[cold]
-fn ended_queued(co: CoRef) -> Panic {
+fn ended_queued(co: CoRef) -> Option<Panic> {
     let block = co.block();
     unlink(co);
-    block.panic.take().unwrap_or_else(|| {
-        Box::new(format!(
-            "{} ended while it was scheduled: a coroutine that schedules itself must yield before \
-             it ends",
-            block.describe()
-        ))
-    })
+    let panic = block.panic.take();
+    if panic.is_some() || co.is_unwinding() {
+        return panic;
+    }
+    Some(misuse(&format!(
+        "{} ended while it was scheduled: a coroutine that schedules itself must yield before it \
+         ends",
+        block.describe()
+    )))
 }
 
 #[cold]
 fn ended_with_locks(block: &ControlBlock) -> Panic {
-    Box::new(format!(
+    misuse(&format!(
         "{} ended while holding {} coroutine lock(s): drop the guards, do not forget them",
         block.describe(),
         block.locks_held.get()
     ))
+}
+
+/// A panic on its way to whoever entered the coroutine, which the panic hook has reported as any
+/// other.
+fn misuse(text: &str) -> Panic {
+    match catch_unwind(|| panic!("{text}")) {
+        Ok(never) => never,
+        Err(payload) => payload,
+    }
 }
 
 /// Drops a coroutine that has never started, closure and all. Its home thread.
@@ -340,20 +354,30 @@ pub(crate) fn discard(co: CoRef) {
     }
 }
 
-/// As [`discard`], where no coroutine runs that could be cancelled by it.
+/// As [`discard`], in a queue that must be run first: what is returned is the cancellation of the
+/// coroutine on whose stack the queue is run.
 #[cold]
-fn discard_caught(co: CoRef) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| discard(co))) {
-        core::mem::forget(payload);
-    }
+fn discard_caught(co: CoRef) -> Option<Panic> {
+    catch_unwind(AssertUnwindSafe(|| discard(co))).err()
 }
 
 #[inline]
-pub(super) fn unlink(co: CoRef) {
+fn unlink(co: CoRef) {
+    home_of(co.block()).unlink(co.block());
+}
+
+/// Takes a coroutine that is not running off its home's list, for good or to be attached elsewhere.
+pub(super) fn detach(co: CoRef) {
     let block = co.block();
-    // SAFETY: home I1: the coroutine is in its home's list still, so the home is there.
-    let home: &Home = unsafe { &*block.home.get() };
-    home.unlink(block);
+    home_of(block).let_go(block);
+    block.home.set(ptr::null());
+}
+
+/// The home of a coroutine that is in its list.
+#[inline]
+fn home_of(block: &ControlBlock) -> &Home {
+    // SAFETY: home I1: the list is not empty, so the home is there.
+    unsafe { &*block.home.get() }
 }
 
 /// Ends the slot's use, once the coroutine is off its home's list: tokens stale, stack back to the

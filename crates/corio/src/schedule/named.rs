@@ -113,21 +113,24 @@ impl Coroutine {
     /// body has captured, must bear that: no reference to a thread-local, nothing that is not
     /// `Send` and that code outside the coroutine still uses, no guard that is tied to this thread;
     /// no library that it has called keeps a thread-local's address. Nothing of it is in flight in
-    /// this thread's ring, and no handler or handle of this thread's loop lies on the stack.
+    /// this thread's ring, and no handler or handle of this thread's loop lies on the stack. It has
+    /// not suspended in a destructor that a panic runs: a thread counts its panics.
     ///
     /// # Panics
     /// If it has ended, is entered, or is scheduled already.
     #[doc(alias = "aio_co_schedule")]
     #[track_caller]
-    pub unsafe fn schedule_on(self, context: &AioContext) {
+    pub unsafe fn schedule_on(mut self, context: &AioContext) {
         let co = self.living_or_panic("scheduled");
         if is_at_home_in(co, context) {
             self.schedule();
+            self.forget_name();
         } else {
             if co.phase() == coroutine::Phase::Entered {
                 self.enter(); // Says what is wrong.
             }
             claim_for_queue(co);
+            self.forget_name(); // Not after: its count is another thread's then.
             depart(co, context);
         }
         core::mem::forget(self); // It is nobody's, and must not be cancelled.
@@ -142,8 +145,9 @@ impl Coroutine {
     /// As those two.
     #[doc(alias = "aio_co_enter")]
     #[track_caller]
-    pub unsafe fn enter_on(self, context: &AioContext) {
+    pub unsafe fn enter_on(mut self, context: &AioContext) {
         if is_at_home_in(self.living_or_panic("entered"), context) {
+            self.forget_name(); // Not after: it may have moved meanwhile.
             self.wake();
             core::mem::forget(self);
         } else {
@@ -210,8 +214,7 @@ fn is_at_home_in(co: CoRef, context: &AioContext) -> bool {
 #[track_caller]
 fn claim_for_queue(co: CoRef) {
     let at = Location::caller();
-    let word = &co.slot().word;
-    if co.is_queued() || word.is_parked() && !word.claim_parked(co.generation()) {
+    if !co.slot().word.claim_by_name(co.generation()) || co.is_queued() {
         coroutine::scheduled_twice(co, at);
     }
     co.set_scheduled_at(at);

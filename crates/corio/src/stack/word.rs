@@ -171,6 +171,17 @@ impl SlotWord {
             .is_ok()
     }
 
+    /// The home thread wants to queue a coroutine by name, or to enter it. False: a waker has queued
+    /// it. Otherwise none does from here on: it is RUNNING, or NOTIFIED.
+    #[inline]
+    pub(crate) fn claim_by_name(&self, generation: u32) -> bool {
+        if self.is_running() {
+            return true; // Only its own thread parks it.
+        }
+        // Planted: it was parked a moment ago, and a waker that came since has queued it as well.
+        self.claim_parked(generation) || planted!("word_claim_unchecked")
+    }
+
     /// True if the slot is of this generation and parked. What was written before the park is seen.
     #[inline]
     pub(crate) fn is_parked_as(&self, generation: u32) -> bool {
@@ -190,6 +201,7 @@ impl SlotWord {
     }
 
     /// True if it waits in `park`.
+    #[cfg(test)]
     pub(crate) fn is_parked(&self) -> bool {
         state(self.0.load(Ordering::Relaxed)) == PARKED
     }
@@ -360,6 +372,20 @@ mod loom_tests {
             }
             waker.join().unwrap();
             assert_eq!(*model.queued.lock().unwrap(), 0);
+        });
+    }
+
+    // SPEC L7, S3: queued by name at home while a waker queues it: one of the two does.
+    #[test]
+    fn loom_claim_by_name_and_wake() {
+        model::check(None, || {
+            let model = Model::new();
+            assert_eq!(model.word.park(1), Park::Suspend);
+            let waker = work_and_wake(&model, 0);
+            let queued_here = model.word.claim_by_name(1);
+            waker.join().unwrap();
+            let queued_there = *model.queued.lock().unwrap() == 1;
+            assert_ne!(queued_here, queued_there);
         });
     }
 

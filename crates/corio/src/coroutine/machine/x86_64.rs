@@ -106,7 +106,8 @@ impl Machine {
         let align = align_of::<F>().max(16);
         let below = (size_of::<F>() + align - 1) & !(align - 1);
         // SAFETY: the slot is the caller's own, and its stack is larger than any body (larger ones
-        // are boxed, `switch::INLINE_MAX`); the control block, and so `top`, is aligned to 64 and more.
+        // are boxed, `switch::INLINE_MAX`); `top` is aligned to what the largest of them is (asserted
+        // there).
         unsafe {
             let at = top.sub(below);
             at.cast::<F>().write(body);
