@@ -227,8 +227,9 @@ impl Slot {
     fn register(&self) {
         let (low, len) = self.frames();
         sys::valgrind::register_stack(low, len);
+        // The control block holds things, too.
         #[cfg(feature = "asan")]
-        sys::asan::register_stack(low, len);
+        sys::asan::register_stack(low, len + CONTROL_SIZE);
     }
 
     /// Tells who watches memory that no frame is left on it: its coroutine has ended.
