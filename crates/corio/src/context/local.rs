@@ -38,8 +38,6 @@ pub(crate) struct Local {
     drain: RefCell<Option<Rc<dyn Fn()>>>,
     drain_due: Cell<bool>,
     skipped_turns: Cell<u32>,
-    /// How many turns must have been skipped for the clock to be looked at again.
-    clock_due: Cell<u32>,
     last_look_ns: Cell<u64>,
     attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
 }
@@ -57,7 +55,6 @@ impl Local {
             drain: RefCell::default(),
             drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
-            clock_due: Cell::new(0),
             last_look_ns: Cell::new(0),
             attachments: RefCell::default(),
         }
@@ -270,7 +267,6 @@ impl Local {
         }
         waited?;
         self.skipped_turns.set(0);
-        self.clock_due.set(0);
         self.last_look_ns.set(timer::now_ns());
         Ok(())
     }
@@ -302,8 +298,7 @@ impl Local {
     }
 
     /// While bottom halves follow one another, the descriptors need not be looked at every time
-    /// (SPEC A1). Nor need the clock: as long as twice the time that has gone by is allowed, it is
-    /// looked at again when twice as many turns have.
+    /// (SPEC A1).
     fn may_skip_monitor(&self) -> bool {
         let skipped = self.skipped_turns.get();
         if skipped >= SKIPPED_TURNS_MAX
@@ -312,14 +307,8 @@ impl Local {
         {
             return false;
         }
-        if skipped >= self.clock_due.get() {
-            let gone_ns = timer::now_ns().saturating_sub(self.last_look_ns.get());
-            if gone_ns > SKIPPED_NS_MAX {
-                return false;
-            }
-            let fast = gone_ns < SKIPPED_NS_MAX / 2;
-            self.clock_due
-                .set(skipped + if fast { skipped.max(1) } else { 1 });
+        if timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
+            return false;
         }
         self.skipped_turns.set(skipped + 1);
         true
