@@ -4,13 +4,14 @@
 //! thread, so that its locals need not be `Send` and thread-locals stay valid in it (SPEC C10).
 //! This layer knows no event loop: `schedule` joins the two.
 //!
-//! Files: `control` is the control block and its invariants, `machine` what switches stacks, `switch`
-//! the hot paths, `home` the scope, `wake_queue` the order in which the woken run, `overflow` the
-//! report of a stack that was too small.
+//! Files: `control` is the control block and its invariants, `machine` what switches stacks,
+//! `switch` the hot paths, `home` the scope, `mask` what defers cancelling, `wake_queue` the order
+//! in which the woken run, `overflow` the report of a stack that was too small.
 
 mod control;
 mod home;
 mod machine;
+mod mask;
 mod overflow;
 mod switch;
 mod wake_queue;
@@ -21,6 +22,7 @@ use core::ptr::NonNull;
 use std::rc::Rc;
 
 pub use home::home;
+pub use mask::{CancelMask, mask_cancel};
 
 pub(crate) use control::{Cancel, Cancelled, Phase};
 pub(crate) use home::{Home, Unfinished, cancel_now, of_context as context_home, with_home};
@@ -438,65 +440,6 @@ pub(crate) fn can_cancel() -> Result<(), Error> {
         return Err(Error::CancelRefused);
     }
     Ok(())
-}
-
-/// While it lives, the coroutine that made it is not cancelled: that waits for the first park after
-/// it. From [`mask_cancel`].
-///
-/// ```
-/// # let io = corio::IoThread::builder().spawn()?;
-/// use std::time::Duration;
-/// let (tx, rx) = std::sync::mpsc::channel();
-/// let handle = io.context().spawn(move || {
-///     let mask = corio::mask_cancel();
-///     tx.send("begun").unwrap();
-///     corio::time::sleep(Duration::from_millis(5)); // Not to be left half done.
-///     tx.send("done").unwrap();
-///     drop(mask);
-///     corio::time::sleep(Duration::from_secs(3600)); // Ends here.
-/// });
-/// assert_eq!(rx.recv().unwrap(), "begun");
-/// handle.cancel()?;
-/// assert_eq!(rx.recv().unwrap(), "done");
-/// assert!(matches!(handle.join(), Err(corio::JoinError::Cancelled)));
-/// # Ok::<(), corio::Error>(())
-/// ```
-#[derive(Debug)]
-#[must_use = "the coroutine can be cancelled again once this is dropped"]
-pub struct CancelMask {
-    /// A mask may outlive its coroutine, so it has no `CoRef`.
-    of: Option<(&'static Slot, u32)>,
-    /// Tied to its thread.
-    not_send: PhantomData<*const ()>,
-}
-
-/// Keeps the running coroutine from being cancelled until what it returns is dropped (SPEC C12).
-/// Masks nest. Outside a coroutine it does nothing. Any thread; never suspends.
-///
-/// A destructor that waits is a cancellation point, too, where it does not run because its
-/// coroutine unwinds: one that must do what it waits for takes a mask first.
-pub fn mask_cancel() -> CancelMask {
-    let of = current().map(|co| {
-        let masks = &co.block().hot.cancel_masks;
-        masks.set(masks.get() + 1);
-        (co.slot(), co.generation())
-    });
-    CancelMask {
-        of,
-        not_send: PhantomData,
-    }
-}
-
-impl Drop for CancelMask {
-    fn drop(&mut self) {
-        if let Some((slot, generation)) = self.of
-            // Else its coroutine has ended, and another may have the slot.
-            && slot.word.generation() == generation
-        {
-            let masks = &of_slot(slot).block().hot.cancel_masks;
-            masks.set(masks.get() - 1);
-        }
-    }
 }
 
 /// Makes coroutines with a name or a stack of another size.
