@@ -46,8 +46,9 @@ use crate::atomic::{AtomicU64, Ordering};
 use crate::stack::{CONTROL_MAX, CONTROL_SIZE, Slot};
 use crate::tls::ThreadState;
 
-/// The states of a key. In the first two a coroutine may be entered by hand; in the first four there
-/// is nothing to settle after a run. `PARKS`, `QUEUES` and `WOKE` are bits of the suspended states.
+/// The states of a key. In the first two a coroutine may be entered by hand. `PARKS`, `QUEUES` and
+/// `WOKE` are bits of the suspended states. Of the states that a run may leave, those with the bit
+/// `SETTLE` leave something to be done.
 pub(super) mod key {
     /// Not running, and nobody but a hand will enter it.
     pub(crate) const SUSPENDED: u64 = 0;
@@ -57,28 +58,26 @@ pub(super) mod key {
     pub(crate) const PARKED: u64 = SUSPENDED | PARKS;
     /// Queued by its home thread: by itself, by name, or by a waker beside it.
     pub(crate) const QUEUED: u64 = SUSPENDED | QUEUES;
-    /// Suspended a moment ago, with coroutines that it has woken and that run now.
-    pub(crate) const SUSPENDED_WOKE: u64 = SUSPENDED | WOKE;
     /// Made, and queued by name.
     pub(crate) const CREATED_QUEUED: u64 = 5;
-    /// PARKED since a moment ago, as SUSPENDED_WOKE.
-    pub(crate) const PARKED_WOKE: u64 = PARKED | WOKE;
-    /// QUEUED since a moment ago, as SUSPENDED_WOKE.
+    /// QUEUED since a moment ago, with coroutines that it has woken and that run now.
     pub(crate) const QUEUED_WOKE: u64 = QUEUED | WOKE;
     /// Running, or waiting for one that it has entered itself.
     pub(crate) const ENTERED: u64 = 8;
     /// Has suspended to leave for another thread, or is on its way there. One that others move
     /// keeps the state it was in.
-    pub(crate) const DEPARTING: u64 = 9;
+    pub(crate) const DEPARTING: u64 = 8 | SETTLE;
     /// Its body has returned.
-    pub(crate) const ENDED: u64 = 10;
+    pub(crate) const ENDED: u64 = 10 | SETTLE;
 
     /// Added to a suspended key whose coroutine is parked.
     pub(crate) const PARKS: u64 = 2;
     /// Added to a suspended key whose coroutine is queued.
     pub(crate) const QUEUES: u64 = 3;
     /// Added to a suspended key whose coroutine has woken others.
-    pub(crate) const WOKE: u64 = 4;
+    pub(crate) const WOKE: u64 = SETTLE;
+    /// What a run leaves a key with that has woken others, departs or has ended.
+    pub(crate) const SETTLE: u64 = 4;
 
     /// A key's generation is above this many bits.
     const STATE_BITS: u32 = 32;
@@ -87,6 +86,12 @@ pub(super) mod key {
     #[inline(always)]
     pub(crate) const fn of(generation: u32) -> u64 {
         (generation as u64) << STATE_BITS
+    }
+
+    /// The generation of a key.
+    #[inline(always)]
+    pub(crate) const fn generation(key: u64) -> u32 {
+        (key >> STATE_BITS) as u32 // 64 bits less 32.
     }
 
     /// The state that a key is in, seen by a holder of `generation`.
@@ -146,6 +151,8 @@ pub(crate) struct Hot {
     /// The key that a suspension leaves: of state SUSPENDED; with QUEUES once it has queued itself,
     /// and with WOKE once it has woken others.
     pub(super) suspended_key: Cell<u64>,
+    /// Who has entered it: what `ThreadState::current` was, and is again once it suspends.
+    pub(super) caller: Cell<*const ()>,
     pub(super) cancel: Cell<Cancel>,
     /// Cancellation is not raised while this is above 0.
     pub(super) cancel_masks: Cell<u32>,

@@ -302,6 +302,12 @@ pub fn suspend() {
     suspend_block(block);
 }
 
+/// As [`suspend`], for who has the running coroutine at hand.
+#[inline(always)]
+pub(crate) fn suspend_running(co: CoRef) {
+    suspend_block(co.block());
+}
+
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
     switch::switch_out(block, block.hot.suspended_key.get());
@@ -314,17 +320,18 @@ fn suspend_block(block: &ControlBlock) {
 /// loops on its own condition. A cancellation point unless `uninterruptible`, which whoever has
 /// something in flight must ask for.
 ///
-/// The caller has made sure that there is a context to park in.
+/// False: it has not, and [`park_slow`] must follow, if there is a context to park in. In a home
+/// without one it is always so.
 #[inline(always)]
-pub(crate) fn park_block(co: CoRef, uninterruptible: bool) {
+pub(crate) fn try_park(co: CoRef, uninterruptible: bool) -> bool {
     let block = co.block();
     // With a flag in the key it fails, as there is something else to be done.
-    if block.hot.cancel.get() != Cancel::None
-        || !block.slot.word.park_now(block.hot.suspended_key.get())
-    {
-        return park_slow(co, uninterruptible);
+    let parked = block.hot.cancel.get() == Cancel::None
+        && block.slot.word.park_now(block.hot.suspended_key.get());
+    if parked {
+        suspend_parked(block, uninterruptible);
     }
-    suspend_parked(block, uninterruptible);
+    parked
 }
 
 /// The coroutine is wakeable from here on.
@@ -339,10 +346,9 @@ fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
     }
 }
 
-/// [`park_block`] for one that is asked to end, or that need not wait, or is queued already.
-#[cold]
-#[inline(never)]
-fn park_slow(co: CoRef, uninterruptible: bool) {
+/// As [`try_park`], for one that is asked to end, or that need not wait, or is queued already. The
+/// caller has made sure that there is a context to park in.
+pub(crate) fn park_slow(co: CoRef, uninterruptible: bool) {
     let block = co.block();
     take_cancel(block, uninterruptible, true);
     if block.has_queued_itself() {
@@ -564,7 +570,8 @@ pub struct Coroutine {
     slot: &'static Slot,
     /// Its block, of which only the key is looked at once it has ended (control I2).
     co: CoRef,
-    generation: u32,
+    /// The key of its generation.
+    base: u64,
     /// For messages about one that has ended.
     name: Option<Rc<str>>,
     created_at: &'static Location<'static>,
@@ -596,11 +603,16 @@ impl Coroutine {
         Self {
             slot: co.slot(),
             co,
-            generation: co.generation(),
+            base: key::of(co.generation()),
             name: co.block().name.clone(),
             created_at: co.block().created_at,
             not_send: PhantomData,
         }
+    }
+
+    #[inline(always)]
+    fn generation(&self) -> u32 {
+        key::generation(self.base)
     }
 
     #[cold]
@@ -617,17 +629,13 @@ impl Coroutine {
     /// Enters it if it is parked, no coroutine runs and nothing is traced; false if any is not so.
     #[inline(always)]
     pub(crate) fn enter_parked(&self) -> bool {
-        let base = key::of(self.generation);
-        if self.co.key() != base + key::PARKED {
-            return false;
-        }
-        let block = self.co.block();
-        let thread = block.hot.thread.get();
+        let thread = tls::thread();
+        // What has ended, or moves, is not parked.
         let parked = thread.current.get().is_null()
             && !thread.traced.get()
-            && self.slot.word.claim_parked(self.generation);
+            && self.slot.word.claim_parked_now(self.base);
         if parked {
-            switch::enter_untraced(self.co, base);
+            switch::enter_untraced(thread, self.co, self.base);
         }
         parked
     }
@@ -646,8 +654,8 @@ impl Coroutine {
     fn living(&self) -> Option<CoRef> {
         // The slot first: where the coroutine has ended, to look at its block could bring back a
         // page, and a page of page table, that have been given to the system.
-        (self.slot.word.generation() == self.generation
-            && key::state(self.co.key(), self.generation) != key::ENDED)
+        (self.slot.word.generation() == self.generation()
+            && key::state(self.co.key(), self.generation()) != key::ENDED)
             .then_some(self.co)
     }
 
@@ -662,9 +670,8 @@ impl Coroutine {
     #[inline(always)] // A call more would cost a return that the CPU predicts wrong.
     pub fn enter(&self) {
         // Of this generation, and in one of the first two states: one comparison.
-        let base = key::of(self.generation);
-        if self.co.key().wrapping_sub(base) <= key::CREATED {
-            return switch::enter_as(self.co, base);
+        if self.co.key().wrapping_sub(self.base) <= key::CREATED {
+            return switch::enter_as(self.co, self.base);
         }
         self.enter_slow();
     }
@@ -673,9 +680,9 @@ impl Coroutine {
     #[inline(never)]
     #[track_caller]
     fn enter_slow(&self) {
-        match key::state(self.co.key(), self.generation) {
+        match key::state(self.co.key(), self.generation()) {
             key::SUSPENDED | key::CREATED => enter(self.co),
-            key::PARKED if self.slot.word.claim_parked(self.generation) => enter(self.co),
+            key::PARKED if self.slot.word.claim_parked(self.generation()) => enter(self.co),
             key::ENDED => self.ended("entered"),
             _ => enter_refused(self.co),
         }
@@ -684,7 +691,7 @@ impl Coroutine {
     /// Its name for good: it stays the same when the coroutine has ended.
     #[must_use]
     pub fn id(&self) -> CoroutineId {
-        CoroutineId(id(self.slot, self.generation))
+        CoroutineId(id(self.slot, self.generation()))
     }
 
     /// True once its body has returned, panicked or been unwound.

@@ -32,6 +32,8 @@ type Panic = Box<dyn Any + Send>;
 const INLINE_MAX: usize = 512;
 // The closure is put right below the control block.
 const _: () = assert!(stack::CONTROL_SIZE.is_multiple_of(INLINE_MAX));
+// What an ended one gives back is no plain suspension.
+const _: () = assert!(Machine::ENDED & key::SETTLE != 0);
 
 /// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
 /// for it. It runs nothing.
@@ -65,6 +67,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
         machine,
         thread: Cell::new(thread),
         suspended_key: Cell::new(key::of(generation) + key::SUSPENDED),
+        caller: Cell::new(ptr::null()),
         cancel: Cell::new(Cancel::None),
         cancel_masks: Cell::new(0),
     };
@@ -88,6 +91,9 @@ pub(super) fn create<F: FnOnce() + 'static>(
     // Relaxed: published by the park's compare-exchange.
     slot.inbox
         .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
+    if home.inbox().is_null() {
+        slot.word.notify_new(generation); // See `super::try_park`.
+    }
     home.link(block.block());
     if track::notice(thread) {
         let by = running().map_or(0, |block| reference(block).id());
@@ -136,6 +142,13 @@ fn run_body<F: FnOnce()>(body: Body<F>) {
         keep_panic(co, payload);
     }
     co.block().set_state(key::ENDED);
+    not_running(co.block());
+}
+
+/// The coroutine that runs is about to give control back.
+#[inline(always)]
+fn not_running(block: &ControlBlock) {
+    block.hot.thread.get().current.set(block.hot.caller.get());
 }
 
 #[cold]
@@ -160,19 +173,13 @@ fn switch_into(block: &ControlBlock, base: u64) -> bool {
 
 #[inline(always)]
 fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> bool {
-    let caller = thread.current.get();
+    block.hot.caller.set(thread.current.get());
     block.set_key(base + key::ENTERED);
     thread.current.set(ptr::from_ref(block).cast());
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
-    // It comes back as the machine's address, which is the block's (asserted in `control`).
-    let block = unsafe { &*block.hot.machine.resume().cast::<ControlBlock>() };
-    let thread = block.hot.thread.get();
-    // Still the same thread: this frame, which has entered another, cannot have been moved
-    // meanwhile.
-    thread.current.set(caller);
-    let key = block.key();
-    key == base + key::SUSPENDED || key.wrapping_sub(base) <= key::QUEUED
+    let key = unsafe { block.hot.machine.resume() };
+    key & key::SETTLE == 0
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
@@ -204,11 +211,10 @@ pub(super) fn enter_as(co: CoRef, base: u64) {
     }
 }
 
-/// As [`enter_as`], for who knows that nothing is traced.
+/// As [`enter_as`], for who knows that nothing is traced. `thread` is this one.
 #[inline(always)]
-pub(super) fn enter_untraced(co: CoRef, base: u64) {
-    let block = co.block();
-    if !switch(block.hot.thread.get(), block, base) {
+pub(super) fn enter_untraced(thread: &tls::ThreadState, co: CoRef, base: u64) {
+    if !switch(thread, co.block(), base) {
         after_run(co);
     }
 }
@@ -228,14 +234,17 @@ fn after_run(co: CoRef) {
 fn settle(co: CoRef, queue: &WakeQueue) -> Option<Panic> {
     let block = co.block();
     queue.prepend(&block.woken);
-    match block.state(block.generation) {
-        key::ENDED if block.has_queued_itself() => return ended_queued(co),
-        key::ENDED => return finish(co),
-        state @ (key::SUSPENDED_WOKE | key::PARKED_WOKE | key::QUEUED_WOKE) => {
-            block.set_state(state - key::WOKE);
-            block.suspend_plainly();
+    let state = block.state(block.generation);
+    if state == key::ENDED {
+        if block.has_queued_itself() {
+            return ended_queued(co);
         }
-        _ => {}
+        return finish(co);
+    }
+    if state != key::DEPARTING {
+        debug_assert!(state & !key::QUEUES == key::WOKE);
+        block.set_state(state - key::WOKE);
+        block.suspend_plainly();
     }
     None
 }
@@ -247,22 +256,22 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
     while let Some(slot) = queue.pop() {
         let co = super::of_slot(slot);
         let block = co.block();
-        match block.state(block.generation) {
-            key::QUEUED | key::CREATED_QUEUED => block.suspend_plainly(), // stack::word I6.
-            key::DEPARTING => {
-                if let Some(departure) = block.departure.take() {
-                    departure(co);
-                }
-                continue;
+        let state = block.state(block.generation);
+        if state == key::QUEUED || state == key::CREATED_QUEUED {
+            block.suspend_plainly(); // stack::word I6.
+        } else if state == key::DEPARTING {
+            if let Some(departure) = block.departure.take() {
+                departure(co);
             }
-            key::ENDED => {
-                give_up(co); // `ended_queued` has done the rest.
-                continue;
-            }
-            _ => slot.word.claim(block.generation),
+            continue;
+        } else if state == key::ENDED {
+            give_up(co); // `ended_queued` has done the rest.
+            continue;
+        } else {
+            slot.word.claim(block.generation);
         }
         co.accept_cancel();
-        let raised = if block.phase() == Phase::Created && co.is_cancelled() {
+        let raised = if co.is_cancelled() && block.phase() == Phase::Created {
             discard_caught(co)
         } else if switch_into(block, key::of(block.generation)) {
             continue;
@@ -391,9 +400,10 @@ fn give_up(co: CoRef) {
         // SAFETY: as above; the block lies above what is trimmed.
         unsafe { stack::settle(slot, block.created_at, block.name.as_deref()) };
     }
-    // SAFETY: the block is initialised (control I1) and dropped once: the machine is ManuallyDrop,
-    // and done or dropped. The key has nothing to drop, and stays.
-    unsafe { ptr::drop_in_place(&raw mut (*co.0.as_ptr()).rest) };
+    // Of all that is in the block only the name is left to be dropped: whoever ends a coroutine has
+    // taken its panic, and whoever it has departed for its departure.
+    // SAFETY: the block is initialised (control I1), and given up here, once.
+    drop(unsafe { (&raw const (*co.0.as_ptr()).rest.name).read() });
     if slot.word.retire(generation) {
         // SAFETY: the coroutine is over, nobody refers to its stack, and its tokens have just gone
         // stale.
@@ -407,8 +417,9 @@ fn give_up(co: CoRef) {
 #[inline(always)]
 pub(super) fn switch_out(block: &ControlBlock, key: u64) {
     block.set_key(key);
+    not_running(block);
     // SAFETY: the caller is inside the coroutine.
-    unsafe { block.hot.machine.suspend() };
+    unsafe { block.hot.machine.suspend(key) };
 }
 
 /// The running coroutine's block.

@@ -240,7 +240,7 @@ pub(crate) fn parkable(what: &str) -> CoRef {
 #[inline(always)] // As `suspend`.
 #[track_caller]
 pub fn park() {
-    coroutine::park_block(parkable("park"), false);
+    park_as(false);
 }
 
 /// Parks like [`park`], but is no cancellation point: for whoever has something in flight that
@@ -248,7 +248,23 @@ pub fn park() {
 #[inline]
 #[track_caller]
 pub(crate) fn park_uninterruptible() {
-    coroutine::park_block(parkable("park"), true);
+    park_as(true);
+}
+
+#[inline(always)]
+#[track_caller]
+fn park_as(uninterruptible: bool) {
+    match coroutine::current() {
+        Some(co) if coroutine::try_park(co, uninterruptible) => {}
+        _ => park_slow(uninterruptible),
+    }
+}
+
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn park_slow(uninterruptible: bool) {
+    coroutine::park_slow(parkable("park"), uninterruptible);
 }
 
 /// Gives the loop and everyone that is queued a turn, then goes on. Inside a coroutine; a
@@ -263,7 +279,15 @@ pub(crate) fn park_uninterruptible() {
 /// # Ok::<(), corio::Error>(())
 /// ```
 #[track_caller]
+#[inline(always)] // As `suspend`.
 pub fn yield_now() {
+    coroutine::suspend_running(queue_running());
+}
+
+/// Puts the running coroutine at the end of its context's queue.
+#[inline(never)]
+#[track_caller]
+fn queue_running() -> CoRef {
     let co = parkable("yield_now");
     co.set_scheduled_at(Location::caller());
     if !co.has_queued_itself() {
@@ -274,7 +298,7 @@ pub fn yield_now() {
         // The inbox, not the wake queue: the loop gets a turn.
         Inbox::push_here(co.inbox(), co.slot());
     }
-    coroutine::suspend();
+    co
 }
 
 #[cold]

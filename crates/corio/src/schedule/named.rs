@@ -86,6 +86,7 @@ impl Coroutine {
         }
     }
 
+    #[cold]
     #[inline(never)]
     #[track_caller]
     fn wake_slow(&self) {

@@ -71,6 +71,13 @@ impl SlotWord {
         u32::try_from(self.0.load(Ordering::Relaxed) >> STATE_BITS).unwrap_or(0)
     }
 
+    /// Has the next park of a coroutine that is just being made look twice, as if it had been woken.
+    /// Its own thread; there is no token yet.
+    #[inline]
+    pub(crate) fn notify_new(&self, generation: u32) {
+        self.0.store(pack(generation, NOTIFIED), Ordering::Relaxed);
+    }
+
     /// A wake with a token of `generation`. Any thread.
     pub(crate) fn wake(&self, generation: u32) -> Wake {
         self.wake_to(generation, SCHEDULED)
@@ -161,10 +168,16 @@ impl SlotWord {
     /// The home thread wants to enter a parked coroutine without a queue (to cancel it, or for
     /// `aio_co_wake`). False: it is not parked; if it is scheduled it will come out of the queue.
     pub(crate) fn claim_parked(&self, generation: u32) -> bool {
+        self.claim_parked_now(pack(generation, RUNNING))
+    }
+
+    /// The same; `packed` is the generation, in place.
+    #[inline(always)]
+    pub(crate) fn claim_parked_now(&self, packed: u64) -> bool {
         self.0
             .compare_exchange(
-                pack(generation, PARKED),
-                pack(generation, RUNNING),
+                packed | PARKED,
+                packed | RUNNING,
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             )

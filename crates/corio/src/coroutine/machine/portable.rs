@@ -6,20 +6,23 @@ use core::cell::{Cell, UnsafeCell};
 use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 
-use corosensei::Yielder;
+use corosensei::{CoroutineResult, Yielder};
 
 use crate::stack::{Slot, SlotStack};
 
-type Coroutine = corosensei::Coroutine<(), (), (), SlotStack>;
+type Coroutine = corosensei::Coroutine<(), u64, (), SlotStack>;
 
 /// See the parent's documentation for the rules.
 pub(crate) struct Machine {
     /// Borrowed mutably by `resume` and `discard` only, while the coroutine does not run (M2).
     coroutine: UnsafeCell<ManuallyDrop<Coroutine>>,
-    yielder: Cell<*const Yielder<(), ()>>,
+    yielder: Cell<*const Yielder<(), u64>>,
 }
 
 impl Machine {
+    /// What a resumer gets when the coroutine has ended.
+    pub(crate) const ENDED: u64 = u64::MAX;
+
     /// A machine that runs `body` on the slot's stack when it is first resumed. It will be put at
     /// `at`.
     #[inline]
@@ -28,7 +31,7 @@ impl Machine {
         slot: &'static Slot,
         body: F,
     ) -> Machine {
-        let run = move |yielder: &Yielder<(), ()>, ()| {
+        let run = move |yielder: &Yielder<(), u64>, ()| {
             // SAFETY: the machine is in place (M1) while its coroutine runs.
             unsafe { at.as_ref() }.yielder.set(yielder);
             body();
@@ -40,25 +43,29 @@ impl Machine {
         }
     }
 
-    /// Runs the coroutine until it suspends or ends. Returns itself.
+    /// Runs the coroutine until it suspends or ends. Returns what [`suspend`](Self::suspend) was
+    /// given, or [`ENDED`](Self::ENDED).
     ///
     /// # Safety
     /// M1 and M2.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self) -> *const Machine {
+    pub(crate) unsafe fn resume(&self) -> u64 {
         // SAFETY: not running, so nobody else is in here (M2).
-        let _ = unsafe { &mut *self.coroutine.get() }.resume(());
-        self
+        match unsafe { &mut *self.coroutine.get() }.resume(()) {
+            CoroutineResult::Yield(given) => given,
+            CoroutineResult::Return(()) => Self::ENDED,
+        }
     }
 
-    /// Gives control back to the resumer; returns when the coroutine is resumed again.
+    /// Gives control back to the resumer, who gets `given`; returns when the coroutine is resumed
+    /// again.
     ///
     /// # Safety
     /// M2.
     #[inline(always)]
-    pub(crate) unsafe fn suspend(&self) {
+    pub(crate) unsafe fn suspend(&self, given: u64) {
         // SAFETY: inside the coroutine, so the yielder was set, and lies at the base of this stack.
-        unsafe { (*self.yielder.get()).suspend(()) };
+        unsafe { (*self.yielder.get()).suspend(given) };
     }
 
     /// Drops the body of one that was never resumed.

@@ -9,6 +9,8 @@
 //!   |  rbx  / that is new   |              |  rip                 |
 //!   |  rip                  | <-- sp       |  rbp                 | <-- resumer
 //!   +-----------------------+              +----------------------+
+//!
+//!   a stack that is new: the body, one word free, `discard`, `begin`, rip <-- sp
 //! ```
 //!
 //! The compiler cannot be told that rbx and rbp change, so they are saved here; all other registers
@@ -37,14 +39,16 @@ pub(crate) struct Machine {
     sp: Cell<*mut u8>,
     /// Where its resumer's ends while it is.
     resumer: Cell<*mut u8>,
-    begin: unsafe extern "C" fn(&Machine, *mut u8) -> !,
-    discard: unsafe fn(*mut u8),
 }
 
 // The directives below hold the offset of `resumer` in one byte, and those of the fields in code.
 const _: () = assert!(offset_of!(Machine, sp) == 0);
 const _: () = assert!(offset_of!(Machine, resumer) == 8);
-const _: () = assert!(offset_of!(Machine, begin) == 16);
+
+/// What lies below the body on a new stack, in bytes: see the picture.
+const BELOW_BODY: usize = 32;
+type Begin = unsafe extern "C" fn(&Machine, *mut u8) -> !;
+type Discard = unsafe fn(*mut u8);
 
 /// One for each version, as a program may link several.
 macro_rules! symbol {
@@ -67,7 +71,8 @@ global_asm!(
     // rdi: the machine, rdx: its `sp`, which points to this very address.
     "push rbp",
     "mov [rdi + 8], rsp",
-    "lea rsp, [rdx + 8]",
+    "mov rax, [rdx + 8]",
+    "lea rsp, [rdx + 32]",
     "mov rbp, rdi",
     // rbp is the machine from here on. The resumer's frame: *(rbp + 8) + 24, DW_OP_breg6 8,
     // DW_OP_deref, DW_OP_plus_uconst 24; and what lies below it.
@@ -79,7 +84,7 @@ global_asm!(
     // Not a call: the processor would remember a return that never comes.
     "lea rcx, [rip + 2f]",
     "push rcx",
-    "jmp [rdi + 16]",
+    "jmp rax",
     "2:",
     "int3", // The body never returns; unwinders look this address up.
     ".cfi_endproc",
@@ -94,6 +99,9 @@ unsafe extern "C" {
 }
 
 impl Machine {
+    /// What a resumer gets when the coroutine has ended.
+    pub(crate) const ENDED: u64 = u64::MAX;
+
     /// A machine that runs `body` on the slot's stack when it is first resumed. It will be put at
     /// `_at`.
     #[inline]
@@ -111,26 +119,26 @@ impl Machine {
         unsafe {
             let at = top.sub(below);
             at.cast::<F>().write(body);
-            let sp = at.sub(size_of::<usize>());
-            sp.cast::<usize>()
-                .write(corio_machine_begin as unsafe extern "C" fn() as usize);
+            let sp = at.sub(BELOW_BODY);
+            let rip = corio_machine_begin as unsafe extern "C" fn();
+            sp.cast::<unsafe extern "C" fn()>().write(rip);
+            sp.cast::<Begin>().add(1).write(begin::<F>);
+            sp.cast::<Discard>().add(2).write(discard::<F>);
             Machine {
                 sp: Cell::new(sp),
                 resumer: Cell::new(ptr::null_mut()),
-                begin: begin::<F>,
-                discard: discard::<F>,
             }
         }
     }
 
-    /// Runs the coroutine until it suspends or ends. Returns itself: what comes back in a register
-    /// need not be kept on the stack meanwhile.
+    /// Runs the coroutine until it suspends or ends. Returns what [`suspend`](Self::suspend) was
+    /// given, in a register, or [`ENDED`](Self::ENDED).
     ///
     /// # Safety
     /// M1 and M2.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self) -> *const Machine {
-        let mut this = ptr::from_ref(self);
+    pub(crate) unsafe fn resume(&self) -> u64 {
+        let given;
         // SAFETY: the stack holds what the picture shows: `new` or `suspend` left it so, and only
         // here it is used up.
         unsafe {
@@ -138,21 +146,23 @@ impl Machine {
                 "push rbx",
                 "call [rdx]",
                 "pop rbx",
-                inout("rdi") this, // `suspend` and `end` have it there, too.
+                inout("rdi") ptr::from_ref(self) => _,
                 inout("rdx") self.sp.get() => _,
+                lateout("rsi") given,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
                 clobber_abi("sysv64"),
             );
         }
-        this
+        given
     }
 
-    /// Gives control back to the resumer; returns when the coroutine is resumed again.
+    /// Gives control back to the resumer, who gets `given`; returns when the coroutine is resumed
+    /// again.
     ///
     /// # Safety
     /// M2.
     #[inline(always)]
-    pub(crate) unsafe fn suspend(&self) {
+    pub(crate) unsafe fn suspend(&self, given: u64) {
         // SAFETY: the coroutine runs, so `resumer` is the end of its resumer's stack, which holds
         // what the picture shows.
         unsafe {
@@ -172,6 +182,7 @@ impl Machine {
                 "pop rbx",
                 "pop rbp",
                 inout("rdi") ptr::from_ref(self) => _,
+                inout("rsi") given => _,
                 lateout("rdx") _,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
                 clobber_abi("sysv64"),
@@ -192,6 +203,7 @@ impl Machine {
                 "pop rbp",
                 "ret",
                 in("rdi") ptr::from_ref(self),
+                in("rsi") Self::ENDED,
                 options(noreturn),
             );
         }
@@ -202,8 +214,9 @@ impl Machine {
     /// # Safety
     /// It was not; and it is not resumed afterwards, nor discarded again.
     pub(crate) unsafe fn discard(&self) {
-        // SAFETY: the body lies where `new` put it, above the first address.
-        unsafe { (self.discard)(self.sp.get().add(size_of::<usize>())) };
+        let sp = self.sp.get();
+        // SAFETY: all lies where `new` put it.
+        unsafe { sp.cast::<Discard>().add(2).read()(sp.add(BELOW_BODY)) };
     }
 
     /// Where a suspended coroutine goes on, and its stack and frame pointer there.
