@@ -43,6 +43,47 @@ fn first_spawned_runs_first() {
     });
 }
 
+// SPEC S1: whoever pushes, the home thread or another, and in whatever order.
+#[test]
+fn home_and_others_queue_in_one_order() {
+    const COUNT: usize = 6;
+    let context = AioContext::new().unwrap();
+    let test = || {
+        for pattern in 0..1 << COUNT {
+            let order = Rc::new(RefCell::new(Vec::new()));
+            let parked: Vec<_> = (0..COUNT)
+                .map(|i| {
+                    let order = Rc::clone(&order);
+                    let token = Rc::new(RefCell::new(None));
+                    let co = Coroutine::new({
+                        let token = Rc::clone(&token);
+                        move || {
+                            *token.borrow_mut() = CoWaker::current();
+                            corio::park();
+                            order.borrow_mut().push(i);
+                        }
+                    });
+                    co.enter();
+                    let token = token.borrow().unwrap();
+                    (co, token)
+                })
+                .collect();
+            for (i, (co, token)) in parked.iter().enumerate() {
+                if pattern >> i & 1 == 0 {
+                    co.schedule();
+                } else {
+                    let token = *token;
+                    std::thread::spawn(move || token.wake()).join().unwrap();
+                }
+            }
+            context.poll(false).unwrap();
+            let expected: Vec<_> = (0..COUNT).collect();
+            assert_eq!(*order.borrow(), expected, "pattern {pattern:#b}");
+        }
+    };
+    context.enter_home(test).unwrap();
+}
+
 // SPEC S7
 #[test]
 fn a_wake_from_another_thread_is_never_lost() {

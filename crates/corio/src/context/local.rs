@@ -18,12 +18,15 @@ use super::monitor::Monitor;
 use super::ring::ContextRing;
 use super::{AioContext, timer};
 use crate::error::Error;
+use crate::sys::clock;
 use crate::{coroutine, tls, track};
 
 /// Turns that may go by without looking at the descriptors while there is other work.
 const SKIPPED_TURNS_MAX: u32 = 61;
 /// The same in time, in ns.
 const SKIPPED_NS_MAX: u64 = 50_000;
+/// If no more of the processor's ticks than this have gone by, the time is not up.
+const SKIPPED_TICKS_SURE: u64 = SKIPPED_NS_MAX / 1000 * clock::TICKS_PER_US_MIN;
 
 /// See the module's documentation.
 pub(crate) struct Local {
@@ -39,6 +42,7 @@ pub(crate) struct Local {
     drain_due: Cell<bool>,
     skipped_turns: Cell<u32>,
     last_look_ns: Cell<u64>,
+    last_look_ticks: Cell<Option<u64>>,
     attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
 }
 
@@ -56,6 +60,7 @@ impl Local {
             drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
             last_look_ns: Cell::new(0),
+            last_look_ticks: Cell::new(None),
             attachments: RefCell::default(),
         }
     }
@@ -268,6 +273,7 @@ impl Local {
         waited?;
         self.skipped_turns.set(0);
         self.last_look_ns.set(timer::now_ns());
+        self.last_look_ticks.set(clock::ticks());
         Ok(())
     }
 
@@ -307,7 +313,9 @@ impl Local {
         {
             return false;
         }
-        if timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
+        let ticks = clock::ticks().zip(self.last_look_ticks.get());
+        let is_early = ticks.is_some_and(|(now, then)| now.wrapping_sub(then) < SKIPPED_TICKS_SURE);
+        if !is_early && timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
             return false;
         }
         self.skipped_turns.set(skipped + 1);

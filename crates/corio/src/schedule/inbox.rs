@@ -2,18 +2,21 @@
 //! run (SPEC S1).
 //!
 //! Pushed from any thread without a lock, newest first; one bottom half takes the list as it
-//! stands, turns it round and runs it (S2). For what its own thread has pushed the loop runs it
-//! without one.
+//! stands, turns it round and runs it (S2). What its own thread pushes while that list is empty goes
+//! into one of its own, which needs no locked instruction and no bottom half, and is older than all
+//! that is in the other when both are taken.
 //!
 //! Invariants
 //! - I1 A slot is pushed once for each wake that was won (stack::word I2), and by its home thread
 //!   once while no waker queues it (stack::word I6), so `Slot::next` has one writer.
-//! - I2 Whoever turns the list from empty to not empty sees to it that it is run: the home thread by
+//! - I2 Whoever turns a list from empty to not empty sees to it that it is run: the home thread by
 //!   a flag of its loop, everyone else by the bottom half, which notifies.
 //! - I3 An inbox outlives every waker that has won one of its slots: its home does not end while
 //!   one is scheduled and not entered, and if the home has to leak one, it leaks the inbox as well.
 //! - I4 A closed inbox runs nothing: what is queued in it then is leaked, or was dropped before it
 //!   began.
+//! - I5 `own` is touched in the home thread only. It is pushed to only while the home sees `pushed`
+//!   empty: who was pushed there before, as far as anybody can tell, is not overtaken.
 
 #![allow(unsafe_code)] // The list's links.
 
@@ -50,6 +53,12 @@ impl<T: Linked> Pushed<T> {
         }
     }
 
+    /// False if anything is in it that the caller knows to have been pushed.
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.newest.load(Ordering::Relaxed).is_null()
+    }
+
     /// True if the list was empty (I2).
     fn push(&self, node: &'static T) -> bool {
         let raw = ptr::from_ref(node).cast_mut();
@@ -84,8 +93,17 @@ impl<T: Linked> Pushed<T> {
     }
 }
 
+/// The list of the home thread.
+struct Own(WakeQueue);
+
+// SAFETY: only the home thread touches it (I5), and the slots in it live for ever.
+unsafe impl Send for Own {}
+// SAFETY: as above.
+unsafe impl Sync for Own {}
+
 /// See the module's documentation.
 pub(crate) struct Inbox {
+    own: Own,
     pushed: Pushed<Slot>,
     drain: BottomHalf,
     /// Read and written in home threads only, one after the other.
@@ -102,6 +120,7 @@ impl Inbox {
                 }
             });
             Self {
+                own: Own(WakeQueue::new()),
                 pushed: Pushed::new(),
                 drain,
                 closed: AtomicBool::new(false),
@@ -115,7 +134,10 @@ impl Inbox {
             return; // The links are not ours any more: slots that were dropped are used elsewhere.
         }
         let queue = WakeQueue::new();
-        self.pushed.take(|slot| queue.push_front(slot));
+        if !self.pushed.is_empty() {
+            self.pushed.take(|slot| queue.push_front(slot));
+        }
+        queue.prepend(&self.own.0);
         coroutine::run_queue(&queue, None);
     }
 
@@ -138,9 +160,15 @@ impl Inbox {
         // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox, which the home holds for
         // as long as its coroutines run.
         let inbox = unsafe { &*inbox.cast::<Inbox>() };
-        if inbox.pushed.push(slot)
-            && let Some(local) = Local::current()
-        {
+        let was_empty = if inbox.pushed.is_empty() {
+            let own = &inbox.own.0;
+            let was_empty = own.is_empty();
+            own.push(slot);
+            was_empty
+        } else {
+            inbox.pushed.push(slot)
+        };
+        if was_empty && let Some(local) = Local::current() {
             local.drain_soon();
         }
     }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // epoll_pwait2 has no safe wrapper that keeps both its precision and a fallback.
 
 use core::cell::Cell;
+use core::mem::MaybeUninit;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -12,6 +13,9 @@ use crate::error::Error;
 
 /// How many reports one wait takes at most.
 const EVENTS_MAX: usize = 128;
+
+/// Room for them.
+type Events = [MaybeUninit<libc::epoll_event>; EVENTS_MAX];
 
 /// One readiness report: what was registered as `data`, and the conditions as poll(2) bits.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +64,8 @@ impl Epoll {
         timeout_ns: Option<u64>,
         mut each: impl FnMut(Event),
     ) -> io::Result<()> {
-        let mut events = [const { libc::epoll_event { events: 0, u64: 0 } }; EVENTS_MAX];
+        // Not written beforehand: that would take longer than the system call.
+        let mut events: Events = [const { MaybeUninit::uninit() }; EVENTS_MAX];
         let count = match timeout_ns {
             Some(ns) if ns > 0 && !self.coarse.get() => match self.pwait2(&mut events, ns) {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
@@ -72,13 +77,15 @@ impl Epoll {
             _ => self.pwait(&mut events, timeout_ns)?,
         };
         for event in &events[..count] {
+            // SAFETY: the kernel has written so many.
+            let event = unsafe { event.assume_init_ref() };
             let (data, revents) = (event.u64, event.events);
             each(Event { data, revents });
         }
         Ok(())
     }
 
-    fn pwait2(&self, events: &mut [libc::epoll_event; EVENTS_MAX], ns: u64) -> io::Result<usize> {
+    fn pwait2(&self, events: &mut Events, ns: u64) -> io::Result<usize> {
         let timeout = libc::timespec {
             tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
@@ -99,11 +106,7 @@ impl Epoll {
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
-    fn pwait(
-        &self,
-        events: &mut [libc::epoll_event; EVENTS_MAX],
-        timeout_ns: Option<u64>,
-    ) -> io::Result<usize> {
+    fn pwait(&self, events: &mut Events, timeout_ns: Option<u64>) -> io::Result<usize> {
         // Rounded up: waking early would only make the caller wait again.
         let timeout_ms = timeout_ns.map_or(-1, |ns| {
             libc::c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
@@ -112,7 +115,7 @@ impl Epoll {
         let count = unsafe {
             libc::epoll_wait(
                 self.fd.as_raw_fd(),
-                events.as_mut_ptr(),
+                events.as_mut_ptr().cast(),
                 libc::c_int::try_from(EVENTS_MAX).unwrap_or(1),
                 timeout_ms,
             )

@@ -165,6 +165,9 @@ impl BottomHalves {
     /// Runs what was scheduled before the call, and what outer turns have not run yet. True:
     /// progress.
     pub(super) fn run(&self, queue: &RunQueue) -> bool {
+        if self.list.is_empty() && queue.is_empty() {
+            return false;
+        }
         self.take(queue);
         let mut progress = false;
         loop {
