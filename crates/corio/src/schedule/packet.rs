@@ -18,6 +18,9 @@
 //!   else wakes it.
 //! - P4 `target` is 0 until the coroutine is made; then its token; or `CANCELLED`, if it was
 //!   cancelled before it was made, which it is then not.
+//! - P5 A packet with `LOCAL` stays on one thread: neither the handle nor who starts the coroutine is
+//!   sent, and whoever moves the coroutine away promises not to use its handle again (`move_to`).
+//!   Nothing is locked for it.
 
 #![allow(unsafe_code)] // A shared cell and a count of its own; SAFETY comments name P1 and P2.
 
@@ -41,8 +44,8 @@ const DONE: u32 = 3;
 /// No token: tokens of generation 0 do not exist.
 const CANCELLED: u64 = 1;
 
-/// See the module's documentation. `O` is the outcome, `W` who waits.
-pub(super) struct Packet<O, W> {
+/// See the module's documentation. `O` is the outcome, `W` who waits; for `LOCAL` see P5.
+pub(super) struct Packet<O, W, const LOCAL: bool> {
     state: AtomicU32,
     references: AtomicU32,
     target: AtomicU64,
@@ -51,11 +54,49 @@ pub(super) struct Packet<O, W> {
 }
 
 // SAFETY: outcome and waiter go from one thread to another, one has each at a time (P1, P2).
-unsafe impl<O: Send, W: Send> Sync for Packet<O, W> {}
+unsafe impl<O: Send, W: Send> Sync for Packet<O, W, false> {}
 // SAFETY: as above.
-unsafe impl<O: Send, W: Send> Send for Packet<O, W> {}
+unsafe impl<O: Send, W: Send> Send for Packet<O, W, false> {}
 
-impl<O, W> Packet<O, W> {
+/// A word that one thread or two change.
+macro_rules! word {
+    ($type:ty, $int:ty) => {
+        impl Word<$int> for $type {
+            #[inline(always)]
+            fn change<const LOCAL: bool>(
+                &self,
+                [from, to]: [$int; 2],
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$int, $int> {
+                if !LOCAL {
+                    return self.compare_exchange(from, to, success, failure);
+                }
+                let now = self.load(Ordering::Relaxed);
+                if now != from {
+                    return Err(now);
+                }
+                self.store(to, Ordering::Relaxed);
+                Ok(now)
+            }
+        }
+    };
+}
+
+/// As `compare_exchange`, without a locked instruction if `LOCAL`.
+trait Word<I> {
+    fn change<const LOCAL: bool>(
+        &self,
+        from_to: [I; 2],
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<I, I>;
+}
+
+word!(AtomicU32, u32);
+word!(AtomicU64, u64);
+
+impl<O, W, const LOCAL: bool> Packet<O, W, LOCAL> {
     fn new() -> Self {
         Self {
             state: AtomicU32::new(EMPTY),
@@ -75,7 +116,14 @@ impl<O, W> Packet<O, W> {
         put(&self.outcome, outcome); // P1.
         // AcqRel: publishes the outcome, pairs with the loads of DONE; and acquires the waiter,
         // published by `wait_as`.
-        match self.state.swap(DONE, Ordering::AcqRel) {
+        let before = if LOCAL {
+            let before = self.state.load(Ordering::Relaxed);
+            self.state.store(DONE, Ordering::Relaxed);
+            before
+        } else {
+            self.state.swap(DONE, Ordering::AcqRel)
+        };
+        match before {
             WAITING => take(&self.waiter), // P2.
             _ => None,
         }
@@ -90,17 +138,17 @@ impl<O, W> Packet<O, W> {
     /// The handle's side: notes who waits, in place of who did. Err: there is nothing left to wait
     /// for. In either case the one that does not wait any more is given back, to be dropped outside
     /// of all this.
+    #[inline(always)] // Makes the waiter in place: to copy what has just been written in parts stalls.
     pub(super) fn wait_as(&self, waiter: W) -> Result<Option<W>, Option<W>> {
         let mut seen = self.state.load(Ordering::Acquire);
         let mut before = None;
         if seen == WAITING {
             // Acquire on failure: as `is_done`. The finisher leaves the waiter alone from here on.
-            match self.state.compare_exchange(
-                WAITING,
-                CHANGING,
-                Ordering::Relaxed,
-                Ordering::Acquire,
-            ) {
+            let change = [WAITING, CHANGING];
+            match self
+                .state
+                .change::<LOCAL>(change, Ordering::Relaxed, Ordering::Acquire)
+            {
                 Ok(_) => {
                     before = take(&self.waiter);
                     seen = CHANGING;
@@ -120,7 +168,7 @@ impl<O, W> Packet<O, W> {
         // Release: publishes the waiter to `finish`. Acquire on failure: as `is_done`.
         match self
             .state
-            .compare_exchange(seen, WAITING, Ordering::Release, Ordering::Acquire)
+            .change::<LOCAL>([seen, WAITING], Ordering::Release, Ordering::Acquire)
         {
             Ok(_) => Ok(before),
             Err(_) => {
@@ -139,7 +187,7 @@ impl<O, W> Packet<O, W> {
     pub(super) fn set_target(&self, token: u64) -> bool {
         // Release: who cancels may look at the coroutine's slot. Pairs with `cancel`.
         self.target
-            .compare_exchange(0, token, Ordering::Release, Ordering::Relaxed)
+            .change::<LOCAL>([0, token], Ordering::Release, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -149,7 +197,7 @@ impl<O, W> Packet<O, W> {
         // Acquire: pairs with `set_target`.
         match self
             .target
-            .compare_exchange(0, CANCELLED, Ordering::Acquire, Ordering::Acquire)
+            .change::<LOCAL>([0, CANCELLED], Ordering::Acquire, Ordering::Acquire)
         {
             Ok(_) | Err(CANCELLED) => None,
             Err(token) => Some(token),
@@ -157,10 +205,11 @@ impl<O, W> Packet<O, W> {
     }
 }
 
-/// The caller has the cell for itself (P1, P2).
+/// The caller has the cell for itself (P1, P2), and it is empty.
+#[inline(always)]
 fn put<T>(cell: &UnsafeCell<Option<T>>, value: T) {
-    // SAFETY: the caller's promise.
-    let put = |cell: *mut Option<T>| unsafe { *cell = Some(value) };
+    // SAFETY: the caller's promise. Nothing is there to be dropped.
+    let put = |cell: *mut Option<T>| unsafe { cell.write(Some(value)) };
     #[cfg(not(loom))]
     put(cell.get());
     #[cfg(loom)]
@@ -168,6 +217,7 @@ fn put<T>(cell: &UnsafeCell<Option<T>>, value: T) {
 }
 
 /// As [`put`].
+#[inline(always)]
 fn take<T>(cell: &UnsafeCell<Option<T>>) -> Option<T> {
     // SAFETY: the caller's promise.
     let take = |cell: *mut Option<T>| unsafe { (*cell).take() };
@@ -178,56 +228,58 @@ fn take<T>(cell: &UnsafeCell<Option<T>>) -> Option<T> {
 }
 
 /// One of the two references to a packet.
-pub(super) struct Shared<O, W>(NonNull<Packet<O, W>>);
+pub(super) struct Shared<O, W, const LOCAL: bool>(NonNull<Packet<O, W, LOCAL>>);
 
-// SAFETY: as for the packet.
-unsafe impl<O: Send, W: Send> Send for Shared<O, W> {}
-// SAFETY: as for the packet.
-unsafe impl<O: Send, W: Send> Sync for Shared<O, W> {}
+// SAFETY: as for the packet. With LOCAL it is its owners that do not leave their thread (P5), so
+// that the compiler's message is of them and not of this.
+unsafe impl<O: Send, W: Send, const LOCAL: bool> Send for Shared<O, W, LOCAL> {}
+// SAFETY: as above.
+unsafe impl<O: Send, W: Send, const LOCAL: bool> Sync for Shared<O, W, LOCAL> {}
 
-impl<O, W> Shared<O, W> {
+impl<O, W, const LOCAL: bool> Shared<O, W, LOCAL> {
     /// A packet, and its two references.
     #[inline]
     pub(super) fn pair() -> (Self, Self) {
-        let packet = recycle::allocate(Layout::new::<Packet<O, W>>()).cast::<Packet<O, W>>();
+        let packet = recycle::allocate(Layout::new::<Packet<O, W, LOCAL>>());
+        let packet = packet.cast::<Packet<O, W, LOCAL>>();
         // SAFETY: fresh memory of the packet's layout.
         unsafe { packet.write(Packet::new()) };
         (Self(packet), Self(packet))
     }
 
     /// Where it is, for as long as one of the two is there.
-    pub(super) fn as_ptr(&self) -> NonNull<Packet<O, W>> {
+    pub(super) fn as_ptr(&self) -> NonNull<Packet<O, W, LOCAL>> {
         self.0
     }
 }
 
-impl<O, W> Deref for Shared<O, W> {
-    type Target = Packet<O, W>;
+impl<O, W, const LOCAL: bool> Deref for Shared<O, W, LOCAL> {
+    type Target = Packet<O, W, LOCAL>;
 
     #[inline]
-    fn deref(&self) -> &Packet<O, W> {
+    fn deref(&self) -> &Packet<O, W, LOCAL> {
         // SAFETY: there as long as one of the two references is.
         unsafe { self.0.as_ref() }
     }
 }
 
-impl<O, W> Drop for Shared<O, W> {
+impl<O, W, const LOCAL: bool> Drop for Shared<O, W, LOCAL> {
     fn drop(&mut self) {
         // Acquire and release: what the other did to the packet is before it is freed. The last one
         // need not lock.
-        if self.references.load(Ordering::Acquire) != 1
-            && self.references.fetch_sub(1, Ordering::AcqRel) != 1
-        {
-            return;
+        if self.references.load(Ordering::Acquire) != 1 {
+            if LOCAL {
+                return self.references.store(1, Ordering::Relaxed);
+            }
+            if self.references.fetch_sub(1, Ordering::AcqRel) != 1 {
+                return;
+            }
         }
-        // SAFETY: nobody refers to it any more; it was made by `pair`. Copied out first, so that a
-        // panic in a destructor does not keep the memory.
-        let packet = unsafe {
-            let packet = self.0.read();
-            recycle::free(self.0.cast(), Layout::new::<Packet<O, W>>());
-            packet
-        };
-        drop(packet);
+        let left = (take(&self.outcome), take(&self.waiter));
+        // SAFETY: nobody refers to it any more, and nothing is left in it; it was made by `pair`.
+        // Freed before the rest is dropped, so that a panic in a destructor does not keep it.
+        unsafe { recycle::free(self.0.cast(), Layout::new::<Packet<O, W, LOCAL>>()) };
+        drop(left);
     }
 }
 
@@ -266,7 +318,7 @@ mod loom_tests {
     #[test]
     fn loom_packet_an_end_is_not_missed() {
         model::check(None, || {
-            let (coroutine, handle) = Shared::<u32, Bell>::pair();
+            let (coroutine, handle) = Shared::<u32, Bell, false>::pair();
             let ended = loom::thread::spawn(move || {
                 if let Some(bell) = coroutine.finish(7) {
                     bell.ring();
@@ -290,7 +342,7 @@ mod loom_tests {
     #[test]
     fn loom_packet_a_cancellation_is_not_lost() {
         model::check(None, || {
-            let (coroutine, handle) = Shared::<u32, Bell>::pair();
+            let (coroutine, handle) = Shared::<u32, Bell, false>::pair();
             let made = loom::thread::spawn(move || coroutine.set_target(5 << 32));
             let told = handle.cancel();
             assert_eq!(made.join().unwrap(), told == Some(5 << 32));

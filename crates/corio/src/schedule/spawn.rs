@@ -86,10 +86,10 @@ pub(crate) enum Waiter {
     Task(Waker),
 }
 
-type Packet<T> = packet::Packet<Unjoined<T>, Waiter>;
-type Shared<T> = packet::Shared<Unjoined<T>, Waiter>;
+type Packet<T, const LOCAL: bool> = packet::Packet<Unjoined<T>, Waiter, LOCAL>;
+type Shared<T, const LOCAL: bool> = packet::Shared<Unjoined<T>, Waiter, LOCAL>;
 
-impl<T> Packet<T> {
+impl<T, const LOCAL: bool> Packet<T, LOCAL> {
     fn end(&self, outcome: Outcome<T>) {
         match self.finish(Unjoined(Some(outcome))) {
             None => {}
@@ -99,22 +99,25 @@ impl<T> Packet<T> {
         }
     }
 
+    #[inline(always)] // As `park`: each return after a switch is one that the CPU predicts wrong.
     fn join(&self) -> Outcome<T> {
-        if !self.is_done() {
-            self.wait();
+        if self.is_awaited() {
+            while !self.is_done() {
+                park();
+            }
         }
         self.take()
             .map_or(Err(JoinError::Cancelled), Unjoined::join)
     }
 
-    fn wait(&self) {
+    /// True if the running coroutine is to be woken at the end, and so has to park until then.
+    /// Blocks outside a coroutine.
+    fn is_awaited(&self) -> bool {
+        if self.is_done() {
+            return false;
+        }
         if let Some(waker) = CoWaker::current() {
-            if self.wait_as(Waiter::Coroutine(waker)).is_ok() {
-                while !self.is_done() {
-                    park();
-                }
-            }
-            return;
+            return self.wait_as(Waiter::Coroutine(waker)).is_ok();
         }
         assert!(
             Local::current().is_none(),
@@ -125,6 +128,7 @@ impl<T> Packet<T> {
                 thread::park();
             }
         }
+        false
     }
 
     /// Asks the coroutine to end; see [`JoinHandle::cancel`].
@@ -137,7 +141,7 @@ impl<T> Packet<T> {
     }
 }
 
-impl<T> Unfinished for Packet<T> {
+impl<T, const LOCAL: bool> Unfinished for Packet<T, LOCAL> {
     fn leaked(&self) {
         self.end(Err(JoinError::Leaked));
     }
@@ -152,9 +156,9 @@ fn wake_task(waker: Waker) {
 }
 
 /// The coroutine's side: however it ends, and also if it never begins, the handle learns of it.
-struct Finisher<T>(Shared<T>);
+struct Finisher<T, const LOCAL: bool>(Shared<T, LOCAL>);
 
-impl<T> Finisher<T> {
+impl<T, const LOCAL: bool> Finisher<T, LOCAL> {
     fn run(self, f: impl FnOnce() -> T) {
         let outcome = catch_unwind(AssertUnwindSafe(f));
         coroutine::forget_unfinished(); // The packet goes with this frame.
@@ -167,9 +171,11 @@ impl<T> Finisher<T> {
     }
 }
 
-impl<T> Drop for Finisher<T> {
+impl<T, const LOCAL: bool> Drop for Finisher<T, LOCAL> {
     fn drop(&mut self) {
-        self.0.end(Err(JoinError::Cancelled)); // Does nothing after another outcome.
+        if !self.0.is_done() {
+            self.0.end(Err(JoinError::Cancelled));
+        }
     }
 }
 
@@ -185,7 +191,7 @@ impl<T> Drop for Finisher<T> {
 /// ```
 #[must_use = "dropping the handle lets the coroutine go on by itself"]
 pub struct JoinHandle<T> {
-    packet: Shared<T>,
+    packet: Shared<T, false>,
 }
 
 impl<T> JoinHandle<T> {
@@ -197,6 +203,7 @@ impl<T> JoinHandle<T> {
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine, where waiting would stop the loop.
+    #[inline(always)]
     pub fn join(self) -> Result<T, JoinError> {
         self.packet.join()
     }
@@ -280,8 +287,8 @@ impl<T> core::fmt::Debug for JoinHandle<T> {
 /// ```
 #[must_use = "dropping the handle lets the coroutine go on by itself"]
 pub struct LocalJoinHandle<T> {
-    packet: Shared<T>,
-    not_send: PhantomData<*const ()>,
+    packet: Shared<T, true>,
+    not_send: PhantomData<*const ()>, // packet P5.
 }
 
 impl<T> LocalJoinHandle<T> {
@@ -292,6 +299,7 @@ impl<T> LocalJoinHandle<T> {
     ///
     /// # Panics
     /// Outside a coroutine.
+    #[inline(always)]
     pub fn join(self) -> Result<T, JoinError> {
         self.packet.join()
     }
@@ -340,29 +348,29 @@ impl<T> core::fmt::Debug for LocalJoinHandle<T> {
 
 /// What a coroutine runs, and who is told of it. If it never begins, `f` is dropped first: whoever
 /// has joined a coroutine finds that all it had captured is dropped.
-struct Work<T, F> {
+struct Work<T, F, const LOCAL: bool> {
     f: F,
-    finisher: Finisher<T>,
+    finisher: Finisher<T, LOCAL>,
 }
 
-impl<T, F: FnOnce() -> T> Work<T, F> {
+impl<T, F: FnOnce() -> T, const LOCAL: bool> Work<T, F, LOCAL> {
     fn run(self) {
         self.finisher.run(self.f);
     }
 }
 
 /// A coroutine that is to be spawned: how, for whom, and from where.
-struct Spawn<T, F> {
+struct Spawn<T, F, const LOCAL: bool> {
     how: Builder,
-    work: Work<T, F>,
+    work: Work<T, F, LOCAL>,
     at: &'static Location<'static>,
     /// Who asked for it on another thread, for tracking; 0: whoever runs on this one.
     by: u64,
 }
 
-impl<T: 'static, F: FnOnce() -> T + 'static> Spawn<T, F> {
+impl<T: 'static, F: FnOnce() -> T + 'static, const LOCAL: bool> Spawn<T, F, LOCAL> {
     #[track_caller]
-    fn new(how: Builder, f: F) -> (Self, Shared<T>) {
+    fn new(how: Builder, f: F) -> (Self, Shared<T, LOCAL>) {
         let (ours, theirs) = Shared::pair();
         let spawn = Self {
             how,

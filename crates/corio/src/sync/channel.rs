@@ -317,7 +317,7 @@ impl<T> Receiver<T> {
     /// On a loop's thread outside a coroutine (use [`try_recv`](Self::try_recv)); if it has to wait
     /// in a home without a loop.
     #[track_caller]
-    #[inline]
+    #[inline(always)] // As `Waiter::wait_until`.
     pub fn recv(&mut self) -> Result<T, RecvError> {
         const WHAT: &str = "sync::Receiver::recv";
         Waiter::check(WHAT);
@@ -496,7 +496,7 @@ fn debug<T>(name: &str, state: &State<T>, f: &mut fmt::Formatter<'_>) -> fmt::Re
 
 /// Until the record is granted. May unwind.
 #[track_caller]
-#[inline]
+#[inline(always)] // As `Waiter::wait_until`.
 fn wait<T>(state: &State<T>, record: &Waiting<T>) {
     if track::is_enabled() {
         track::emit(Kind::LockWait, state.number(), coroutine::running_id(), 0);

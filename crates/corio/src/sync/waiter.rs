@@ -62,6 +62,7 @@ impl Waiter {
 
     /// Parks or blocks until `done` says so. A cancellation point for a coroutine: may unwind.
     #[track_caller]
+    #[inline(always)] // As `park`: each return after a switch is one that the CPU predicts wrong.
     pub(super) fn wait_until(&self, done: impl Fn() -> bool) {
         while !done() {
             match self {
