@@ -11,9 +11,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::bottom_half::RunQueue;
-use super::handler::{Entry, Interest, Readiness, Table};
+use super::handler::remote::Shared;
+use super::handler::{Call, Entry, Interest, Readiness, Table};
 use super::monitor::Monitor;
 use super::ring::ContextRing;
 use super::{AioContext, timer};
@@ -28,9 +30,11 @@ const SKIPPED_NS_MAX: u64 = 50_000;
 /// See the module's documentation.
 pub(crate) struct Local {
     pub(super) context: AioContext,
-    monitor: Monitor,
+    pub(super) monitor: Monitor,
     ring: OnceCell<ContextRing>,
-    handlers: Table,
+    pub(super) handlers: Table,
+    /// Taken from the mailbox, and not looked at yet.
+    pub(super) arrivals: RefCell<VecDeque<Arc<Shared>>>,
     ready: RefCell<VecDeque<(u64, u32)>>,
     rearm: RefCell<Vec<u64>>,
     pub(super) run_queue: RunQueue,
@@ -49,6 +53,7 @@ impl Local {
             monitor,
             ring: OnceCell::new(),
             handlers: Table::default(),
+            arrivals: RefCell::default(),
             ready: RefCell::default(),
             rearm: RefCell::default(),
             run_queue: RunQueue::default(),
@@ -170,13 +175,23 @@ impl Local {
         fd: impl AsFd,
         callback: impl Fn(Readiness) + 'static,
     ) -> io::Result<LocalHandler> {
-        let entry = self
-            .handlers
-            .insert(fd.as_fd().as_raw_fd(), Box::new(callback))?;
+        let fd = fd.as_fd().as_raw_fd();
+        let call = Call::Local(Box::new(callback));
+        let entry = self.handlers.insert(fd, call)?;
         Ok(LocalHandler {
             entry,
             context_id: self.context.id(),
         })
+    }
+
+    /// Takes a handler out, if it is still there; its descriptor may be closed afterwards.
+    pub(super) fn drop_entry(&self, entry: &Entry) {
+        if let Some(removed) = self.handlers.remove(entry.token) {
+            // A refusal leaves a registration whose token names nothing any more.
+            let _ = self.monitor.update(self, entry);
+            self.monitor.forget(self);
+            drop(removed); // Its destructor may run anything.
+        }
     }
 
     /// Runs the handlers that a wait found ready. True: progress.
@@ -220,6 +235,9 @@ impl Local {
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
         let mut result = Ok(());
+        if !inner.mailbox.is_empty() || !self.arrivals.borrow().is_empty() {
+            self.take_up_remote();
+        }
         if let Some(home) = coroutine::context_home() {
             home.ask_refused(); // Before it waits: they could be what ends the wait.
         }
@@ -324,8 +342,13 @@ impl Local {
         // These first: their handlers are withdrawn from the monitor one by one.
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
-        self.handlers.clear();
+        let entries = self.handlers.clear();
+        for entry in entries.iter().filter(|entry| entry.is_remote()) {
+            // Its descriptor lives on. A refusal leaves it to the monitor's own end.
+            let _ = self.monitor.update(self, entry);
+        }
         self.monitor.finish(self);
+        self.put_back_remote(entries);
         self.context.inner().bottom_halves.put_back(&self.run_queue);
     }
 }
@@ -386,11 +409,8 @@ impl LocalHandler {
 
 impl Drop for LocalHandler {
     fn drop(&mut self) {
-        let Some(local) = self.home() else { return };
-        if local.handlers.remove(self.entry.token).is_some() {
-            // A refusal leaves a registration whose token names nothing any more.
-            let _ = local.monitor.update(local, &self.entry);
-            local.monitor.forget(local);
+        if let Some(local) = self.home() {
+            local.drop_entry(&self.entry);
         }
     }
 }
