@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use corio::context::{Interest, MonitorChoice, RemoteHandler};
 use corio::{AioContext, IoThread};
 
-const MONITORS: [MonitorChoice; 2] = [MonitorChoice::Epoll, MonitorChoice::IoUring];
+const MONITORS: [MonitorChoice; 3] = MonitorChoice::ALL;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs a test with a context of each monitor, which has no home yet.

@@ -121,6 +121,15 @@ impl Entry {
         matches!(self.call, Call::Remote(_))
     }
 
+    /// What the monitor is to watch, in poll(2)'s bits.
+    pub(super) fn events(&self) -> u32 {
+        if self.removed.get() {
+            0
+        } else {
+            self.interest.get().events()
+        }
+    }
+
     /// What it is to be called for now; None if it is removed.
     fn wanted(&self) -> Option<Interest> {
         match &self.call {
@@ -205,6 +214,12 @@ impl Table {
         let entry = self.get(token)?;
         entry.removed.set(true);
         self.entries.borrow_mut().try_remove(index_of(token))
+    }
+
+    /// All entries.
+    pub(super) fn all(&self) -> Vec<Rc<Entry>> {
+        let entries = self.entries.borrow();
+        entries.iter().map(|(_, entry)| Rc::clone(entry)).collect()
     }
 
     /// All entries, taken out: at the end of a home.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::bottom_half::RunQueue;
 use super::handler::remote::Shared;
 use super::handler::{Call, Entry, Interest, Readiness, Table};
-use super::monitor::Monitor;
+use super::monitor::{Monitor, MonitorInfo};
 use super::ring::ContextRing;
 use super::{AioContext, timer};
 use crate::error::Error;
@@ -156,6 +156,26 @@ impl Local {
         self.rearm.borrow_mut().push(token);
     }
 
+    /// A descriptor was closed under its handler. It is not watched any more: epoll forgets such a
+    /// one without a word, and the number may be another's soon.
+    pub(super) fn note_closed(&self, token: u64) {
+        let Some(entry) = self.handlers.get(token) else {
+            return;
+        };
+        entry.armed.set(0);
+        tracing::warn!(
+            context = self.context.name(),
+            fd = entry.fd,
+            "a descriptor was closed before its handler was removed"
+        );
+    }
+
+    /// It has another monitor from now on.
+    pub(super) fn monitor_changed(&self, info: MonitorInfo) {
+        tracing::info!(context = self.context.name(), monitor = ?info.kind, "{}", info.reason);
+        *self.context.inner().monitor.lock() = Some(info);
+    }
+
     pub(super) fn rearm_noted(&self, result: &mut io::Result<()>) {
         loop {
             let Some(token) = self.rearm.borrow_mut().pop() else {
@@ -176,6 +196,7 @@ impl Local {
         callback: impl Fn(Readiness) + 'static,
     ) -> io::Result<LocalHandler> {
         let fd = fd.as_fd().as_raw_fd();
+        self.monitor.check(fd)?;
         let call = Call::Local(Box::new(callback));
         let entry = self.handlers.insert(fd, call)?;
         Ok(LocalHandler {
@@ -429,6 +450,7 @@ mod tests {
     use super::*;
     use crate::context::MonitorChoice;
 
+    #[allow(unsafe_code)] // A descriptor that is refused.
     // SPEC H1: a refusal is a refusal the second time, too.
     #[test]
     fn an_interest_that_the_monitor_refused_is_not_kept() {
@@ -437,10 +459,11 @@ mod tests {
             .build()
             .unwrap();
         let test = || {
-            let file = tempfile::tempfile().unwrap(); // To epoll: EPERM.
+            // SAFETY: only epoll_ctl sees it, to which a number above the limit is EBADF.
+            let nobodys = unsafe { std::os::fd::BorrowedFd::borrow_raw(i32::MAX) };
             let handler = Local::current()
                 .unwrap()
-                .add_handler(&file, |_| ())
+                .add_handler(nobodys, |_| ())
                 .unwrap();
             let wanted = Interest {
                 read: true,

@@ -234,7 +234,8 @@ impl Local {
         };
         let (fd, shared_too) = (shared.fd, Arc::clone(&shared));
         let call = Call::Remote(Adopted { shared, payload });
-        match self.handlers.insert(fd, call) {
+        let checked = self.monitor.check(fd);
+        match checked.and_then(|()| self.handlers.insert(fd, call)) {
             Ok(entry) => {
                 shared_too.token.store(entry.token, Ordering::Relaxed);
                 self.apply(&entry, interest);

@@ -94,7 +94,7 @@ impl State {
 }
 
 fn bits(interest: Interest) -> u32 {
-    u32::from(interest.read) * READ | u32::from(interest.write) * WRITE
+    (u32::from(interest.read) * READ) | (u32::from(interest.write) * WRITE)
 }
 
 fn interest(word: u32) -> Option<Interest> {
