@@ -11,12 +11,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::bottom_half::RunQueue;
-use super::handler::{Entry, Interest, Readiness, Table};
-use super::monitor::Monitor;
+use super::handler::remote::Shared;
+use super::handler::{Call, Entry, Interest, Readiness, Table};
+use super::monitor::{Monitor, MonitorInfo};
+use super::polling::Polling;
 use super::ring::ContextRing;
-use super::{AioContext, timer};
+use super::{AioContext, PollStats, timer};
 use crate::error::Error;
 use crate::sys::clock;
 use crate::{coroutine, tls, track};
@@ -31,10 +34,13 @@ const SKIPPED_TICKS_SURE: u64 = SKIPPED_NS_MAX / 1000 * clock::TICKS_PER_US_MIN;
 /// See the module's documentation.
 pub(crate) struct Local {
     pub(super) context: AioContext,
-    monitor: Monitor,
+    pub(super) monitor: Monitor,
     ring: OnceCell<ContextRing>,
-    handlers: Table,
+    pub(super) handlers: Table,
+    /// Taken from the mailbox, and not looked at yet.
+    pub(super) arrivals: RefCell<VecDeque<Arc<Shared>>>,
     ready: RefCell<VecDeque<(u64, u32)>>,
+    pub(super) polling: Polling,
     rearm: RefCell<Vec<u64>>,
     pub(super) run_queue: RunQueue,
     /// What a layer above runs in the turn after [`Local::drain_soon`].
@@ -48,12 +54,15 @@ pub(crate) struct Local {
 
 impl Local {
     pub(super) fn new(context: AioContext, monitor: Monitor) -> Self {
+        let polling = Polling::new(context.poll_params());
         Self {
             context,
             monitor,
             ring: OnceCell::new(),
             handlers: Table::default(),
+            arrivals: RefCell::default(),
             ready: RefCell::default(),
+            polling,
             rearm: RefCell::default(),
             run_queue: RunQueue::default(),
             drain: RefCell::default(),
@@ -152,8 +161,34 @@ impl Local {
         self.ready.borrow_mut().push_back((token, revents));
     }
 
+    /// The tokens of what has been noted from `from` on.
+    pub(super) fn ready_from<C: FromIterator<u64>>(&self, from: usize) -> C {
+        let ready = self.ready.borrow();
+        ready.iter().skip(from).map(|(token, _)| *token).collect()
+    }
+
     pub(super) fn note_rearm(&self, token: u64) {
         self.rearm.borrow_mut().push(token);
+    }
+
+    /// A descriptor was closed under its handler. It is not watched any more: epoll forgets such a
+    /// one without a word, and the number may be another's soon.
+    pub(super) fn note_closed(&self, token: u64) {
+        let Some(entry) = self.handlers.get(token) else {
+            return;
+        };
+        entry.armed.set(0);
+        tracing::warn!(
+            context = self.context.name(),
+            fd = entry.fd,
+            "a descriptor was closed before its handler was removed"
+        );
+    }
+
+    /// It has another monitor from now on.
+    pub(super) fn monitor_changed(&self, info: MonitorInfo) {
+        tracing::info!(context = self.context.name(), monitor = ?info.kind, "{}", info.reason);
+        *self.context.inner().monitor.lock() = Some(info);
     }
 
     pub(super) fn rearm_noted(&self, result: &mut io::Result<()>) {
@@ -175,13 +210,26 @@ impl Local {
         fd: impl AsFd,
         callback: impl Fn(Readiness) + 'static,
     ) -> io::Result<LocalHandler> {
-        let entry = self
-            .handlers
-            .insert(fd.as_fd().as_raw_fd(), Box::new(callback))?;
+        let fd = fd.as_fd().as_raw_fd();
+        self.monitor.check(fd)?;
+        let call = Call::Local(Box::new(callback));
+        let entry = self.handlers.insert(fd, call)?;
         Ok(LocalHandler {
             entry,
             context_id: self.context.id(),
         })
+    }
+
+    /// Takes a handler out, if it is still there; its descriptor may be closed afterwards.
+    pub(super) fn drop_entry(&self, entry: &Entry) {
+        if let Some(removed) = self.handlers.remove(entry.token) {
+            // A refusal leaves a registration whose token names nothing any more.
+            let _ = self.monitor.update(self, entry);
+            self.monitor.forget(self);
+            self.polling.recount(entry, false);
+            self.polling.leave(&self.context, entry);
+            drop(removed); // Its destructor may run anything.
+        }
     }
 
     /// Runs the handlers that a wait found ready. True: progress.
@@ -212,7 +260,7 @@ impl Local {
         result.map(|()| progress)
     }
 
-    fn is_notifier(&self, token: u64) -> bool {
+    pub(super) fn is_notifier(&self, token: u64) -> bool {
         self.context
             .inner()
             .notifier_token
@@ -225,6 +273,9 @@ impl Local {
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
         let mut result = Ok(());
+        if !inner.mailbox.is_empty() || !self.arrivals.borrow().is_empty() {
+            self.take_up_remote();
+        }
         if let Some(home) = coroutine::context_home() {
             home.ask_refused(); // Before it waits: they could be what ends the wait.
         }
@@ -261,6 +312,27 @@ impl Local {
 
     /// Looks at the descriptors, and waits for them if nothing else is to be done.
     fn wait(&self, blocking: bool) -> io::Result<()> {
+        if blocking && self.polling.is_on() {
+            return self.poll_and_wait();
+        }
+        self.wait_in_monitor(blocking)
+    }
+
+    /// The same with busy polling before it.
+    #[inline(never)] // Out of the way of those that do not.
+    fn poll_and_wait(&self) -> io::Result<()> {
+        let (began_ns, noted) = (timer::now_ns(), self.ready.borrow().len());
+        let found = self.busy_poll()?;
+        let result = if found && !self.monitor.has_something(self) && self.skips_look() {
+            Ok(())
+        } else {
+            self.wait_in_monitor(!found)
+        };
+        self.adjust_polling(began_ns, noted);
+        result
+    }
+
+    fn wait_in_monitor(&self, blocking: bool) -> io::Result<()> {
         let state = &self.context.inner().notify;
         if blocking {
             state.begin_wait();
@@ -278,7 +350,7 @@ impl Local {
     }
 
     /// How long the next wait may last.
-    fn timeout_ns(&self) -> Option<u64> {
+    pub(super) fn timeout_ns(&self) -> Option<u64> {
         let inner = self.context.inner();
         if inner.notify.is_notified() || self.has_work() {
             return Some(0);
@@ -303,14 +375,23 @@ impl Local {
         self.drain_due.get() || self.context.inner().bottom_halves.timeout_ns() == Some(0)
     }
 
+    /// True if the home has queued something for itself, in this very turn.
+    pub(super) fn has_home_work(&self) -> bool {
+        self.drain_due.get()
+    }
+
     /// While bottom halves follow one another, the descriptors need not be looked at every time
     /// (SPEC A1).
     fn may_skip_monitor(&self) -> bool {
+        self.is_urgent()
+            && !self.ring.get().is_some_and(ContextRing::has_arrived)
+            && self.skips_look()
+    }
+
+    /// True if this turn need not look at the descriptors, and then counts as one that did not.
+    fn skips_look(&self) -> bool {
         let skipped = self.skipped_turns.get();
-        if skipped >= SKIPPED_TURNS_MAX
-            || !self.is_urgent()
-            || self.ring.get().is_some_and(ContextRing::has_arrived)
-        {
+        if skipped >= SKIPPED_TURNS_MAX {
             return false;
         }
         let ticks = clock::ticks().zip(self.last_look_ticks.get());
@@ -332,8 +413,14 @@ impl Local {
         // These first: their handlers are withdrawn from the monitor one by one.
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
-        self.handlers.clear();
+        let entries = self.handlers.clear();
+        self.polling.clear();
+        for entry in entries.iter().filter(|entry| entry.is_remote()) {
+            // Its descriptor lives on. A refusal leaves it to the monitor's own end.
+            let _ = self.monitor.update(self, entry);
+        }
         self.monitor.finish(self);
+        self.put_back_remote(entries);
         self.context.inner().bottom_halves.put_back(&self.run_queue);
     }
 }
@@ -371,14 +458,34 @@ impl LocalHandler {
         let Some(local) = self.home() else {
             return Ok(());
         };
-        local
-            .monitor
-            .update(local, &self.entry)
-            .inspect_err(|_| self.entry.interest.set(before))
+        let updated = local.monitor.update(local, &self.entry);
+        if updated.is_err() {
+            self.entry.interest.set(before);
+        }
+        local.recount(&self.entry);
+        updated
     }
 
     pub(crate) fn interest(&self) -> Interest {
         self.entry.interest.get()
+    }
+
+    /// Has it busy-polled, too.
+    pub(super) fn set_poll(&self, poll: Box<dyn Fn() -> bool>, ready: Box<dyn Fn()>) {
+        if let Some(local) = self.home() {
+            local.set_poll(&self.entry, poll, ready);
+        }
+    }
+
+    pub(super) fn set_poll_notify(&self, begin: Box<dyn Fn()>, end: Box<dyn Fn()>) {
+        if self.home().is_some() {
+            Local::set_poll_notify(&self.entry, begin, end);
+        }
+    }
+
+    pub(super) fn poll_stats(&self) -> PollStats {
+        let state = self.entry.poll.get();
+        state.map(|state| state.stats()).unwrap_or_default()
     }
 
     pub(super) fn token(&self) -> u64 {
@@ -394,11 +501,8 @@ impl LocalHandler {
 
 impl Drop for LocalHandler {
     fn drop(&mut self) {
-        let Some(local) = self.home() else { return };
-        if local.handlers.remove(self.entry.token).is_some() {
-            // A refusal leaves a registration whose token names nothing any more.
-            let _ = local.monitor.update(local, &self.entry);
-            local.monitor.forget(local);
+        if let Some(local) = self.home() {
+            local.drop_entry(&self.entry);
         }
     }
 }
@@ -417,6 +521,7 @@ mod tests {
     use super::*;
     use crate::context::MonitorChoice;
 
+    #[allow(unsafe_code)] // A descriptor that is refused.
     // SPEC H1: a refusal is a refusal the second time, too.
     #[test]
     fn an_interest_that_the_monitor_refused_is_not_kept() {
@@ -425,10 +530,11 @@ mod tests {
             .build()
             .unwrap();
         let test = || {
-            let file = tempfile::tempfile().unwrap(); // To epoll: EPERM.
+            // SAFETY: only epoll_ctl sees it, to which a number above the limit is EBADF.
+            let nobodys = unsafe { std::os::fd::BorrowedFd::borrow_raw(i32::MAX) };
             let handler = Local::current()
                 .unwrap()
-                .add_handler(&file, |_| ())
+                .add_handler(nobodys, |_| ())
                 .unwrap();
             let wanted = Interest {
                 read: true,

@@ -1,5 +1,5 @@
-//! The list that bottom halves are scheduled on: pushed from any thread and from signal handlers,
-//! drained at home.
+//! What a bottom half has in the list that it is scheduled on: pushed from any thread and from
+//! signal handlers, drained at home.
 //!
 //! Invariants
 //! - I1 A node is in the list, or in the home's run queue, exactly while PENDING is set; the list
@@ -78,105 +78,30 @@ impl<T> Link<T> {
     pub(super) fn flags(&self) -> u32 {
         self.flags.load(Ordering::Relaxed)
     }
-}
 
-/// A node type that embeds a [`Link`].
-pub(super) trait Linked: Sized {
-    fn link(&self) -> &Link<Self>;
-}
-
-/// A Treiber stack, newest first; the drain turns it round.
-#[derive(Debug)]
-pub(super) struct List<T> {
-    newest: AtomicPtr<T>,
-}
-
-impl<T: Linked> List<T> {
-    pub(super) fn new() -> Self {
-        Self {
-            newest: AtomicPtr::new(ptr::null_mut()),
-        }
+    /// The list's.
+    pub(super) fn next(&self) -> &AtomicPtr<T> {
+        &self.next
     }
-
-    /// Pushes a node whose `mark` was won. The pointer's reference passes to the list.
-    pub(super) fn push(&self, node: *mut T, link: &Link<T>) {
-        let mut seen = self.newest.load(Ordering::Relaxed);
-        loop {
-            link.next.store(seen, Ordering::Relaxed);
-            // Release: publishes `next` and the node; pairs with `drain` and `any`.
-            match self.newest.compare_exchange_weak(
-                seen,
-                node,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
-                Err(now) => seen = now,
-            }
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.newest.load(Ordering::Relaxed).is_null()
-    }
-
-    /// Takes everything and hands it over oldest first. Home thread.
-    pub(super) fn drain(&self, mut each: impl FnMut(*mut T)) {
-        if self.is_empty() {
-            return;
-        }
-        let mut at = self.newest.swap(ptr::null_mut(), Ordering::Acquire);
-        // Turned round in place.
-        let mut oldest: *mut T = ptr::null_mut();
-        while let Some(node) = resolve(at) {
-            let next = node.link().next.load(Ordering::Relaxed);
-            node.link().next.store(oldest, Ordering::Relaxed);
-            oldest = at;
-            at = next;
-        }
-        while let Some(node) = resolve(oldest) {
-            let next = node.link().next.load(Ordering::Relaxed);
-            each(oldest); // May free it.
-            oldest = next;
-        }
-    }
-
-    /// True if any node on the list satisfies `wanted`. Home thread: nobody else takes nodes off.
-    pub(super) fn any(&self, wanted: impl Fn(&T) -> bool) -> bool {
-        let mut at = self.newest.load(Ordering::Acquire);
-        while let Some(node) = resolve(at) {
-            if wanted(node) {
-                return true;
-            }
-            at = node.link().next.load(Ordering::Relaxed);
-        }
-        false
-    }
-}
-
-#[allow(unsafe_code)] // Intrusive nodes.
-fn resolve<'a, T>(node: *mut T) -> Option<&'a T> {
-    // SAFETY: nodes on the list are kept alive by the list's reference (I1), and only the home
-    // thread takes them off.
-    unsafe { node.as_ref() }
 }
 
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::context::list::{Linked, List};
     use crate::model;
-    use loom::sync::Arc;
+    use std::sync::Arc;
 
     struct Node(Link<Node>);
     impl Linked for Node {
-        fn link(&self) -> &Link<Node> {
-            &self.0
+        fn next(&self) -> &AtomicPtr<Node> {
+            self.0.next()
         }
     }
 
     fn schedule(list: &List<Node>, node: &Arc<Node>) {
         if node.0.mark(SCHEDULED, 0) {
-            list.push(Arc::as_ptr(node).cast_mut(), &node.0);
+            list.push(Arc::clone(node));
         }
     }
 

@@ -5,8 +5,6 @@
 //! what has come since and runs the older rest first (B6). Order is first scheduled, first run (B7;
 //! differs from QEMU).
 
-#![allow(unsafe_code)] // Nodes pass through the list as raw pointers that own a reference (list I1).
-
 mod list;
 
 use core::cell::RefCell;
@@ -18,8 +16,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use self::list::{DELETED, IDLE, Link, Linked, List, SCHEDULED};
+use self::list::{DELETED, IDLE, Link, SCHEDULED};
 use super::AioContext;
+use super::list::{Linked, List};
+use crate::atomic::AtomicPtr;
 use crate::track::{self, Kind};
 
 /// How long the loop sleeps at most while an idle bottom half is scheduled.
@@ -67,23 +67,14 @@ impl Node {
 }
 
 impl Linked for Node {
-    fn link(&self) -> &Link<Self> {
-        &self.link
+    fn next(&self) -> &AtomicPtr<Self> {
+        self.link.next()
     }
 }
 
 /// What a context keeps of its bottom halves that any thread may touch.
 pub(super) struct BottomHalves {
     list: List<Node>,
-}
-
-impl Drop for BottomHalves {
-    fn drop(&mut self) {
-        self.list.drain(|node| {
-            // SAFETY: list I1.
-            drop(unsafe { Arc::from_raw(node) });
-        });
-    }
 }
 
 /// What is due in this and the outer turns. Home thread.
@@ -102,8 +93,7 @@ impl BottomHalves {
     }
 
     fn push(&self, node: &Arc<Node>) {
-        let raw = Arc::into_raw(Arc::clone(node)).cast_mut();
-        self.list.push(raw, &node.link);
+        self.list.push(Arc::clone(node));
     }
 
     /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without
@@ -124,11 +114,7 @@ impl BottomHalves {
     }
 
     fn take(&self, queue: &RunQueue) {
-        self.list.drain(|node| {
-            // SAFETY: list I1: the reference that the list owned passes to the queue.
-            let node = unsafe { Arc::from_raw(node) };
-            queue.0.borrow_mut().push_back(node);
-        });
+        self.list.drain(|node| queue.0.borrow_mut().push_back(node));
     }
 
     /// At the end of a home: what panics have kept from running waits for the next home, in its
