@@ -18,10 +18,13 @@
 //!   poll sees `notified`.
 //! - I2 (2) pairs with (c): a notifier whose `notified = true` was overwritten by the accept
 //!   published its work before the poll looks at it.
-//! - I3 `notified` is always set; only the eventfd is skipped.
+//! - I3 `notified` is always set; only the eventfd is skipped. What the home thread publishes itself
+//!   between two polls needs neither: it looks before it blocks.
 //!
 //! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps
 //! of 2.
+
+use core::sync::atomic::compiler_fence;
 
 use crate::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
@@ -97,6 +100,16 @@ impl NotifyState {
     pub(crate) fn end_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls - POLL, Ordering::Release);
+    }
+
+    /// Whether a poll is in progress, or a foreign loop between prepare and check. Home thread and
+    /// its signal handlers, for whom that is all there is to know: with none, the next one looks at
+    /// what they have published before.
+    #[inline]
+    pub(crate) fn is_waiting(&self) -> bool {
+        // Not before what was published: a handler may come in between.
+        compiler_fence(Ordering::SeqCst);
+        self.notify_me.load(Ordering::Relaxed) != 0
     }
 
     /// True if a notification has not been accepted yet.
