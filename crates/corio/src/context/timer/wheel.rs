@@ -1,0 +1,450 @@
+//! The armed timers, by deadline: a wheel for what is to come, a heap for what is due, and any can
+//! be taken out by its handle.
+//!
+//! ```text
+//!   Handle {index, generation} ──▶ entries[index]   payload, deadline, where it is
+//!
+//!   deadline   0 .......... base | base + 1 ................................. 2^64
+//!              due: a heap       | slots: 11 levels of 64, each a list
+//!              deferred: another |
+//! ```
+//!
+//! A deadline is a number of eleven digits of six bits. An entry later than `base` is in the slot of
+//! the first digit, from the top, in which its deadline differs from `base`: the digit's place is
+//! the level, the digit the slot. So whatever is in a lower level is earlier than all of the higher
+//! ones, and in a level lower slots are earlier. Arming and cancelling link and unlink in a list.
+//!
+//! When time comes to a slot, `base` moves there. If all of it is past and it holds few, they go to
+//! the heap, which sorts them (SPEC T4: by deadline, then by age); else they are spread over the
+//! levels below, at most eleven times in an entry's life. What is armed for `base` or earlier goes
+//! to the heap at once. Nothing is rounded: deadlines keep their nanoseconds.
+//!
+//! A turn runs what was armed before it began; what its callbacks arm waits, however early its
+//! deadline. So the turn keeps `next_sequence` as it was at its start and passes it to `pop_due`. An
+//! entry that is due but too young would hide those below it: `pop_due` moves it to a second heap,
+//! from where it comes back when a later turn (or a nested one) asks with a higher limit. Each entry
+//! moves at most once there and once back in a turn, so that pop stays O(log n) also when every
+//! callback arms in the past.
+//!
+//! Invariants
+//! - I1. An entry with a payload is in one place, which it names: a slot's list, or at a position of
+//!   a heap. Others are in none.
+//! - I2. What is in a slot is later than `base`, and that slot is `slot_of` its deadline.
+//! - I3. What is in a heap is not later than `base`.
+//! - I4. A handle is never reused: an entry's generation grows when it is freed, and an entry whose
+//!   generation would wrap is not used again.
+
+use super::heap::{self, Node};
+
+/// Bits of a digit.
+const BITS: u32 = 6;
+/// Slots of a level.
+const SLOTS: usize = 1 << BITS;
+/// Digits of a deadline.
+const LEVELS: usize = (u64::BITS.div_ceil(BITS)) as usize;
+
+/// No entry.
+const NONE: u32 = u32::MAX;
+/// Places that are no slots.
+const DUE: u32 = 1 << 16;
+const DEFERRED: u32 = DUE + 1;
+const NOWHERE: u32 = DUE + 2;
+
+/// How many of a slot go to the heap, or are looked at one by one.
+const FEW: usize = 32;
+
+/// Names an entry of one wheel. Stale handles are recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Handle {
+    index: u32,
+    generation: u32,
+}
+
+impl Handle {
+    /// In one word, which is never all ones: an index stays below 2^31.
+    pub(crate) fn pack(self) -> u64 {
+        u64::from(self.index) << 32 | u64::from(self.generation)
+    }
+
+    /// What [`pack`](Self::pack) made.
+    #[allow(clippy::cast_possible_truncation)] // Each half of the word is what is meant.
+    pub(crate) fn unpack(packed: u64) -> Handle {
+        Handle {
+            index: (packed >> 32) as u32,
+            generation: packed as u32,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    deadline_ns: u64,
+    sequence: u64,
+    payload: Option<T>,
+    generation: u32,
+    /// A slot, or a heap (I1).
+    place: u32,
+    /// In a slot the entry before it, or none.
+    before: u32,
+    /// In a slot the entry after it, or none; in a heap the position.
+    position: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Wheel<T> {
+    entries: Vec<Entry<T>>,
+    free: Vec<u32>,
+    base: u64,
+    /// The first entry of each slot; empty until something is armed.
+    slots: Box<[u32]>,
+    /// For each level, which slots hold something.
+    occupied: [u64; LEVELS],
+    in_slots: usize,
+    due: Vec<Node>,
+    deferred: Vec<Node>,
+    /// Every deferred node's sequence is at least this.
+    deferred_limit: u64,
+    next_sequence: u64,
+}
+
+impl<T> Default for Wheel<T> {
+    fn default() -> Wheel<T> {
+        Wheel {
+            entries: Vec::new(),
+            free: Vec::new(),
+            base: 0,
+            slots: Box::default(),
+            occupied: [0; LEVELS],
+            in_slots: 0,
+            due: Vec::new(),
+            deferred: Vec::new(),
+            deferred_limit: 0,
+            next_sequence: 0,
+        }
+    }
+}
+
+impl<T> Wheel<T> {
+    /// An empty wheel; allocates nothing.
+    pub(crate) fn new() -> Wheel<T> {
+        Wheel::default()
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.in_slots + self.due.len() + self.deferred.len()
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sequence number that the next insertion gets: what a turn passes to `pop_due`.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// Adds an entry.
+    ///
+    /// # Panics
+    /// With 2^31 entries.
+    pub(crate) fn insert(&mut self, deadline_ns: u64, payload: T) -> Handle {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => self.add_entry(),
+        };
+        let entry = &mut self.entries[index as usize];
+        entry.payload = Some(payload);
+        let generation = entry.generation;
+        self.arm(index, deadline_ns);
+        Handle { index, generation }
+    }
+
+    /// Takes an entry out, with its deadline. `None` if it is gone already.
+    pub(crate) fn remove(&mut self, handle: Handle) -> Option<(u64, T)> {
+        let deadline_ns = self.get(handle)?.deadline_ns;
+        self.take_out(handle.index);
+        Some((deadline_ns, self.free_entry(handle.index)))
+    }
+
+    /// Gives an entry another deadline and the youngest sequence number, as if it were removed and
+    /// inserted again; the handle stays. False if it is gone.
+    pub(crate) fn rearm(&mut self, handle: Handle, deadline_ns: u64) -> bool {
+        if self.get(handle).is_none() {
+            return false;
+        }
+        self.take_out(handle.index);
+        self.arm(handle.index, deadline_ns);
+        true
+    }
+
+    /// An entry that is there.
+    fn get(&self, handle: Handle) -> Option<&Entry<T>> {
+        let entry = self.entries.get(handle.index as usize)?;
+        let is_there = entry.generation == handle.generation && entry.payload.is_some();
+        is_there.then_some(entry)
+    }
+
+    /// An entry's deadline. `None` if it is gone.
+    pub(crate) fn deadline_of(&self, handle: Handle) -> Option<u64> {
+        self.get(handle).map(|entry| entry.deadline_ns)
+    }
+
+    /// The earliest deadline of all. Spreads what a slot has too many of to look at each.
+    pub(crate) fn peek_deadline(&mut self) -> Option<u64> {
+        loop {
+            let top = |heap: &[Node]| heap.first().map(|node| node.deadline_ns);
+            match (top(&self.due), top(&self.deferred)) {
+                (None, None) => {}
+                (Some(a), Some(b)) => return Some(a.min(b)), // I3: before all that is in slots.
+                (a, b) => return a.or(b),
+            }
+            let slot = self.first_slot()?;
+            if let Some(deadline_ns) = self.earliest_of_few(slot) {
+                return Some(deadline_ns);
+            }
+            self.spread(slot);
+        }
+    }
+
+    /// Takes out the entry with the earliest deadline (of equal ones, the oldest) among those with
+    /// a deadline not after `now_ns` and a sequence number below `sequence_limit`.
+    pub(crate) fn pop_due(&mut self, now_ns: u64, sequence_limit: u64) -> Option<(u64, T)> {
+        if !self.deferred.is_empty() && sequence_limit > self.deferred_limit {
+            self.bring_back();
+        }
+        loop {
+            if self.due.is_empty() {
+                self.advance(now_ns);
+            }
+            let top = *self.due.first().filter(|top| top.deadline_ns <= now_ns)?;
+            self.take_out(top.index);
+            if top.sequence < sequence_limit {
+                return Some((top.deadline_ns, self.free_entry(top.index)));
+            }
+            if self.deferred.is_empty() || sequence_limit < self.deferred_limit {
+                self.deferred_limit = sequence_limit;
+            }
+            self.push(DEFERRED, top);
+        }
+    }
+
+    #[cold]
+    fn bring_back(&mut self) {
+        while let Some(node) = self.deferred.pop() {
+            self.push(DUE, node);
+        }
+    }
+
+    /// Moves `base` on until something is due, or the next slot is yet to come.
+    fn advance(&mut self, now_ns: u64) {
+        while self.due.is_empty()
+            && let Some(slot) = self.first_slot()
+        {
+            let (first_ns, last_ns) = self.range_of(slot);
+            if first_ns > now_ns {
+                return;
+            }
+            if last_ns <= now_ns && self.earliest_of_few(slot).is_some() {
+                self.base = last_ns;
+                self.empty(slot, |wheel, index| wheel.push_due(index));
+            } else {
+                self.spread(slot);
+            }
+        }
+    }
+
+    /// Moves `base` to the beginning of the first slot, and what is in it to the levels below.
+    fn spread(&mut self, slot: usize) {
+        self.base = self.range_of(slot).0;
+        self.empty(slot, |wheel, index| {
+            let deadline_ns = wheel.entries[index as usize].deadline_ns;
+            match wheel.slot_of(deadline_ns) {
+                Some(slot) => wheel.link(index, slot),
+                None => wheel.push_due(index),
+            }
+        });
+    }
+
+    /// Takes everything out of a slot, and hands it over.
+    fn empty(&mut self, slot: usize, mut each: impl FnMut(&mut Self, u32)) {
+        let mut at = core::mem::replace(&mut self.slots[slot], NONE);
+        self.occupied[slot / SLOTS] &= !(1 << (slot % SLOTS));
+        while at != NONE {
+            let next = self.entries[at as usize].position;
+            self.in_slots -= 1;
+            each(self, at);
+            at = next;
+        }
+    }
+
+    /// The slot of the earliest, if any is occupied.
+    fn first_slot(&self) -> Option<usize> {
+        let level = self.occupied.iter().position(|&occupied| occupied != 0)?;
+        Some(level * SLOTS + self.occupied[level].trailing_zeros() as usize)
+    }
+
+    /// The slot that a deadline belongs in; None if it is not later than `base`.
+    #[inline]
+    fn slot_of(&self, deadline_ns: u64) -> Option<usize> {
+        if deadline_ns <= self.base {
+            return None;
+        }
+        let level = (deadline_ns ^ self.base).ilog2() / BITS;
+        let digit = (deadline_ns >> (level * BITS)) as usize % SLOTS;
+        Some(level as usize * SLOTS + digit)
+    }
+
+    /// The first and the last deadline of a slot.
+    #[allow(clippy::cast_possible_truncation)] // There are eleven levels.
+    fn range_of(&self, slot: usize) -> (u64, u64) {
+        let shift = (slot / SLOTS) as u32 * BITS;
+        let above = u64::MAX.checked_shl(shift + BITS).unwrap_or(0);
+        let first_ns = self.base & above | ((slot % SLOTS) as u64) << shift;
+        (first_ns, first_ns | ((1 << shift) - 1))
+    }
+
+    /// The earliest deadline in a slot, if it has no more than a few.
+    fn earliest_of_few(&self, slot: usize) -> Option<u64> {
+        let mut earliest_ns = u64::MAX;
+        let mut at = self.slots[slot];
+        for _ in 0..FEW {
+            let entry = &self.entries[at as usize];
+            earliest_ns = earliest_ns.min(entry.deadline_ns);
+            at = entry.position;
+            if at == NONE {
+                return Some(earliest_ns);
+            }
+        }
+        None
+    }
+
+    /// Puts an entry that is in no place where it belongs.
+    #[inline]
+    fn arm(&mut self, index: u32, deadline_ns: u64) {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let entry = &mut self.entries[index as usize];
+        entry.deadline_ns = deadline_ns;
+        entry.sequence = sequence;
+        match self.slot_of(deadline_ns) {
+            Some(slot) => self.link(index, slot),
+            None => self.push_due(index),
+        }
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // There are 704 slots.
+    fn link(&mut self, index: u32, slot: usize) {
+        if self.slots.is_empty() {
+            self.slots = vec![NONE; LEVELS * SLOTS].into();
+        }
+        let next = core::mem::replace(&mut self.slots[slot], index);
+        if next == NONE {
+            self.occupied[slot / SLOTS] |= 1 << (slot % SLOTS);
+        } else {
+            self.entries[next as usize].before = index;
+        }
+        let entry = &mut self.entries[index as usize];
+        entry.place = slot as u32;
+        entry.before = NONE;
+        entry.position = next;
+        self.in_slots += 1;
+    }
+
+    fn push_due(&mut self, index: u32) {
+        let entry = &self.entries[index as usize];
+        let node = Node {
+            deadline_ns: entry.deadline_ns,
+            sequence: entry.sequence,
+            index,
+        };
+        self.push(DUE, node);
+    }
+
+    fn push(&mut self, which: u32, node: Node) {
+        let entries = &mut self.entries;
+        entries[node.index as usize].place = which;
+        let heap = if which == DUE {
+            &mut self.due
+        } else {
+            &mut self.deferred
+        };
+        let placed = |index: u32, position| entries[index as usize].position = position;
+        heap::push(heap, placed, node);
+    }
+
+    /// Takes an entry out of its place.
+    #[inline]
+    fn take_out(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        let place = core::mem::replace(&mut entry.place, NOWHERE);
+        let (before, position) = (entry.before, entry.position);
+        if place < DUE {
+            self.unlink(place as usize, before, position);
+            return;
+        }
+        let entries = &mut self.entries;
+        let heap = if place == DUE {
+            &mut self.due
+        } else {
+            &mut self.deferred
+        };
+        let placed = |index: u32, position| entries[index as usize].position = position;
+        heap::take(heap, placed, position as usize);
+    }
+
+    #[inline]
+    fn unlink(&mut self, slot: usize, before: u32, next: u32) {
+        self.in_slots -= 1;
+        if before != NONE {
+            self.entries[before as usize].position = next;
+        } else {
+            self.slots[slot] = next;
+            if next == NONE {
+                self.occupied[slot / SLOTS] &= !(1 << (slot % SLOTS));
+            }
+        }
+        if next != NONE {
+            self.entries[next as usize].before = before;
+        }
+    }
+
+    #[cold]
+    fn add_entry(&mut self) -> u32 {
+        let index = u32::try_from(self.entries.len()).unwrap_or(1 << 31);
+        assert!(
+            index < 1 << 31,
+            "a clock holds at most 2^31 timers: free some"
+        );
+        self.entries.push(Entry {
+            deadline_ns: 0,
+            sequence: 0,
+            payload: None,
+            generation: 0,
+            place: NOWHERE,
+            before: NONE,
+            position: NONE,
+        });
+        index
+    }
+
+    fn free_entry(&mut self, index: u32) -> T {
+        let entry = &mut self.entries[index as usize];
+        let payload = entry
+            .payload
+            .take()
+            .expect("I1: what is in a place has a payload");
+        if let Some(generation) = entry.generation.checked_add(1) {
+            entry.generation = generation;
+            self.free.push(index);
+        }
+        payload
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "wheel_tests.rs"]
+mod tests;
