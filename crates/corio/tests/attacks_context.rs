@@ -15,7 +15,7 @@ use corio::fs::{AlignedBuf, File, OpenOptions};
 use corio::net::{TcpListener, UnixStream};
 use corio::{AioContext, Coroutine, IoThread};
 
-const MONITORS: [MonitorChoice; 2] = [MonitorChoice::Epoll, MonitorChoice::IoUring];
+const MONITORS: [MonitorChoice; 3] = MonitorChoice::ALL;
 
 /// Runs a test in a coroutine, on each engine and each monitor.
 fn on_each_engine(test: impl Fn() + Clone + Send + 'static) {

@@ -369,7 +369,7 @@ fn what_a_panic_keeps_from_running_runs_later() {
     thread::spawn({
         let context = context.clone();
         move || {
-            let turn = || drop(context.poll(false).unwrap());
+            let turn = || _ = context.poll(false).unwrap();
             context.enter_home(turn).unwrap();
         }
     })

@@ -1,7 +1,10 @@
 //! The event loop's handlers and typed slots, from outside.
 
+#![allow(unsafe_code)] // Numbers that are no descriptors.
+
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -10,11 +13,11 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use corio::AioContext;
-use corio::context::{Handler, Interest, MonitorChoice, Readiness};
+use corio::context::{Handler, Interest, MonitorChoice, MonitorKind, Readiness};
 
 /// Runs a test in a home of each monitor.
 fn on_each_monitor(test: impl Fn(&AioContext)) {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for monitor in MonitorChoice::ALL {
         let context = AioContext::builder().monitor(monitor).build().unwrap();
         context.enter_home(|| test(&context)).unwrap();
     }
@@ -153,27 +156,234 @@ fn what_a_handler_watched_comes_back() {
     });
 }
 
+// SPEC M3
 #[test]
-fn a_regular_file_is_refused_by_epoll() {
+fn a_regular_file_is_always_ready() {
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        let test = || {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let calls = Rc::new(Cell::new([0; 2]));
+            let count = |i: usize| {
+                let calls = Rc::clone(&calls);
+                move |_| {
+                    let mut now = calls.get();
+                    now[i] += 1;
+                    calls.set(now);
+                }
+            };
+            // Before and after the file; and what goes on being watched is called all the same.
+            let socket = add(&context, ours, Interest::READ, count(0));
+            let local = context.local().unwrap();
+            let both = Interest {
+                read: true,
+                ..Interest::WRITE
+            };
+            let file = tempfile::tempfile().unwrap();
+            let handler = local.add_handler(file, both, count(1)).unwrap();
+            turn_until(&context, || calls.get()[1] >= 5);
+            assert_eq!(calls.get()[0], 0);
+            theirs.write_all(b"x").unwrap();
+            turn_until(&context, || calls.get()[0] >= 2);
+            socket.set_interest(Interest::default()).unwrap();
+            handler.set_interest(Interest::default()).unwrap();
+            some_turns(&context);
+            let before = calls.get();
+            some_turns(&context);
+            assert_eq!(calls.get(), before, "nothing is waited for");
+        };
+        context.enter_home(test).unwrap();
+        let info = context.monitor().unwrap();
+        match monitor {
+            MonitorChoice::Epoll => {
+                assert_eq!(info.kind, MonitorKind::Poll);
+                assert!(info.reason.starts_with("epoll refuses"), "{info:?}");
+            }
+            _ => assert_eq!(info.reason, "asked for"),
+        }
+    }
+}
+
+// SPEC M3
+#[test]
+fn poll_turns_into_epoll_at_64_descriptors() {
     let context = AioContext::builder()
-        .monitor(MonitorChoice::Epoll)
+        .monitor(MonitorChoice::Poll)
         .build()
         .unwrap();
-    context
-        .enter_home(|| {
-            let local = context.local().unwrap();
-            let file = tempfile::tempfile().unwrap();
-            let refused = local.add_handler(file, Interest::READ, |_| ()).unwrap_err();
-            assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
-        })
+    let kind = || context.monitor().unwrap().kind;
+    let test = || {
+        let calls = Rc::new(RefCell::new(vec![0; 100]));
+        let mut handlers = Vec::new();
+        for i in 0..100 {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let count = Rc::clone(&calls);
+            let handler = add(&context, ours, Interest::READ, move |_| {
+                count.borrow_mut()[i] += 1;
+            });
+            handlers.push((handler, theirs));
+            // The context's own descriptor is one of them.
+            let expected = if i + 2 < 64 {
+                MonitorKind::Poll
+            } else {
+                MonitorKind::Epoll
+            };
+            assert_eq!(kind(), expected, "{i}");
+        }
+        for (i, (handler, theirs)) in handlers.iter_mut().enumerate() {
+            theirs.write_all(b"x").unwrap();
+            turn_until(&context, || calls.borrow()[i] > 0);
+            handler.get_ref().read_exact(&mut [0]).unwrap();
+        }
+        // For good.
+        handlers.truncate(1);
+        some_turns(&context);
+        assert_eq!(kind(), MonitorKind::Epoll);
+        // But not with what epoll would refuse.
+        let file = tempfile::tempfile().unwrap();
+        let local = context.local().unwrap();
+        let _file = local.add_handler(file, Interest::READ, |_| ()).unwrap();
+        assert_eq!(kind(), MonitorKind::Poll);
+    };
+    context.enter_home(test).unwrap();
+}
+
+// SPEC M3: at 64 descriptors one of which epoll would refuse, poll goes on, and says why.
+#[test]
+fn poll_stays_with_what_epoll_refuses() {
+    let context = AioContext::builder()
+        .monitor(MonitorChoice::Poll)
+        .build()
         .unwrap();
+    let test = || {
+        let local = context.local().unwrap();
+        let calls = Rc::new(Cell::new(0));
+        let count = Rc::clone(&calls);
+        let file = tempfile::tempfile().unwrap();
+        let file = local.add_handler(file, Interest::READ, move |_| count.set(count.get() + 1));
+        let handlers: Vec<_> = (0..70)
+            .map(|_| UnixStream::pair().unwrap())
+            .map(|(ours, theirs)| (add(&context, ours, Interest::READ, |_| ()), theirs))
+            .collect();
+        turn_until(&context, || calls.get() >= 3);
+        drop(file);
+        let last = handlers.len();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let count = Rc::clone(&calls);
+        let _last = add(&context, ours, Interest::READ, move |_| count.set(1000));
+        theirs.write_all(b"x").unwrap();
+        turn_until(&context, || calls.get() == 1000);
+        assert_eq!(last, 70);
+    };
+    context.enter_home(test).unwrap();
+    let info = context.monitor().unwrap();
+    assert_eq!(info.kind, MonitorKind::Poll);
+    assert!(info.reason.contains("for many descriptors"), "{info:?}");
+}
+
+// SPEC H2, M1: one handler reads, another writes.
+#[test]
+fn two_handlers_of_one_descriptor_are_both_called() {
+    on_each_monitor(|context| {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Rc::new(ours);
+        let local = context.local().unwrap();
+        let calls = Rc::new(Cell::new([0; 2]));
+        let watch = |i: usize, interest| {
+            let calls = Rc::clone(&calls);
+            let count = move |_| {
+                let mut now = calls.get();
+                now[i] += 1;
+                calls.set(now);
+            };
+            local
+                .add_handler(Rc::clone(&ours), interest, count)
+                .unwrap()
+        };
+        let reader = watch(0, Interest::READ);
+        let writer = watch(1, Interest::WRITE);
+        turn_until(context, || calls.get()[1] > 0);
+        assert_eq!(calls.get()[0], 0, "nothing is sent");
+        writer.set_interest(Interest::default()).unwrap();
+        theirs.write_all(b"x").unwrap();
+        turn_until(context, || calls.get()[0] > 0);
+        writer.set_interest(Interest::WRITE).unwrap();
+        drop(reader); // The first to be added goes first.
+        some_turns(context); // What was on its way.
+        let before = calls.get();
+        turn_until(context, || calls.get()[1] > before[1]);
+        assert_eq!(calls.get()[0], before[0]);
+        drop(writer);
+        drop(ours);
+        assert_eq!(
+            theirs.read(&mut [0]).unwrap_or(0),
+            0,
+            "all shares are closed"
+        );
+    });
+}
+
+/// A number that nobody owns, and that may be no descriptor's.
+#[derive(Debug)]
+struct Raw(RawFd);
+
+impl AsFd for Raw {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is above what other tests open, and above every limit where it is not open:
+        // whoever uses it is told EBADF.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
+
+// SPEC M1
+#[test]
+fn what_is_no_descriptor_is_refused() {
+    on_each_monitor(|context| {
+        let local = context.local().unwrap();
+        for number in [i32::MAX, -100] {
+            let refused = local.add_handler(Raw(number), Interest::READ, |_| ());
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBADF));
+        }
+        // From elsewhere it is only logged.
+        let _logged = context.add_handler(Raw(i32::MAX), Interest::READ, |_| unreachable!());
+        some_turns(context);
+    });
+}
+
+// SPEC M1: closed under its handler, which only `unsafe` code can do, it is not watched any more.
+#[test]
+fn a_descriptor_that_was_closed_is_let_go() {
+    on_each_monitor(|context| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // SAFETY: a number of our own, as others are given the lowest that are free.
+        let number = unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 900) };
+        assert!(number >= 900);
+        drop(ours);
+        let local = context.local().unwrap();
+        let calls = Rc::new(Cell::new(0));
+        let count = Rc::clone(&calls);
+        let handler = local.add_handler(Raw(number), Interest::READ, move |_| {
+            count.set(count.get() + 1)
+        });
+        some_turns(context);
+        // SAFETY: it was made above.
+        assert_eq!(unsafe { libc::close(number) }, 0);
+        drop(theirs); // A poll in a ring keeps our end until it has told of this.
+        some_turns(context);
+        let told = calls.get();
+        assert!(told <= 1);
+        some_turns(context);
+        assert_eq!(calls.get(), told);
+        handler.unwrap().set_interest(Interest::default()).unwrap();
+        some_turns(context);
+    });
 }
 
 /// A handler that outlived its home must not touch what the context's next home has under the same
 /// token.
 #[test]
 fn a_handler_of_an_ended_home_is_inert() {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for monitor in MonitorChoice::ALL {
         let context = AioContext::builder().monitor(monitor).build().unwrap();
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let late = context

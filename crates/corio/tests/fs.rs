@@ -13,7 +13,7 @@ use corio::fs::{AlignedBuf, ExtentKind, File, OpenOptions, ZeroFlags};
 
 /// Runs a test in a coroutine, on each engine and each monitor.
 fn on_each_engine(test: impl Fn() + Clone + Send + 'static) {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for monitor in MonitorChoice::ALL {
         for (choice, kind) in [
             (EngineChoice::IoUring, EngineKind::IoUring),
             (EngineChoice::Threads, EngineKind::Threads),

@@ -11,7 +11,7 @@ use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError};
 
 /// Runs a test on each monitor.
 fn on_each_monitor(test: impl Fn(&IoThread)) {
-    for choice in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for choice in MonitorChoice::ALL {
         let io = IoThread::builder()
             .name("io")
             .monitor(choice)
@@ -93,7 +93,7 @@ fn a_panic_reaches_whoever_joins() {
 #[test]
 fn ending_a_home_unwinds_what_is_parked() {
     on_each_monitor(|_| ());
-    for choice in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for choice in MonitorChoice::ALL {
         struct Note(Arc<AtomicUsize>);
         impl Drop for Note {
             fn drop(&mut self) {
@@ -203,28 +203,30 @@ fn bottom_halves_run_in_the_order_scheduled_and_new_ones_wait_for_the_next_turn(
 // SPEC B2, B5
 #[test]
 fn a_bottom_half_runs_once_however_often_it_is_scheduled_and_not_when_cancelled() {
-    let context = AioContext::new().unwrap();
-    let runs = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&runs);
-    let bh = context.bottom_half("count", move || {
-        counter.fetch_add(1, Ordering::SeqCst);
-    });
-    context
-        .enter_home(|| {
-            bh.schedule();
-            bh.schedule();
-            context.poll(true).unwrap();
-            assert_eq!(runs.load(Ordering::SeqCst), 1);
-            bh.schedule();
-            bh.cancel();
-            context.poll(false).unwrap();
-            assert_eq!(runs.load(Ordering::SeqCst), 1);
-            bh.schedule();
-            drop(bh);
-            context.poll(false).unwrap();
-            assert_eq!(runs.load(Ordering::SeqCst), 1);
-        })
-        .unwrap();
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&runs);
+        let bh = context.bottom_half("count", move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        context
+            .enter_home(|| {
+                bh.schedule();
+                bh.schedule();
+                context.poll(true).unwrap();
+                assert_eq!(runs.load(Ordering::SeqCst), 1);
+                bh.schedule();
+                bh.cancel();
+                context.poll(false).unwrap();
+                assert_eq!(runs.load(Ordering::SeqCst), 1);
+                bh.schedule();
+                drop(bh);
+                context.poll(false).unwrap();
+                assert_eq!(runs.load(Ordering::SeqCst), 1);
+            })
+            .unwrap();
+    }
 }
 
 // SPEC T2, T4

@@ -144,7 +144,7 @@ fn with_a_loop<R: Send + 'static>(
     theirs: impl Fn(&AioContext, usize, &Arc<Plain>) -> R + Send + Sync + Copy + 'static,
     all: usize,
 ) {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for monitor in MonitorChoice::ALL {
         let context = AioContext::builder().monitor(monitor).build().unwrap();
         let sum = Arc::new(Plain::default());
         let others = {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use corio::context::{Clock, Timer, VirtualClock};
+use corio::context::{Clock, MonitorChoice, Timer, VirtualClock};
 use corio::{AioContext, IoThread};
 
 static CLOCKS: RwLock<()> = RwLock::new(());
@@ -65,9 +65,12 @@ impl Log {
     }
 }
 
+/// Runs a test in a home of each monitor.
 fn at_home(test: impl Fn(&AioContext)) {
-    let context = AioContext::new().unwrap();
-    context.enter_home(|| test(&context)).unwrap();
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        context.enter_home(|| test(&context)).unwrap();
+    }
 }
 
 /// The message of the panic that `f` ends with.
@@ -346,6 +349,7 @@ fn a_callback_that_panics_leaves_the_rest_for_the_next_turn_and_its_clock_whole(
         context.poll(false).unwrap();
         assert_eq!(log.take(), [1, 2]);
         Clock::Virtual.disable(); // Would wait for ever for a run that had not been counted down.
+        Clock::Virtual.enable();
     });
 }
 
@@ -466,8 +470,8 @@ fn stepping_a_clock_that_runs_is_misuse() {
 fn a_stopped_clock_keeps_no_loop_awake_and_resuming_it_wakes_the_loop() {
     let _clocks = OwnClocks::new();
     for clock in [Clock::Virtual, Clock::VirtualRt] {
-        VirtualClock::stop();
         at_home(|context| {
+            VirtualClock::stop();
             let log = Log::default();
             let timer = log.timer(context, clock, 1);
             timer.arm_after(Duration::from_millis(1));

@@ -20,7 +20,7 @@ use corio::sync::{Mutex, Queue, ReadGuard, RwLock, Semaphore, WriteGuard};
 use corio::track::{self, Event};
 use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinHandle};
 
-const MONITORS: [MonitorChoice; 2] = [MonitorChoice::Epoll, MonitorChoice::IoUring];
+const MONITORS: [MonitorChoice; 3] = MonitorChoice::ALL;
 
 /// Where a coroutine was spawned: by this `Told::id_at` finds it.
 type Place = &'static Location<'static>;

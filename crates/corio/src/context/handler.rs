@@ -5,9 +5,13 @@
 //! descriptor's number is in use again.
 //!
 //! Invariants
-//! - I1 A handler's callbacks run only while `removed` is false, only in the home thread.
+//! - I1 A handler's callbacks run only while `removed` is false, only in the home thread; those of a
+//!   handler that other threads may change, only for what its word says at that moment.
 //! - I2 An entry leaves the table in the home thread; whoever is inside its callback keeps it by a
 //!   count of its own.
+
+pub(super) mod remote;
+mod state;
 
 use core::cell::{Cell, RefCell};
 use std::io;
@@ -100,13 +104,46 @@ pub(super) struct Entry {
     pub(super) removed: Cell<bool>,
     /// What the monitor has been told to watch; the monitor's own.
     pub(super) armed: Cell<u32>,
-    callback: Callback,
+    call: Call,
+}
+
+/// Whose callback it is.
+pub(super) enum Call {
+    /// The home's own.
+    Local(Callback),
+    /// One that any thread may change.
+    Remote(remote::Adopted),
 }
 
 impl Entry {
+    /// Whether it outlives the home.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.call, Call::Remote(_))
+    }
+
+    /// What the monitor is to watch, in poll(2)'s bits.
+    pub(super) fn events(&self) -> u32 {
+        if self.removed.get() {
+            0
+        } else {
+            self.interest.get().events()
+        }
+    }
+
+    /// What it is to be called for now; None if it is removed.
+    fn wanted(&self) -> Option<Interest> {
+        match &self.call {
+            _ if self.removed.get() => None,
+            Call::Local(_) => Some(self.interest.get()),
+            Call::Remote(adopted) => adopted.shared.state.wanted(),
+        }
+    }
+
     /// Runs the callback if what happened is what it waits for. True: it ran.
     pub(super) fn dispatch(&self, revents: u32) -> bool {
-        let interest = self.interest.get();
+        let Some(interest) = self.wanted() else {
+            return false;
+        };
         // A hang-up is reported whether asked for or not. Without a read handler it is the write
         // handler's, or a level-triggered monitor would report it for ever, and a full Unix socket
         // that was shut down would never tell.
@@ -119,12 +156,20 @@ impl Entry {
             read: interest.read && revents & READ_EVENTS != 0,
             write: interest.write && revents & write_events != 0,
         };
-        if self.removed.get() || !readiness.read && !readiness.write {
+        if !readiness.read && !readiness.write {
             return false;
         }
-        (self.callback)(readiness);
+        match &self.call {
+            Call::Local(callback) => callback(readiness),
+            Call::Remote(adopted) => (adopted.payload.callback)(readiness),
+        }
         true
     }
+}
+
+/// Where in the table the entry of a token is.
+pub(super) fn index_of(token: u64) -> usize {
+    usize::try_from(token & u64::from(u32::MAX)).unwrap_or(usize::MAX)
 }
 
 /// The home thread's handlers.
@@ -136,7 +181,7 @@ pub(super) struct Table {
 
 impl Table {
     /// Adds an entry; its token.
-    pub(super) fn insert(&self, fd: RawFd, callback: Callback) -> io::Result<Rc<Entry>> {
+    pub(super) fn insert(&self, fd: RawFd, call: Call) -> io::Result<Rc<Entry>> {
         let mut entries = self.entries.borrow_mut();
         let vacant = entries.vacant_entry();
         // 31 bits each: a token must leave its top bit free for the ring's mark.
@@ -149,7 +194,7 @@ impl Table {
             interest: Cell::new(Interest::default()),
             removed: Cell::new(false),
             armed: Cell::new(0),
-            callback,
+            call,
         });
         vacant.insert(Rc::clone(&entry));
         Ok(entry)
@@ -157,10 +202,9 @@ impl Table {
 
     /// The entry of a token, if it is still there.
     pub(super) fn get(&self, token: u64) -> Option<Rc<Entry>> {
-        let index = usize::try_from(token & u64::from(u32::MAX)).ok()?;
         self.entries
             .borrow()
-            .get(index)
+            .get(index_of(token))
             .filter(|entry| entry.token == token)
             .cloned()
     }
@@ -169,15 +213,20 @@ impl Table {
     pub(super) fn remove(&self, token: u64) -> Option<Rc<Entry>> {
         let entry = self.get(token)?;
         entry.removed.set(true);
-        let index = usize::try_from(token & u64::from(u32::MAX)).ok()?;
-        self.entries.borrow_mut().try_remove(index)
+        self.entries.borrow_mut().try_remove(index_of(token))
+    }
+
+    /// All entries.
+    pub(super) fn all(&self) -> Vec<Rc<Entry>> {
+        let entries = self.entries.borrow();
+        entries.iter().map(|(_, entry)| Rc::clone(entry)).collect()
     }
 
     /// All entries, taken out: at the end of a home.
-    pub(super) fn clear(&self) {
+    #[must_use]
+    pub(super) fn clear(&self) -> Vec<Rc<Entry>> {
         let entries = core::mem::take(&mut *self.entries.borrow_mut());
-        for (_, entry) in &entries {
-            entry.removed.set(true);
-        }
+        let all = entries.into_iter().map(|(_, entry)| entry);
+        all.inspect(|entry| entry.removed.set(true)).collect()
     }
 }

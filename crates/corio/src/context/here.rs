@@ -85,8 +85,8 @@ impl<'a> LocalContext<'a> {
     /// poll the context, but not park. It may be entered again by a nested poll.
     ///
     /// # Errors
-    /// The monitor refuses the descriptor: EPERM for a regular file, which is always ready; no
-    /// memory.
+    /// It is no open descriptor; no memory. A regular file is always ready: a context that watches
+    /// one uses poll from then on, where epoll would refuse it.
     ///
     /// # Panics
     /// After the home has ended.

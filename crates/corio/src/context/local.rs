@@ -11,9 +11,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::handler::{Entry, Interest, Readiness, Table};
-use super::monitor::Monitor;
+use super::handler::remote::Shared;
+use super::handler::{Call, Entry, Interest, Readiness, Table};
+use super::monitor::{Monitor, MonitorInfo};
 use super::ring::ContextRing;
 use super::{AioContext, timer};
 use crate::error::Error;
@@ -27,9 +29,11 @@ const SKIPPED_NS_MAX: u64 = 50_000;
 /// See the module's documentation.
 pub(crate) struct Local {
     pub(super) context: AioContext,
-    monitor: Monitor,
+    pub(super) monitor: Monitor,
     ring: OnceCell<ContextRing>,
-    handlers: Table,
+    pub(super) handlers: Table,
+    /// Taken from the mailbox, and not looked at yet.
+    pub(super) arrivals: RefCell<VecDeque<Arc<Shared>>>,
     ready: RefCell<VecDeque<(u64, u32)>>,
     rearm: RefCell<Vec<u64>>,
     /// What a layer above runs in the turn after [`Local::drain_soon`].
@@ -47,6 +51,7 @@ impl Local {
             monitor,
             ring: OnceCell::new(),
             handlers: Table::default(),
+            arrivals: RefCell::default(),
             ready: RefCell::default(),
             rearm: RefCell::default(),
             drain: RefCell::default(),
@@ -148,6 +153,26 @@ impl Local {
         self.rearm.borrow_mut().push(token);
     }
 
+    /// A descriptor was closed under its handler. It is not watched any more: epoll forgets such a
+    /// one without a word, and the number may be another's soon.
+    pub(super) fn note_closed(&self, token: u64) {
+        let Some(entry) = self.handlers.get(token) else {
+            return;
+        };
+        entry.armed.set(0);
+        tracing::warn!(
+            context = self.context.name(),
+            fd = entry.fd,
+            "a descriptor was closed before its handler was removed"
+        );
+    }
+
+    /// It has another monitor from now on.
+    pub(super) fn monitor_changed(&self, info: MonitorInfo) {
+        tracing::info!(context = self.context.name(), monitor = ?info.kind, "{}", info.reason);
+        *self.context.inner().monitor.lock() = Some(info);
+    }
+
     pub(super) fn rearm_noted(&self, result: &mut io::Result<()>) {
         loop {
             let Some(token) = self.rearm.borrow_mut().pop() else {
@@ -167,13 +192,24 @@ impl Local {
         fd: impl AsFd,
         callback: impl Fn(Readiness) + 'static,
     ) -> io::Result<LocalHandler> {
-        let entry = self
-            .handlers
-            .insert(fd.as_fd().as_raw_fd(), Box::new(callback))?;
+        let fd = fd.as_fd().as_raw_fd();
+        self.monitor.check(fd)?;
+        let call = Call::Local(Box::new(callback));
+        let entry = self.handlers.insert(fd, call)?;
         Ok(LocalHandler {
             entry,
             context_id: self.context.id(),
         })
+    }
+
+    /// Takes a handler out, if it is still there; its descriptor may be closed afterwards.
+    pub(super) fn drop_entry(&self, entry: &Entry) {
+        if let Some(removed) = self.handlers.remove(entry.token) {
+            // A refusal leaves a registration whose token names nothing any more.
+            let _ = self.monitor.update(self, entry);
+            self.monitor.forget(self);
+            drop(removed); // Its destructor may run anything.
+        }
     }
 
     /// Runs the handlers that a wait found ready. True: progress.
@@ -217,6 +253,9 @@ impl Local {
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
         let mut result = Ok(());
+        if !inner.mailbox.is_empty() || !self.arrivals.borrow().is_empty() {
+            self.take_up_remote();
+        }
         if let Some(home) = coroutine::context_home() {
             home.ask_refused(); // Before it waits: they could be what ends the wait.
         }
@@ -318,8 +357,13 @@ impl Local {
         // These first: their handlers are withdrawn from the monitor one by one.
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
-        self.handlers.clear();
+        let entries = self.handlers.clear();
+        for entry in entries.iter().filter(|entry| entry.is_remote()) {
+            // Its descriptor lives on. A refusal leaves it to the monitor's own end.
+            let _ = self.monitor.update(self, entry);
+        }
         self.monitor.finish(self);
+        self.put_back_remote(entries);
     }
 }
 
@@ -379,11 +423,8 @@ impl LocalHandler {
 
 impl Drop for LocalHandler {
     fn drop(&mut self) {
-        let Some(local) = self.home() else { return };
-        if local.handlers.remove(self.entry.token).is_some() {
-            // A refusal leaves a registration whose token names nothing any more.
-            let _ = local.monitor.update(local, &self.entry);
-            local.monitor.forget(local);
+        if let Some(local) = self.home() {
+            local.drop_entry(&self.entry);
         }
     }
 }
@@ -402,6 +443,7 @@ mod tests {
     use super::*;
     use crate::context::MonitorChoice;
 
+    #[allow(unsafe_code)] // A descriptor that is refused.
     // SPEC H1: a refusal is a refusal the second time, too.
     #[test]
     fn an_interest_that_the_monitor_refused_is_not_kept() {
@@ -410,10 +452,11 @@ mod tests {
             .build()
             .unwrap();
         let test = || {
-            let file = tempfile::tempfile().unwrap(); // To epoll: EPERM.
+            // SAFETY: only epoll_ctl sees it, to which a number above the limit is EBADF.
+            let nobodys = unsafe { std::os::fd::BorrowedFd::borrow_raw(i32::MAX) };
             let handler = Local::current()
                 .unwrap()
-                .add_handler(&file, |_| ())
+                .add_handler(nobodys, |_| ())
                 .unwrap();
             let wanted = Interest {
                 read: true,

@@ -16,6 +16,7 @@
 mod bottom_half;
 mod handler;
 mod here;
+mod list;
 mod local;
 pub(crate) mod lock_cnt;
 mod monitor;
@@ -32,6 +33,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 pub use bottom_half::BottomHalf;
+pub use handler::remote::RemoteHandler;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
@@ -85,6 +87,8 @@ pub(crate) struct Inner {
     /// The token of the notifier's handler; written and read by the home thread.
     notifier_token: AtomicU64,
     bottom_halves: bottom_half::BottomHalves,
+    /// What other threads have asked of handlers.
+    mailbox: handler::remote::Mailbox,
     timers: timer::Timers,
     attachments: Mutex<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>>,
 }
@@ -146,6 +150,7 @@ impl ContextBuilder {
             notifier: EventFd::new()?,
             notifier_token: AtomicU64::new(u64::MAX),
             bottom_halves: bottom_half::BottomHalves::new(),
+            mailbox: handler::remote::Mailbox::new(),
             timers: timer::Timers::new(),
             attachments: Mutex::default(),
         })))

@@ -14,6 +14,7 @@ pub(crate) mod file;
 #[cfg(not(loom))]
 pub(crate) mod futex;
 pub(crate) mod mem;
+pub(crate) mod poll;
 #[cfg(feature = "power-loss-shim")]
 pub(crate) mod power_loss;
 pub(crate) mod signal;

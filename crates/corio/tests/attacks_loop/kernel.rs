@@ -13,6 +13,20 @@ pub(crate) const EPOLL_WAITS: &[libc::c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
 ];
+/// What waits for descriptors with poll.
+pub(crate) const POLL_WAITS: &[libc::c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+];
+/// What makes an epoll set.
+pub(crate) const EPOLL_CREATES: &[libc::c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_create1,
+];
+/// What changes what an epoll set watches.
+pub(crate) const EPOLL_ADDS: &[libc::c_long] = &[libc::SYS_epoll_ctl];
 /// What submits to a ring, and waits for it.
 pub(crate) const RING_ENTER: &[libc::c_long] = &[libc::SYS_io_uring_enter];
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use corio::IoThread;
 use corio::context::MonitorChoice;
 
-const MONITORS: [MonitorChoice; 2] = [MonitorChoice::Epoll, MonitorChoice::IoUring];
+const MONITORS: [MonitorChoice; 3] = MonitorChoice::ALL;
 
 /// How long a test waits for what must come, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(10);

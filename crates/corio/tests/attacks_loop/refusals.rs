@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
-use corio::context::{MonitorChoice, MonitorKind};
+use corio::context::{MonitorChoice, MonitorInfo, MonitorKind};
 use corio::engine::{EngineChoice, EngineKind};
 use corio::fs::File;
 use corio::net::UnixStream;
 use corio::{AioContext, Coroutine, IoThread};
 
-use super::kernel::{Args, EPOLL_WAITS, Kernel, RING_ENTER};
+use super::kernel::{Args, EPOLL_ADDS, EPOLL_CREATES, EPOLL_WAITS, Kernel, POLL_WAITS, RING_ENTER};
 use super::{MONITORS, PATIENCE, eventually, io_thread, settle};
 
 /// More sockets than a ring has entries.
@@ -166,19 +166,17 @@ fn an_engine_whose_ring_cannot_be_entered_is_not_chosen() {
 /// Which monitor a new context gets where the kernel refuses what `decide` says.
 fn monitor_under(
     test: &str,
+    choice: MonitorChoice,
     calls: &'static [libc::c_long],
     decide: impl Fn(Args) -> Option<i32> + Send + 'static,
-) -> Option<MonitorKind> {
+) -> Option<MonitorInfo> {
     let kernel = Kernel::new(test, calls, decide)?;
     let home = std::thread::spawn(move || {
         kernel.watch_this_thread();
-        let context = AioContext::builder()
-            .monitor(MonitorChoice::IoUring)
-            .build()
-            .unwrap();
+        let context = AioContext::builder().monitor(choice).build().unwrap();
         let turn = || context.poll(false).unwrap();
         context.enter_home(turn).unwrap();
-        context.monitor().unwrap().kind
+        context.monitor().unwrap()
     });
     Some(home.join().unwrap())
 }
@@ -187,8 +185,33 @@ fn monitor_under(
 #[test]
 fn a_monitor_whose_ring_cannot_be_entered_is_not_chosen() {
     let refuse = |_| Some(libc::EPERM);
-    if let Some(kind) = monitor_under("a monitor's ring", RING_ENTER, refuse) {
-        assert_eq!(kind, MonitorKind::Epoll);
+    let choice = MonitorChoice::IoUring;
+    if let Some(info) = monitor_under("a monitor's ring", choice, RING_ENTER, refuse) {
+        assert_eq!(info.kind, MonitorKind::Epoll);
+        assert!(info.reason.starts_with("io_uring is refused"), "{info:?}");
+    }
+}
+
+// SPEC M2
+#[test]
+fn where_epoll_is_refused_poll_is_used() {
+    for choice in [MonitorChoice::Auto, MonitorChoice::Epoll] {
+        let refuse = |_| Some(libc::EPERM);
+        if let Some(info) = monitor_under("an epoll set", choice, EPOLL_CREATES, refuse) {
+            assert_eq!(info.kind, MonitorKind::Poll);
+            assert!(info.reason.starts_with("epoll is refused"), "{info:?}");
+        }
+    }
+}
+
+// SPEC M3: fs.epoll.max_user_watches is used up, when the context's own descriptor is added.
+#[test]
+fn where_epoll_takes_no_more_poll_takes_over() {
+    let refuse = |args: Args| (args[1] == 1).then_some(libc::ENOSPC); // EPOLL_CTL_ADD
+    let choice = MonitorChoice::Epoll;
+    if let Some(info) = monitor_under("a full epoll set", choice, EPOLL_ADDS, refuse) {
+        assert_eq!(info.kind, MonitorKind::Poll);
+        assert!(info.reason.contains("refuses a descriptor"), "{info:?}");
     }
 }
 
@@ -204,15 +227,19 @@ fn an_older_kernels_ring_is_good_enough() {
         let flags = unsafe { params.add(2).read_volatile() };
         (flags & !KNOWN != 0).then_some(libc::EINVAL)
     };
-    if let Some(kind) = monitor_under("an older kernel", SETUP, decide) {
-        assert_eq!(kind, MonitorKind::IoUring);
+    let choice = MonitorChoice::IoUring;
+    if let Some(info) = monitor_under("an older kernel", choice, SETUP, decide) {
+        assert_eq!(info.kind, MonitorKind::IoUring);
     }
 }
 
 // SPEC A1, T4: what the monitor refuses for ever keeps nothing else from running.
 #[test]
 fn a_monitor_that_refuses_starves_neither_bottom_halves_nor_timers() {
-    for (monitor, calls) in MONITORS.into_iter().zip([EPOLL_WAITS, RING_ENTER]) {
+    for (monitor, calls) in MONITORS
+        .into_iter()
+        .zip([POLL_WAITS, EPOLL_WAITS, RING_ENTER])
+    {
         let refuses = Arc::new(AtomicBool::new(false));
         let decide = {
             let refuses = Arc::clone(&refuses);

@@ -160,7 +160,7 @@ fn a_token_is_stale_after_its_stack_was_used_a_million_times() {
 fn engines() -> impl Iterator<Item = IoThread> {
     let choices = [EngineChoice::IoUring, EngineChoice::Threads];
     choices.into_iter().flat_map(|engine| {
-        [MonitorChoice::Epoll, MonitorChoice::IoUring].map(|monitor| {
+        MonitorChoice::ALL.map(|monitor| {
             let builder = IoThread::builder().monitor(monitor).engine(engine);
             builder.spawn().unwrap()
         })
@@ -219,7 +219,7 @@ fn has_ring(io: &IoThread) -> bool {
 // SPEC E5, S7: in the middle of it for sure: a read from a pipe that has nothing.
 #[test]
 fn a_buffer_that_the_kernel_has_stays_while_its_owner_is_woken() {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
+    for monitor in MonitorChoice::ALL {
         let io = IoThread::builder()
             .monitor(monitor)
             .engine(EngineChoice::IoUring)

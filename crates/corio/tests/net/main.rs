@@ -15,7 +15,7 @@ use corio::context::MonitorChoice;
 use corio::net::{Stream, TcpStream, UnixStream};
 use corio::{IoThread, JoinError, spawn_local};
 
-const MONITORS: [MonitorChoice; 2] = [MonitorChoice::Epoll, MonitorChoice::IoUring];
+const MONITORS: [MonitorChoice; 3] = MonitorChoice::ALL;
 
 fn io_thread(monitor: MonitorChoice) -> IoThread {
     IoThread::builder()

@@ -154,11 +154,14 @@ fn no_wake_is_lost_and_nothing_leaks_where_all_hop_wait_and_are_cancelled() {
         "CORIO_STRESS_SEED={seed} CORIO_STRESS_SECONDS={}",
         time.as_secs()
     );
-    let monitors = [MonitorChoice::IoUring, MonitorChoice::Epoll];
+    let monitors = MonitorChoice::ALL;
     let threads: Vec<_> = (0..CONTEXTS)
         .map(|i| {
             let builder = IoThread::builder().name(format!("stress{i}"));
-            builder.monitor(monitors[i % 2]).spawn().unwrap()
+            builder
+                .monitor(monitors[i % monitors.len()])
+                .spawn()
+                .unwrap()
         })
         .collect();
     let (shared, ringers) = shared::start(threads.iter().map(|io| io.context().clone()));

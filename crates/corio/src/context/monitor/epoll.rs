@@ -1,26 +1,29 @@
 //! The epoll monitor: level-triggered, with the ring's descriptor in the set while disk requests
 //! are in flight.
+//!
+//! The set knows a descriptor once. A second handler of the same number is registered under a
+//! number of its own, a duplicate that is closed with the registration.
 
 #![allow(unsafe_code)] // Descriptors are borrowed by number; see `borrow`.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::super::handler::Entry;
+use super::super::handler::{Entry, POLLIN};
 use super::super::local::Local;
+use super::beside;
 use crate::error::Error;
 use crate::sys::epoll::Epoll;
 
 /// What the ring's descriptor is registered as; no handler's token has its top bit set.
 const RING: u64 = u64::MAX;
 
-/// How long the loop waits before it submits again what a busy kernel has not taken.
-const BUSY_RETRY_NS: u64 = 1_000_000;
-
 pub(in super::super) struct EpollMonitor {
     epoll: Epoll,
     ring_added: Cell<bool>,
+    /// The duplicates, by their handlers' tokens; there is hardly ever one.
+    duplicates: RefCell<Vec<(u64, OwnedFd)>>,
 }
 
 impl EpollMonitor {
@@ -28,28 +31,33 @@ impl EpollMonitor {
         Ok(Self {
             epoll: Epoll::new()?,
             ring_added: Cell::new(false),
+            duplicates: RefCell::default(),
         })
     }
 
     pub(super) fn update(&self, entry: &Entry) -> io::Result<()> {
-        let wanted = if entry.removed.get() {
-            0
-        } else {
-            entry.interest.get().events()
-        };
+        let wanted = entry.events();
         let armed = entry.armed.replace(wanted);
-        let fd = borrow(entry.fd);
+        let fd = borrow(self.duplicate_of(entry.token).unwrap_or(entry.fd));
         let result = match (armed, wanted) {
-            (0, 0) => Ok(()),
-            (0, _) => self.epoll.add(fd, entry.token, wanted),
-            (_, 0) => match self.epoll.delete(fd) {
-                // Closed already: the kernel has taken it out of the set itself.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EBADF)) => {
-                    Ok(())
+            (before, now) if before == now => Ok(()),
+            (0, _) => match self.epoll.add(fd, entry.token, wanted) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                    self.add_duplicate(fd, entry.token, wanted)
                 }
                 result => result,
             },
-            (before, _) if before == wanted => Ok(()),
+            (_, 0) => {
+                let result = self.epoll.delete(fd);
+                self.duplicates
+                    .borrow_mut()
+                    .retain(|(token, _)| *token != entry.token);
+                match result.as_ref().map_err(io::Error::raw_os_error) {
+                    // Closed already: the kernel has taken it out of the set itself.
+                    Err(Some(libc::ENOENT | libc::EBADF)) => Ok(()),
+                    _ => result,
+                }
+            }
             _ => self.epoll.modify(fd, entry.token, wanted),
         };
         if result.is_err() {
@@ -58,44 +66,40 @@ impl EpollMonitor {
         result
     }
 
+    fn duplicate_of(&self, token: u64) -> Option<RawFd> {
+        let duplicates = self.duplicates.borrow();
+        let found = duplicates.iter().find(|(of, _)| *of == token);
+        found.map(|(_, fd)| fd.as_raw_fd())
+    }
+
+    fn add_duplicate(&self, fd: BorrowedFd<'_>, token: u64, wanted: u32) -> io::Result<()> {
+        let duplicate = fd.try_clone_to_owned()?;
+        self.epoll.add(duplicate.as_fd(), token, wanted)?;
+        self.duplicates.borrow_mut().push((token, duplicate));
+        Ok(())
+    }
+
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let mut timeout_ns = timeout_ns;
-        let ring = local.ring_if_made().filter(|ring| ring.in_flight() > 0);
+        let ring = beside::in_flight(local);
         if let Some(ring) = ring {
             if !self.ring_added.get() {
-                self.epoll
-                    .add(ring.ring().as_fd(), RING, crate::context::handler::POLLIN)?;
+                self.epoll.add(ring.ring().as_fd(), RING, POLLIN)?;
                 self.ring_added.set(true);
             }
-            ring.submit()?;
-            if ring.has_arrived() {
-                timeout_ns = Some(0);
-            } else if ring.pending() > 0 {
-                // The kernel was too busy for all of them: nothing but the time tells when it is
-                // not.
-                timeout_ns = Some(timeout_ns.unwrap_or(BUSY_RETRY_NS).min(BUSY_RETRY_NS));
-            }
+            timeout_ns = beside::before_wait(ring, timeout_ns)?;
         }
-        let result = self.epoll.wait(timeout_ns, |event| {
+        let waited = self.epoll.wait(timeout_ns, |event| {
             if event.data != RING {
                 local.note_ready(event.data, event.revents);
             }
         });
-        if let Some(ring) = ring {
-            ring.ring().flush_completions()?;
-            ring.reap(|_, _| ());
-        }
-        match result {
-            // Task work for the ring interrupts the wait: look at the completions, which has just
-            // been done.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            result => result,
-        }
+        beside::after_wait(ring, waited)
     }
 }
 
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: the number is only handed to epoll_ctl, which answers EBADF if it is not open; -1 is
-    // never registered.
+    // SAFETY: the number is only handed to epoll_ctl and fcntl, which answer EBADF if it is not
+    // open; -1 is never registered.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }

@@ -1,12 +1,22 @@
 //! Monitors: how a turn learns which descriptors are ready (SPEC M1 to M5).
 //!
-//! One interface, `update`, `wait` and `need_wait`, over epoll and io_uring; which one a context
-//! got, and why, can be read back with [`AioContext::monitor`](crate::AioContext::monitor).
+//! One interface, `update`, `wait` and `need_wait`, over poll, epoll and io_uring; which one a
+//! context has, and why, can be read back with [`AioContext::monitor`](crate::AioContext::monitor).
+//!
+//! ```text
+//!   io_uring ──refused──▶ epoll ──refused, or refuses a descriptor──▶ poll, for good
+//!                           ▲
+//!                           └──── 64 descriptors are watched ──── poll that was asked for
+//! ```
 
+mod beside;
 mod epoll;
+mod poll;
 mod uring;
 
+use core::cell::RefCell;
 use std::io;
+use std::os::fd::RawFd;
 
 use super::handler::Entry;
 use super::local::Local;
@@ -30,6 +40,13 @@ pub enum MonitorChoice {
     Epoll,
     /// io_uring: descriptors are polled in the same ring that disk requests go to.
     IoUring,
+    /// poll, until 64 descriptors are watched, the context's own among them; then epoll, for good.
+    Poll,
+}
+
+impl MonitorChoice {
+    /// Each that can be asked for by name.
+    pub const ALL: [Self; 3] = [Self::Poll, Self::Epoll, Self::IoUring];
 }
 
 /// Which monitor a context uses.
@@ -51,6 +68,8 @@ pub enum MonitorKind {
     Epoll,
     /// io_uring.
     IoUring,
+    /// poll.
+    Poll,
 }
 
 /// What a context's monitor is, and why.
@@ -72,53 +91,130 @@ pub struct MonitorInfo {
 }
 
 /// The monitor of one home.
-pub(super) enum Monitor {
+pub(super) struct Monitor(RefCell<Backend>);
+
+enum Backend {
+    Poll(poll::PollMonitor),
     Epoll(epoll::EpollMonitor),
-    Uring(uring::UringMonitor),
+    Uring,
 }
 
 impl Monitor {
     /// The chosen monitor, or the next one that works.
     pub(super) fn new(choice: MonitorChoice) -> Result<(Self, MonitorInfo), Error> {
-        let epoll = |reason: String| {
-            let info = MonitorInfo {
-                kind: MonitorKind::Epoll,
-                reason,
-            };
-            epoll::EpollMonitor::new().map(|monitor| (Self::Epoll(monitor), info))
-        };
-        match choice {
-            MonitorChoice::Auto => epoll("epoll measures best of those that work".into()),
-            MonitorChoice::Epoll => epoll("asked for".into()),
-            MonitorChoice::IoUring => match uring::UringMonitor::new() {
-                Ok(monitor) => {
-                    let info = MonitorInfo {
-                        kind: MonitorKind::IoUring,
-                        reason: "asked for".into(),
-                    };
-                    Ok((Self::Uring(monitor), info))
-                }
+        let (backend, reason) = match choice {
+            MonitorChoice::Auto => {
+                epoll_or_poll("epoll measures best of those that work".to_owned())?
+            }
+            MonitorChoice::Epoll => epoll_or_poll("asked for".to_owned())?,
+            MonitorChoice::Poll => {
+                let poll = poll::PollMonitor::new(false);
+                (Backend::Poll(poll), "asked for".to_owned())
+            }
+            MonitorChoice::IoUring => match uring::try_out() {
+                Ok(()) => (Backend::Uring, "asked for".to_owned()),
                 Err(error) => {
                     tracing::warn!("io_uring monitoring is refused ({error}): epoll is used");
-                    epoll(format!("io_uring is refused: {error}"))
+                    epoll_or_poll(format!("io_uring is refused: {error}"))?
                 }
             },
+        };
+        let kind = backend.kind();
+        Ok((Self(RefCell::new(backend)), MonitorInfo { kind, reason }))
+    }
+
+    /// EBADF for what is no descriptor, where registering it would not tell.
+    pub(super) fn check(&self, fd: RawFd) -> io::Result<()> {
+        match &*self.0.borrow() {
+            Backend::Epoll(_) => Ok(()),
+            Backend::Poll(_) | Backend::Uring => crate::sys::poll::check_open(fd),
         }
     }
 
     /// Tells the monitor what `entry` waits for now; nothing if it has been removed.
     pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
-        match self {
-            Self::Epoll(monitor) => monitor.update(entry),
-            Self::Uring(_) => uring::UringMonitor::update(local.ring()?, entry),
+        let refused = match &*self.0.borrow() {
+            Backend::Uring => return uring::update(local.ring()?, entry),
+            Backend::Epoll(monitor) => match monitor.update(entry) {
+                Err(error) if entry.armed.get() == 0 && is_for_good(&error) => Some(error),
+                result => return result,
+            },
+            Backend::Poll(monitor) => {
+                monitor.update(entry);
+                if !monitor.is_crowded() {
+                    return Ok(());
+                }
+                None
+            }
+        };
+        match refused {
+            Some(error) => self.fall_back(local, &error),
+            None => self.turn_into_epoll(local),
         }
+        Ok(())
+    }
+
+    /// Epoll has refused a descriptor that poll takes.
+    #[cold]
+    fn fall_back(&self, local: &Local, error: &io::Error) {
+        let poll = poll::PollMonitor::new(true);
+        for entry in local.handlers.all() {
+            entry.armed.set(0);
+            poll.update(&entry);
+        }
+        *self.0.borrow_mut() = Backend::Poll(poll);
+        local.monitor_changed(MonitorInfo {
+            kind: MonitorKind::Poll,
+            reason: format!("epoll refuses a descriptor: {error}"),
+        });
+    }
+
+    /// So many descriptors are watched that poll is the slower one.
+    #[cold]
+    fn turn_into_epoll(&self, local: &Local) {
+        let entries = local.handlers.all();
+        let register = |epoll: &epoll::EpollMonitor| {
+            entries.iter().try_for_each(|entry| {
+                entry.armed.set(0);
+                epoll.update(entry)
+            })
+        };
+        let made = epoll::EpollMonitor::new().map_err(|error| error.to_string());
+        let registered = made.and_then(|epoll| match register(&epoll) {
+            Ok(()) => Ok(epoll),
+            Err(error) => Err(error.to_string()),
+        });
+        let info = match registered {
+            Ok(epoll) => {
+                *self.0.borrow_mut() = Backend::Epoll(epoll);
+                MonitorInfo {
+                    kind: MonitorKind::Epoll,
+                    reason: format!("poll watched {} descriptors", poll::POLL_MAX),
+                }
+            }
+            Err(error) => {
+                // What poll watches is what each waits for.
+                entries
+                    .iter()
+                    .for_each(|entry| entry.armed.set(entry.events()));
+                if let Backend::Poll(monitor) = &*self.0.borrow() {
+                    monitor.stay();
+                }
+                MonitorInfo {
+                    kind: MonitorKind::Poll,
+                    reason: format!("epoll, for many descriptors, is refused: {error}"),
+                }
+            }
+        };
+        local.monitor_changed(info);
     }
 
     /// Waits, at most `timeout_ns`, and notes what is ready with `local`.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
-        match self {
-            Self::Epoll(monitor) => monitor.wait(local, timeout_ns),
-            Self::Uring(_) => uring::UringMonitor::wait(local, timeout_ns),
+        match &*self.0.borrow() {
+            Backend::Poll(monitor) => monitor.wait(local, timeout_ns),
+            Backend::Epoll(monitor) => monitor.wait(local, timeout_ns),
+            Backend::Uring => uring::wait(local, timeout_ns),
         }
     }
 
@@ -130,7 +226,7 @@ impl Monitor {
     /// After a handler has gone: its descriptor, which the caller may be about to close, is let go
     /// of now and not in the next turn.
     pub(super) fn forget(&self, local: &Local) {
-        if let (Self::Uring(_), Some(ring)) = (self, local.ring_if_made())
+        if let (Backend::Uring, Some(ring)) = (&*self.0.borrow(), local.ring_if_made())
             && ring.pending() > 0
         {
             // A refusal leaves it to the next turn.
@@ -143,16 +239,54 @@ impl Monitor {
     /// At the end of a home, once its handlers are removed: lets go of their descriptors. Closing
     /// an epoll set does that by itself; closing a ring does, too, but some time later.
     pub(super) fn finish(&self, local: &Local) {
-        if let (Self::Uring(_), Some(ring)) = (self, local.ring_if_made()) {
-            uring::UringMonitor::finish(ring);
+        if let (Backend::Uring, Some(ring)) = (&*self.0.borrow(), local.ring_if_made()) {
+            uring::finish(ring);
         }
     }
 
     /// The kind of ring that goes with it.
     pub(super) fn ring_kind(&self) -> crate::sys::uring::Kind {
-        match self {
-            Self::Epoll(_) => crate::sys::uring::Kind::Cooperative,
-            Self::Uring(_) => crate::sys::uring::Kind::Deferred,
+        match &*self.0.borrow() {
+            Backend::Poll(_) | Backend::Epoll(_) => crate::sys::uring::Kind::Cooperative,
+            Backend::Uring => crate::sys::uring::Kind::Deferred,
         }
     }
+}
+
+impl Backend {
+    fn kind(&self) -> MonitorKind {
+        match self {
+            Self::Poll(_) => MonitorKind::Poll,
+            Self::Epoll(_) => MonitorKind::Epoll,
+            Self::Uring => MonitorKind::IoUring,
+        }
+    }
+}
+
+/// Epoll, with that reason, or poll where epoll is refused. A want of descriptors is no refusal: it
+/// passes, and the choice would not.
+fn epoll_or_poll(reason: String) -> Result<(Backend, String), Error> {
+    match epoll::EpollMonitor::new() {
+        Ok(monitor) => Ok((Backend::Epoll(monitor), reason)),
+        Err(Error::Os { source, .. })
+            if !matches!(
+                source.raw_os_error(),
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+            ) =>
+        {
+            tracing::warn!("epoll is refused ({source}): poll is used");
+            let poll = poll::PollMonitor::new(true);
+            Ok((Backend::Poll(poll), format!("epoll is refused: {source}")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether epoll fails to add what poll can watch: what is always ready (EPERM), one too many
+/// (ENOSPC), or no room for it or for its duplicate.
+fn is_for_good(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::ENOSPC | libc::ENOMEM | libc::EMFILE | libc::ENFILE)
+    )
 }

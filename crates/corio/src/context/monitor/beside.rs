@@ -1,0 +1,42 @@
+//! The ring beside a monitor that does not wait in it: its descriptor is watched while disk
+//! requests are in flight, and its completions are taken after each wait.
+
+use std::io;
+
+use super::super::local::Local;
+use super::super::ring::ContextRing;
+
+/// How long the loop waits before it submits again what a busy kernel has not taken.
+const BUSY_RETRY_NS: u64 = 1_000_000;
+
+/// The ring, if a wait has to watch it.
+pub(super) fn in_flight(local: &Local) -> Option<&ContextRing> {
+    local.ring_if_made().filter(|ring| ring.in_flight() > 0)
+}
+
+/// Hands over what is queued; how long the wait may last then.
+pub(super) fn before_wait(ring: &ContextRing, timeout_ns: Option<u64>) -> io::Result<Option<u64>> {
+    ring.submit()?;
+    Ok(if ring.has_arrived() {
+        Some(0)
+    } else if ring.pending() > 0 {
+        // The kernel was too busy for all of them: nothing but the time tells when it is not.
+        Some(timeout_ns.unwrap_or(BUSY_RETRY_NS).min(BUSY_RETRY_NS))
+    } else {
+        timeout_ns
+    })
+}
+
+/// Takes what has completed, whatever became of the wait.
+pub(super) fn after_wait(ring: Option<&ContextRing>, waited: io::Result<()>) -> io::Result<()> {
+    if let Some(ring) = ring {
+        ring.ring().flush_completions()?;
+        ring.reap(|_, _| ());
+    }
+    match waited {
+        // Task work for the ring interrupts the wait: look at the completions, which has just been
+        // done.
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        result => result,
+    }
+}
