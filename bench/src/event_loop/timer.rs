@@ -1,8 +1,9 @@
 //! Figures `timer_*`: among as many armed timers as the name says, some are cancelled and armed
-//! anew at random, and in the end all expire. Beside a `BTreeMap` of (deadline, number), which
-//! inserts, removes by that key, and pops its first.
+//! anew, and in the end all expire. Beside a `BTreeMap` of (deadline, number), which inserts,
+//! removes by that key, and pops its first.
 //!
-//! Both sides get the same deadlines, and pick the same timers at random. Ours are used by their
+//! Deadlines are random. Those that are cancelled were made one after the other, from one taken at
+//! random on, as requests are that have time-outs. Both sides get the same. Ours are used by their
 //! handles, in their home thread. They are on the virtual clock, which is stopped, so that a step
 //! makes all of them due at once: one turn then runs a million callbacks.
 
@@ -152,17 +153,13 @@ impl Side for Theirs {
     }
 }
 
-/// Picks distinct timers, and their new deadlines. `order` has all of them in some order, and
-/// keeps them.
-fn picks(random: &mut Random, order: &mut [usize], now_ns: u64) -> Vec<(usize, u64)> {
-    let some = SOME.min(order.len() / 2);
-    let pick = |at: usize| {
-        let left = u64::try_from(order.len() - at).expect("it is a million");
-        let other = at + usize::try_from(random.below(left)).expect("it is below a million");
-        order.swap(at, other);
-        (order[at], random.deadline_ns(now_ns))
-    };
-    (0..some).map(pick).collect()
+/// Picks timers out of `count`, and their new deadlines.
+fn picks(random: &mut Random, count: usize, now_ns: u64) -> Vec<(usize, u64)> {
+    let some = SOME.min(count / 2);
+    let others = u64::try_from(count - some).expect("it is below a million");
+    let first = usize::try_from(random.below(others)).expect("it is below a million");
+    let pick = |number| (number, random.deadline_ns(now_ns));
+    (first..first + some).map(pick).collect()
 }
 
 fn measure(side: &mut impl Side, picks: &[(usize, u64)], times: &mut Times) {
@@ -185,7 +182,6 @@ fn contest(count: usize, repeats: usize, changes: usize) -> (Times, Times) {
     let exercise = || {
         let mut random = Random(0x005e_ed0f_0c0e_1110);
         let (mut ours, mut theirs) = (Ours::new(&context, count), Theirs::new(count));
-        let mut order: Vec<_> = (0..count).collect();
         let (mut our_times, mut their_times) = (Times::default(), Times::default());
         for _ in 0..repeats {
             let now_ns = Clock::Virtual.now_ns();
@@ -195,7 +191,7 @@ fn contest(count: usize, repeats: usize, changes: usize) -> (Times, Times) {
                 theirs.arm(number, deadline_ns);
             }
             for _ in 0..changes.div_ceil(repeats) {
-                let picks = picks(&mut random, &mut order, now_ns);
+                let picks = picks(&mut random, count, now_ns);
                 measure(&mut ours, &picks, &mut our_times);
                 measure(&mut theirs, &picks, &mut their_times);
             }
@@ -243,8 +239,7 @@ mod tests {
 
     #[test]
     fn no_timer_is_picked_twice() {
-        let mut order: Vec<_> = (0..1000).collect();
-        let picks = picks(&mut Random(1), &mut order, 0);
+        let picks = picks(&mut Random(1), 1000, 0);
         let mut numbers: Vec<_> = picks.iter().map(|pick| pick.0).collect();
         numbers.sort_unstable();
         numbers.dedup();

@@ -274,7 +274,8 @@ impl Timers {
             if only_earlier && armed_ns <= deadline_ns {
                 return false;
             }
-            inner.wheel.rearm(handle, deadline_ns);
+            let handle = inner.wheel.rearm(handle, deadline_ns);
+            shared.set_place(handle);
             if armed_ns < deadline_ns {
                 self.taken_out(clock, &inner, armed_ns);
             }

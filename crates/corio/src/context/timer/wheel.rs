@@ -12,7 +12,11 @@
 //! A deadline is a number of eleven digits of six bits. An entry later than `base` is in the slot of
 //! the first digit, from the top, in which its deadline differs from `base`: the digit's place is
 //! the level, the digit the slot. So whatever is in a lower level is earlier than all of the higher
-//! ones, and in a level lower slots are earlier. Arming and cancelling link and unlink in a list.
+//! ones, and in a level lower slots are earlier.
+//!
+//! Arming puts an entry at the head of a list; cancelling only marks it, so that neither touches
+//! another entry, which would be anywhere in memory. Marked ones are dropped when their slot is
+//! looked at, and all of them once there are more than others.
 //!
 //! When time comes to a slot, `base` moves there. If all of it is past and it holds few, they go to
 //! the heap, which sorts them (SPEC T4: by deadline, then by age); else they are spread over the
@@ -28,7 +32,7 @@
 //!
 //! Invariants
 //! - I1. An entry with a payload is in one place, which it names: a slot's list, or at a position of
-//!   a heap. Others are in none.
+//!   a heap. One without is marked and still in a slot's list, or free.
 //! - I2. What is in a slot is later than `base`, and that slot is `slot_of` its deadline.
 //! - I3. What is in a heap is not later than `base`.
 //! - I4. A handle is never reused: an entry's generation grows when it is freed, and an entry whose
@@ -48,10 +52,12 @@ const NONE: u32 = u32::MAX;
 /// Places that are no slots.
 const DUE: u32 = 1 << 16;
 const DEFERRED: u32 = DUE + 1;
-const NOWHERE: u32 = DUE + 2;
+const FREE: u32 = DUE + 2;
 
 /// How many of a slot go to the heap, or are looked at one by one.
 const FEW: usize = 32;
+/// How many are marked at least before all lists are walked to drop them.
+const MARKED_MIN: usize = 1024;
 
 /// Names an entry of one wheel. Stale handles are recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,9 +90,7 @@ struct Entry<T> {
     generation: u32,
     /// A slot, or a heap (I1).
     place: u32,
-    /// In a slot the entry before it, or none.
-    before: u32,
-    /// In a slot the entry after it, or none; in a heap the position.
+    /// In a slot the next entry, or none; in a heap the position.
     position: u32,
 }
 
@@ -100,7 +104,10 @@ pub(crate) struct Wheel<T> {
     slots: Box<[u32]>,
     /// For each level, which slots hold something.
     occupied: [u64; LEVELS],
+    /// How many entries with a payload are in slots.
     in_slots: usize,
+    /// How many are marked.
+    marked: usize,
     due: Vec<Node>,
     deferred: Vec<Node>,
     /// Every deferred node's sequence is at least this.
@@ -117,6 +124,7 @@ impl<T> Default for Wheel<T> {
             slots: Box::default(),
             occupied: [0; LEVELS],
             in_slots: 0,
+            marked: 0,
             due: Vec::new(),
             deferred: Vec::new(),
             deferred_limit: 0,
@@ -164,20 +172,26 @@ impl<T> Wheel<T> {
 
     /// Takes an entry out, with its deadline. `None` if it is gone already.
     pub(crate) fn remove(&mut self, handle: Handle) -> Option<(u64, T)> {
-        let deadline_ns = self.get(handle)?.deadline_ns;
-        self.take_out(handle.index);
-        Some((deadline_ns, self.free_entry(handle.index)))
+        let entry = self.get(handle)?;
+        let (place, position, deadline_ns) = (entry.place, entry.position, entry.deadline_ns);
+        if place >= DUE {
+            self.take(place, position);
+            return Some((deadline_ns, self.free_entry(handle.index)));
+        }
+        let payload = self.entries[handle.index as usize].payload.take()?;
+        self.in_slots -= 1;
+        self.marked += 1;
+        if self.marked > MARKED_MIN.max(self.in_slots) {
+            self.drop_marked();
+        }
+        Some((deadline_ns, payload))
     }
 
-    /// Gives an entry another deadline and the youngest sequence number, as if it were removed and
-    /// inserted again; the handle stays. False if it is gone.
-    pub(crate) fn rearm(&mut self, handle: Handle, deadline_ns: u64) -> bool {
-        if self.get(handle).is_none() {
-            return false;
-        }
-        self.take_out(handle.index);
-        self.arm(handle.index, deadline_ns);
-        true
+    /// Gives an entry another deadline and the youngest sequence number: removes it and inserts it
+    /// again. `None` if it is gone.
+    pub(crate) fn rearm(&mut self, handle: Handle, deadline_ns: u64) -> Option<Handle> {
+        let (_, payload) = self.remove(handle)?;
+        Some(self.insert(deadline_ns, payload))
     }
 
     /// An entry that is there.
@@ -220,7 +234,7 @@ impl<T> Wheel<T> {
                 self.advance(now_ns);
             }
             let top = *self.due.first().filter(|top| top.deadline_ns <= now_ns)?;
-            self.take_out(top.index);
+            self.take(DUE, 0);
             if top.sequence < sequence_limit {
                 return Some((top.deadline_ns, self.free_entry(top.index)));
             }
@@ -273,17 +287,44 @@ impl<T> Wheel<T> {
         let mut at = core::mem::replace(&mut self.slots[slot], NONE);
         self.occupied[slot / SLOTS] &= !(1 << (slot % SLOTS));
         while at != NONE {
-            let next = self.entries[at as usize].position;
-            self.in_slots -= 1;
-            each(self, at);
+            let entry = &self.entries[at as usize];
+            let (next, is_marked) = (entry.position, entry.payload.is_none());
+            if is_marked {
+                self.marked -= 1;
+                self.set_free(at);
+            } else {
+                self.in_slots -= 1;
+                each(self, at);
+            }
             at = next;
         }
     }
 
-    /// The slot of the earliest, if any is occupied.
-    fn first_slot(&self) -> Option<usize> {
-        let level = self.occupied.iter().position(|&occupied| occupied != 0)?;
-        Some(level * SLOTS + self.occupied[level].trailing_zeros() as usize)
+    /// Drops all that is marked. As many have been marked since it was done last as are walked.
+    #[cold]
+    fn drop_marked(&mut self) {
+        for slot in 0..self.slots.len() {
+            self.empty(slot, |wheel, index| wheel.link(index, slot));
+        }
+    }
+
+    /// The slot of the earliest, if there is any. Its first entry is not marked.
+    fn first_slot(&mut self) -> Option<usize> {
+        loop {
+            let level = self.occupied.iter().position(|&occupied| occupied != 0)?;
+            let slot = level * SLOTS + self.occupied[level].trailing_zeros() as usize;
+            let first = self.slots[slot];
+            let entry = &self.entries[first as usize];
+            if entry.payload.is_some() {
+                return Some(slot);
+            }
+            self.slots[slot] = entry.position;
+            if entry.position == NONE {
+                self.occupied[level] &= !(1 << (slot % SLOTS));
+            }
+            self.marked -= 1;
+            self.set_free(first);
+        }
     }
 
     /// The slot that a deadline belongs in; None if it is not later than `base`.
@@ -306,13 +347,15 @@ impl<T> Wheel<T> {
         (first_ns, first_ns | ((1 << shift) - 1))
     }
 
-    /// The earliest deadline in a slot, if it has no more than a few.
+    /// The earliest deadline in a slot, if that holds no more than a few.
     fn earliest_of_few(&self, slot: usize) -> Option<u64> {
         let mut earliest_ns = u64::MAX;
         let mut at = self.slots[slot];
         for _ in 0..FEW {
             let entry = &self.entries[at as usize];
-            earliest_ns = earliest_ns.min(entry.deadline_ns);
+            if entry.payload.is_some() {
+                earliest_ns = earliest_ns.min(entry.deadline_ns);
+            }
             at = entry.position;
             if at == NONE {
                 return Some(earliest_ns);
@@ -342,14 +385,9 @@ impl<T> Wheel<T> {
             self.slots = vec![NONE; LEVELS * SLOTS].into();
         }
         let next = core::mem::replace(&mut self.slots[slot], index);
-        if next == NONE {
-            self.occupied[slot / SLOTS] |= 1 << (slot % SLOTS);
-        } else {
-            self.entries[next as usize].before = index;
-        }
+        self.occupied[slot / SLOTS] |= 1 << (slot % SLOTS);
         let entry = &mut self.entries[index as usize];
         entry.place = slot as u32;
-        entry.before = NONE;
         entry.position = next;
         self.in_slots += 1;
     }
@@ -376,40 +414,16 @@ impl<T> Wheel<T> {
         heap::push(heap, placed, node);
     }
 
-    /// Takes an entry out of its place.
-    #[inline]
-    fn take_out(&mut self, index: u32) {
-        let entry = &mut self.entries[index as usize];
-        let place = core::mem::replace(&mut entry.place, NOWHERE);
-        let (before, position) = (entry.before, entry.position);
-        if place < DUE {
-            self.unlink(place as usize, before, position);
-            return;
-        }
+    /// Takes out what is at a position of a heap.
+    fn take(&mut self, which: u32, position: u32) {
         let entries = &mut self.entries;
-        let heap = if place == DUE {
+        let heap = if which == DUE {
             &mut self.due
         } else {
             &mut self.deferred
         };
         let placed = |index: u32, position| entries[index as usize].position = position;
         heap::take(heap, placed, position as usize);
-    }
-
-    #[inline]
-    fn unlink(&mut self, slot: usize, before: u32, next: u32) {
-        self.in_slots -= 1;
-        if before != NONE {
-            self.entries[before as usize].position = next;
-        } else {
-            self.slots[slot] = next;
-            if next == NONE {
-                self.occupied[slot / SLOTS] &= !(1 << (slot % SLOTS));
-            }
-        }
-        if next != NONE {
-            self.entries[next as usize].before = before;
-        }
     }
 
     #[cold]
@@ -424,8 +438,7 @@ impl<T> Wheel<T> {
             sequence: 0,
             payload: None,
             generation: 0,
-            place: NOWHERE,
-            before: NONE,
+            place: FREE,
             position: NONE,
         });
         index
@@ -436,12 +449,19 @@ impl<T> Wheel<T> {
         let payload = entry
             .payload
             .take()
-            .expect("I1: what is in a place has a payload");
+            .expect("I1: what is in a heap has a payload");
+        self.set_free(index);
+        payload
+    }
+
+    /// It is in no list and no heap any more.
+    fn set_free(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        entry.place = FREE;
         if let Some(generation) = entry.generation.checked_add(1) {
             entry.generation = generation;
             self.free.push(index);
         }
-        payload
     }
 }
 

@@ -60,14 +60,14 @@ fn handles_go_stale_with_their_entry() {
     let a = wheel.insert(10, 'a');
     assert_eq!(wheel.remove(a), Some((10, 'a')));
     let b = wheel.insert(20, 'b');
-    assert_eq!(a.index, b.index);
+    assert_ne!(a, b);
     assert_eq!(
         (wheel.deadline_of(a), wheel.deadline_of(b)),
         (None, Some(20))
     );
     assert_eq!((wheel.remove(a), wheel.deadline_of(a)), (None, None));
-    assert!(!wheel.rearm(a, 5));
-    assert!(wheel.rearm(b, 5));
+    assert_eq!(wheel.rearm(a, 5), None);
+    let b = wheel.rearm(b, 5).unwrap();
     assert_eq!(
         (wheel.peek_deadline(), wheel.deadline_of(b)),
         (Some(5), Some(5))
@@ -77,13 +77,27 @@ fn handles_go_stale_with_their_entry() {
 #[test]
 fn an_entry_whose_generation_would_wrap_is_retired() {
     let mut wheel = Wheel::new();
-    let a = wheel.insert(10, 'a');
+    let a = wheel.insert(0, 'a');
     wheel.remove(a);
     wheel.entries[0].generation = u32::MAX;
-    let last = wheel.insert(10, 'b');
-    assert_eq!((last.index, wheel.remove(last)), (0, Some((10, 'b'))));
-    assert_eq!(wheel.insert(10, 'c').index, 1);
+    let last = wheel.insert(0, 'b');
+    assert_eq!((last.index, wheel.remove(last)), (0, Some((0, 'b'))));
+    assert_eq!(wheel.insert(0, 'c').index, 1);
     assert_eq!(wheel.deadline_of(last), None);
+}
+
+// SPEC T6: what is cancelled takes no room for ever, nor time again and again.
+#[test]
+fn what_is_cancelled_is_dropped_in_time() {
+    let mut wheel = Wheel::new();
+    let kept: Vec<_> = (0..100).map(|i| wheel.insert(1_000_000 + i, i)).collect();
+    for i in 0..1_000_000 {
+        let handle = wheel.insert(1_000_000 + i % 5_000, i);
+        assert_eq!(wheel.remove(handle), Some((1_000_000 + i % 5_000, i)));
+        assert_eq!(wheel.peek_deadline(), Some(1_000_000));
+    }
+    assert!(wheel.entries.len() <= 2 * (MARKED_MIN + kept.len()));
+    assert_eq!(wheel.len(), kept.len());
 }
 
 #[test]
@@ -167,21 +181,20 @@ fn check_invariants(wheel: &Wheel<u64>) {
             assert!(entry.payload.is_some());
         }
     }
-    let mut in_slots = 0;
+    let mut in_slots = [0; 2];
     for (slot, &first) in wheel.slots.iter().enumerate() {
         let occupied = wheel.occupied[slot / SLOTS] >> (slot % SLOTS) & 1 == 1;
         assert_eq!(occupied, first != NONE);
-        let (mut at, mut before) = (first, NONE);
+        let mut at = first;
         while at != NONE {
             let entry = &wheel.entries[at as usize];
-            assert_eq!((entry.place as usize, entry.before), (slot, before));
+            assert_eq!(entry.place as usize, slot);
             assert_eq!(wheel.slot_of(entry.deadline_ns), Some(slot));
-            assert!(entry.payload.is_some());
-            (before, at) = (at, entry.position);
-            in_slots += 1;
+            in_slots[usize::from(entry.payload.is_none())] += 1;
+            at = entry.position;
         }
     }
-    assert_eq!(in_slots, wheel.in_slots);
+    assert_eq!(in_slots, [wheel.in_slots, wheel.marked]);
     let used = wheel.entries.iter().filter(|entry| entry.payload.is_some());
     assert_eq!(used.count(), wheel.len());
 }
@@ -215,7 +228,9 @@ proptest! {
                     let (handle, key) = armed[i];
                     let new_key = (deadline_ns, wheel.next_sequence());
                     let old = model.remove(&key);
-                    prop_assert_eq!(wheel.rearm(handle, deadline_ns), old.is_some());
+                    let rearmed = wheel.rearm(handle, deadline_ns);
+                    prop_assert_eq!(rearmed.is_some(), old.is_some());
+                    armed[i].0 = rearmed.unwrap_or(handle);
                     if let Some(name) = old {
                         model.insert(new_key, name);
                         armed[i].1 = new_key;
