@@ -168,7 +168,7 @@ pub(super) fn ours_wake(rounds: u32) -> Lap {
             let mine = CoWaker::current().expect("it is of a context");
             *table.wakers[number].lock().expect("nobody panics with it") = Some(mine);
             let other = loop {
-                let waker = table.wakers[1 - number].lock().expect("as above").clone();
+                let waker = *table.wakers[1 - number].lock().expect("as above");
                 if let Some(waker) = waker {
                     break waker;
                 }

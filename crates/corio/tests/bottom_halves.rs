@@ -414,5 +414,5 @@ fn threads_that_schedule_and_delete_at_once_lose_and_leak_nothing() {
             })
             .unwrap();
     });
-    assert!(seen.runs() <= 2 * ROUNDS);
+    assert!(seen.runs() <= 2 * (ROUNDS + ROUNDS / 3 + 1)); // Every third is scheduled twice.
 }

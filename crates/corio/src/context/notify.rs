@@ -60,12 +60,16 @@ impl NotifyState {
         // AcqRel (1): pairs with (a) and (b). Planted: a poll that accepts this may then overlook
         // what was published before; a store has no place among the exchanges, so that the two sides
         // can miss each other.
-        if planted!("notify_relaxed") {
-            self.notified.swap(true, Ordering::Relaxed);
-        } else if planted!("notify_stored") {
+        if planted!("notify_stored") {
             self.notified.store(true, Ordering::Release);
         } else {
-            self.notified.swap(true, Ordering::AcqRel);
+            let is_planted = planted!("notify_relaxed");
+            let order = if is_planted {
+                Ordering::Relaxed
+            } else {
+                Ordering::AcqRel
+            };
+            self.notified.swap(true, order);
         }
         self.notify_me.load(Ordering::Relaxed) != 0
     }

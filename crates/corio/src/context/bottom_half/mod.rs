@@ -6,11 +6,12 @@
 //! differs from QEMU).
 //!
 //! Files: `queue` the protocol between the home, other threads and signal handlers, `list` what the
-//! latter two push on. Here are the nodes and what runs them.
+//! latter two push on, `once` the nodes that run once. Here are the others, and what runs them.
 
 #![allow(unsafe_code)] // Nodes pass through the queue as raw pointers (queue I1, I2).
 
 mod list;
+mod once;
 mod queue;
 
 use core::ptr::NonNull;
@@ -19,9 +20,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::list::Chained;
+use self::once::{Once, OnceTable, Spare};
 use self::queue::{Hurry, Link, Linked, Popped, Queue};
 use super::AioContext;
-use crate::atomic::AtomicPtr;
 use crate::tls;
 use crate::track::{self, Kind};
 
@@ -36,25 +37,12 @@ enum Work {
     Spawn(&'static OnceTable),
 }
 
-/// How to use a [`Once`] whose closure's type is forgotten. Both free it.
-struct OnceTable {
-    run: unsafe fn(NonNull<Node>),
-    free: unsafe fn(NonNull<Node>),
-}
-
 struct Node {
     link: Link<Node>,
     work: Work,
     name: &'static str,
     /// See `number`; 0 if none was given yet.
     number: AtomicU64,
-}
-
-/// A node that runs once, and its closure: one allocation.
-#[repr(C)] // The node first: a pointer to it is one to all.
-struct Once<F> {
-    node: Node,
-    callback: F,
 }
 
 impl Node {
@@ -89,42 +77,8 @@ impl Node {
     }
 }
 
-impl<F: FnOnce() + Send> Once<F> {
-    const TABLE: OnceTable = OnceTable {
-        run: Self::run,
-        free: Self::free,
-    };
-
-    fn new(name: &'static str, callback: F, work: fn(&'static OnceTable) -> Work) -> NonNull<Node> {
-        let node = Node::new(name, work(&Self::TABLE));
-        NonNull::from(Box::leak(Box::new(Self { node, callback }))).cast()
-    }
-
-    /// # Safety
-    /// The node is of a `Once<F>` of `new`'s, and the caller's own.
-    unsafe fn take(node: NonNull<Node>) -> Box<Self> {
-        // SAFETY: the caller's promise; `repr(C)` puts the node first.
-        unsafe { Box::from_raw(node.cast::<Self>().as_ptr()) }
-    }
-
-    /// # Safety
-    /// As for `take`.
-    unsafe fn run(node: NonNull<Node>) {
-        // SAFETY: the caller's promise. The memory is free again when the callback runs.
-        let Self { callback, .. } = *unsafe { Self::take(node) };
-        callback();
-    }
-
-    /// # Safety
-    /// As for `take`.
-    unsafe fn free(node: NonNull<Node>) {
-        // SAFETY: the caller's promise.
-        drop(unsafe { Self::take(node) });
-    }
-}
-
 impl Chained for Node {
-    fn next(&self) -> &AtomicPtr<Self> {
+    fn next(&self) -> &crate::atomic::AtomicPtr<Self> {
         self.link.next_asked()
     }
 }
@@ -148,7 +102,7 @@ unsafe fn free(node: *mut Node) {
     let Some(node) = NonNull::new(node) else {
         return;
     };
-    // SAFETY: the caller's promise; made by `Once::new` or `BottomHalf::new`.
+    // SAFETY: the caller's promise; made by `Once::make` or `BottomHalf::new`.
     unsafe {
         match node.as_ref().work {
             Work::Once(table) | Work::Spawn(table) => (table.free)(node),
@@ -160,6 +114,7 @@ unsafe fn free(node: *mut Node) {
 /// What a context keeps of its bottom halves.
 pub(super) struct BottomHalves {
     queue: Queue<Node>,
+    spare: Spare,
 }
 
 impl Drop for BottomHalves {
@@ -173,6 +128,7 @@ impl BottomHalves {
     pub(super) fn new() -> Self {
         Self {
             queue: Queue::new(),
+            spare: Spare::new(),
         }
     }
 
@@ -230,49 +186,64 @@ impl BottomHalves {
     /// progress. Home thread.
     #[inline]
     pub(super) fn run(&self) -> bool {
-        let Some(section) = self.queue.section() else {
+        let Some(mut section) = self.queue.section() else {
             return false;
         };
         section.absorb();
         let limit = section.appended();
-        drop(section);
         let mut progress = false;
-        while let Some(popped) = self.queue.section().and_then(|section| section.pop(limit)) {
-            progress |= self.run_one(popped);
+        while let Some(popped) = section.pop(limit) {
+            drop(section);
+            let running = match popped {
+                Popped::Run { node, hurry } => {
+                    progress |= hurry == Hurry::Urgent;
+                    // SAFETY: it stays until `ran`.
+                    Some(self.run_shared(unsafe { &*node }))
+                }
+                Popped::Once(node) => {
+                    progress = true;
+                    self.run_once(node);
+                    None
+                }
+                Popped::Skip => None,
+                Popped::Dead(node) => {
+                    // SAFETY: it belongs to us.
+                    unsafe { free(node) };
+                    None
+                }
+            };
+            // In none: no callback leaves a section open.
+            let Some(next) = self.queue.section() else {
+                return progress;
+            };
+            section = next;
+            if let Some(running) = running {
+                section = running.end(section);
+            }
         }
         progress
     }
 
-    /// True: progress.
     #[inline]
-    fn run_one(&self, popped: Popped<Node>) -> bool {
-        match popped {
-            Popped::Run { node, hurry } => {
-                // SAFETY: it stays until `ran`.
-                let run = Running(self, unsafe { &*node });
-                run.1.note_run();
-                if let Work::Shared(callback) = &run.1.work {
-                    callback();
-                }
-                hurry == Hurry::Urgent
-            }
-            Popped::Once(node) => {
-                // SAFETY: it belongs to us; its table is of its type.
-                unsafe {
-                    (*node).note_run();
-                    if let (Work::Once(table) | Work::Spawn(table), Some(node)) =
-                        (&(*node).work, NonNull::new(node))
-                    {
-                        (table.run)(node);
-                    }
-                }
-                true
-            }
-            Popped::Skip => false,
-            Popped::Dead(node) => {
-                // SAFETY: it belongs to us.
-                unsafe { free(node) };
-                false
+    fn run_shared<'a>(&'a self, node: &'a Node) -> Running<'a> {
+        let running = Running(self, node);
+        node.note_run();
+        if let Work::Shared(callback) = &node.work {
+            callback();
+        }
+        running
+    }
+
+    #[inline]
+    fn run_once(&self, node: *mut Node) {
+        let Some(node) = NonNull::new(node) else {
+            return;
+        };
+        // SAFETY: it was popped, and belongs to us; its table is of its type.
+        unsafe {
+            node.as_ref().note_run();
+            if let Work::Once(table) | Work::Spawn(table) = node.as_ref().work {
+                (table.run)(node, &self.spare);
             }
         }
     }
@@ -281,15 +252,36 @@ impl BottomHalves {
 /// A run, which ends also by the callback's panic.
 struct Running<'a>(&'a BottomHalves, &'a Node);
 
-impl Drop for Running<'_> {
+impl<'a> Running<'a> {
+    /// Without a panic. The section that is returned is the next one if the node was freed.
     #[inline]
+    fn end(self, section: queue::Section<'a, Node>) -> queue::Section<'a, Node> {
+        let Self(halves, node) = self;
+        core::mem::forget(self);
+        if !section.ran(node) {
+            return section;
+        }
+        drop(section);
+        // SAFETY: `ran` says that it belongs to us.
+        unsafe { free(core::ptr::from_ref(node).cast_mut()) };
+        loop {
+            // What its destructor has done is over.
+            if let Some(section) = halves.queue.section() {
+                return section;
+            }
+        }
+    }
+}
+
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         let Self(halves, node) = self;
         let node = core::ptr::from_ref::<Node>(node).cast_mut();
         // The home thread is in no section while a callback runs.
         let section = halves.queue.section();
-        // SAFETY: it is ours until `ran`, and then if that says so.
+        // SAFETY: it stays until `ran`.
         if section.is_some_and(|section| section.ran(unsafe { &*node })) {
+            // SAFETY: `ran` says that it belongs to us.
             unsafe { free(node) };
         }
     }
@@ -452,7 +444,7 @@ pub(super) fn oneshot(
     name: &'static str,
     callback: impl FnOnce() + Send + 'static,
 ) {
-    if push(context, Once::new(name, callback, Work::Once)) {
+    if push(context, name, callback, Work::Once) {
         context.notify();
     }
 }
@@ -460,26 +452,29 @@ pub(super) fn oneshot(
 /// As [`oneshot`], for what starts a coroutine. True: the caller has to notify.
 #[must_use]
 pub(super) fn push_spawn(context: &AioContext, callback: impl FnOnce() + Send + 'static) -> bool {
-    push(context, Once::new("spawn", callback, Work::Spawn))
+    push(context, "spawn", callback, Work::Spawn)
 }
 
 /// Gives the queue a node that runs once. True: the caller has to notify.
 #[inline]
-fn push(context: &AioContext, node: NonNull<Node>) -> bool {
+fn push<F: FnOnce() + Send + 'static>(
+    context: &AioContext,
+    name: &'static str,
+    callback: F,
+    work: fn(&'static OnceTable) -> Work,
+) -> bool {
     let inner = context.inner();
-    let queue = &inner.bottom_halves.queue;
+    let halves = &inner.bottom_halves;
+    let is_home = is_home(context);
+    let node = Once::make(name, callback, work, is_home.then_some(&halves.spare));
     // SAFETY: it was just made, and belongs to the queue from here on: what runs it may be faster
     // than we are, and nothing of it is used after it was given.
     let node = unsafe { node.as_ref() };
-    match queue.section_at(context) {
-        Some(section) => {
-            section.give(node);
-            drop(section);
-            inner.notify.is_waiting()
-        }
-        None => {
-            queue.give(node);
-            true
-        }
+    if is_home && let Some(section) = halves.queue.section() {
+        section.give(node);
+        drop(section);
+        return inner.notify.is_waiting();
     }
+    halves.queue.give(node);
+    true
 }

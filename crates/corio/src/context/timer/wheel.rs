@@ -329,6 +329,7 @@ impl<T> Wheel<T> {
 
     /// The slot that a deadline belongs in; None if it is not later than `base`.
     #[inline]
+    #[allow(clippy::cast_possible_truncation)] // Only the last digit is meant.
     fn slot_of(&self, deadline_ns: u64) -> Option<usize> {
         if deadline_ns <= self.base {
             return None;
