@@ -13,12 +13,14 @@
 pub(super) mod remote;
 mod state;
 
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use slab::Slab;
+
+use super::polling::PollState;
 
 /// poll(2)'s bits for what a read handler sees.
 pub(crate) const READ_EVENTS: u32 = 0x001 | 0x010 | 0x008; // POLLIN, POLLHUP, POLLERR
@@ -30,6 +32,9 @@ pub(crate) const POLLIN: u32 = 0x001;
 pub(crate) const POLLOUT: u32 = 0x004;
 /// POLLHUP, POLLERR: reported whether asked for or not.
 pub(crate) const ALWAYS: u32 = 0x010 | 0x008;
+
+/// Not poll(2)'s: busy polling has found it.
+pub(super) const POLLED: u32 = 1 << 30;
 
 /// Which conditions a handler waits for.
 ///
@@ -104,6 +109,13 @@ pub(super) struct Entry {
     pub(super) removed: Cell<bool>,
     /// What the monitor has been told to watch; the monitor's own.
     pub(super) armed: Cell<u32>,
+    /// What it is busy-polled by, if it ever was to be.
+    pub(super) poll: OnceCell<Box<PollState>>,
+    /// How it is counted in `Polling`.
+    pub(super) obstructs: Cell<bool>,
+    pub(super) able: Cell<bool>,
+    /// Busy polling has found it in this turn.
+    pub(super) poll_found: Cell<bool>,
     call: Call,
 }
 
@@ -156,8 +168,11 @@ impl Entry {
             read: interest.read && revents & READ_EVENTS != 0,
             write: interest.write && revents & write_events != 0,
         };
+        let was_polled = revents & POLLED != 0
+            && interest != Interest::default()
+            && self.poll.get().is_some_and(|state| state.run_ready());
         if !readiness.read && !readiness.write {
-            return false;
+            return was_polled;
         }
         match &self.call {
             Call::Local(callback) => callback(readiness),
@@ -194,6 +209,10 @@ impl Table {
             interest: Cell::new(Interest::default()),
             removed: Cell::new(false),
             armed: Cell::new(0),
+            poll: OnceCell::new(),
+            obstructs: Cell::new(false),
+            able: Cell::new(false),
+            poll_found: Cell::new(false),
             call,
         });
         vacant.insert(Rc::clone(&entry));

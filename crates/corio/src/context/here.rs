@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use super::AioContext;
 use super::handler::{Interest, Readiness};
 use super::local::{Local, LocalHandler};
+use super::{AioContext, PollStats};
 
 /// A context in its home thread, from [`AioContext::local`]. Not `Send`, and of no use once the home
 /// has ended.
@@ -173,6 +173,56 @@ impl<F: AsFd> Handler<F> {
     #[must_use]
     pub fn interest(&self) -> Interest {
         self.handler.interest()
+    }
+
+    /// Has `poll` asked whether there is something, before the loop waits: a look at memory that
+    /// the partner writes, without a system call. Where it says so, `ready` runs in place of the
+    /// handler's callback. For how long it is asked follows from when events came in the past, see
+    /// [`PollParams`](super::PollParams); it begins with the first event of the descriptor, and
+    /// only while the handler waits for something.
+    ///
+    /// On poll and epoll, one handler without this keeps its context from polling, as it would be
+    /// overlooked meanwhile. `poll` may be called at any time before the loop waits; it may wake
+    /// and schedule, but neither turn the loop nor park. Replaces what was set before.
+    ///
+    /// ```
+    /// use corio::context::{Interest, PollParams};
+    /// use std::{cell::Cell, io::Write, os::unix::net::UnixStream, rc::Rc};
+    /// let context = corio::AioContext::new()?;
+    /// context.set_poll_params(PollParams { max_ns: 1_000_000_000, ..PollParams::IO_THREAD })?;
+    /// context.enter_home(|| {
+    ///     let (ours, mut theirs) = UnixStream::pair()?;
+    ///     let local = context.local().expect("this thread is its home");
+    ///     let handler = local.add_handler(ours, Interest::READ, |_| ())?;
+    ///     let (ring, polled) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+    ///     let (asked, seen) = (Rc::clone(&ring), Rc::clone(&polled));
+    ///     let poll = move || asked.replace(asked.get() + 1) >= 3; // Stands for shared memory.
+    ///     handler.set_poll(poll, move || seen.set(true));
+    ///     theirs.write_all(b"x")?; // The first event comes by the descriptor.
+    ///     while !polled.get() {
+    ///         context.poll(true)?;
+    ///     }
+    ///     assert!(handler.poll_stats().hits > 0);
+    ///     Ok::<_, std::io::Error>(())
+    /// })??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_poll(&self, poll: impl Fn() -> bool + 'static, ready: impl Fn() + 'static) {
+        self.handler.set_poll(Box::new(poll), Box::new(ready));
+    }
+
+    /// Has `begin` called before the first round of polling and `end` after the last, always in
+    /// pairs: in between the partner may leave out its notifications. After `end` it is asked once
+    /// more. Replaces what was set before.
+    #[doc(alias = "aio_set_event_notifier_poll")]
+    pub fn set_poll_notify(&self, begin: impl Fn() + 'static, end: impl Fn() + 'static) {
+        self.handler.set_poll_notify(Box::new(begin), Box::new(end));
+    }
+
+    /// What polling has made of it.
+    #[must_use]
+    pub fn poll_stats(&self) -> PollStats {
+        self.handler.poll_stats()
     }
 
     /// What it watches.

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use super::handler::remote::Shared;
 use super::handler::{Call, Entry, Interest, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
+use super::polling::Polling;
 use super::ring::ContextRing;
-use super::{AioContext, timer};
+use super::{AioContext, PollStats, timer};
 use crate::error::Error;
 use crate::{coroutine, tls, track};
 
@@ -35,6 +36,7 @@ pub(crate) struct Local {
     /// Taken from the mailbox, and not looked at yet.
     pub(super) arrivals: RefCell<VecDeque<Arc<Shared>>>,
     ready: RefCell<VecDeque<(u64, u32)>>,
+    pub(super) polling: Polling,
     rearm: RefCell<Vec<u64>>,
     /// What a layer above runs in the turn after [`Local::drain_soon`].
     drain: RefCell<Option<Rc<dyn Fn()>>>,
@@ -46,6 +48,7 @@ pub(crate) struct Local {
 
 impl Local {
     pub(super) fn new(context: AioContext, monitor: Monitor) -> Self {
+        let polling = Polling::new(context.poll_params());
         Self {
             context,
             monitor,
@@ -53,6 +56,7 @@ impl Local {
             handlers: Table::default(),
             arrivals: RefCell::default(),
             ready: RefCell::default(),
+            polling,
             rearm: RefCell::default(),
             drain: RefCell::default(),
             drain_due: Cell::new(false),
@@ -149,6 +153,12 @@ impl Local {
         self.ready.borrow_mut().push_back((token, revents));
     }
 
+    /// The tokens of what has been noted from `from` on.
+    pub(super) fn ready_from<C: FromIterator<u64>>(&self, from: usize) -> C {
+        let ready = self.ready.borrow();
+        ready.iter().skip(from).map(|(token, _)| *token).collect()
+    }
+
     pub(super) fn note_rearm(&self, token: u64) {
         self.rearm.borrow_mut().push(token);
     }
@@ -208,6 +218,8 @@ impl Local {
             // A refusal leaves a registration whose token names nothing any more.
             let _ = self.monitor.update(self, entry);
             self.monitor.forget(self);
+            self.polling.recount(entry, false);
+            self.polling.leave(&self.context, entry);
             drop(removed); // Its destructor may run anything.
         }
     }
@@ -240,7 +252,7 @@ impl Local {
         result.map(|()| progress)
     }
 
-    fn is_notifier(&self, token: u64) -> bool {
+    pub(super) fn is_notifier(&self, token: u64) -> bool {
         self.context
             .inner()
             .notifier_token
@@ -292,6 +304,27 @@ impl Local {
 
     /// Looks at the descriptors, and waits for them if nothing else is to be done.
     fn wait(&self, blocking: bool) -> io::Result<()> {
+        if blocking && self.polling.is_on() {
+            return self.poll_and_wait();
+        }
+        self.wait_in_monitor(blocking)
+    }
+
+    /// The same with busy polling before it.
+    #[inline(never)] // Out of the way of those that do not.
+    fn poll_and_wait(&self) -> io::Result<()> {
+        let (began_ns, noted) = (timer::now_ns(), self.ready.borrow().len());
+        let found = self.busy_poll()?;
+        let result = if found && !self.monitor.has_something(self) && self.skips_look() {
+            Ok(())
+        } else {
+            self.wait_in_monitor(!found)
+        };
+        self.adjust_polling(began_ns, noted);
+        result
+    }
+
+    fn wait_in_monitor(&self, blocking: bool) -> io::Result<()> {
         let state = &self.context.inner().notify;
         if blocking {
             state.begin_wait();
@@ -308,7 +341,7 @@ impl Local {
     }
 
     /// How long the next wait may last.
-    fn timeout_ns(&self) -> Option<u64> {
+    pub(super) fn timeout_ns(&self) -> Option<u64> {
         let inner = self.context.inner();
         if inner.notify.is_notified() || self.has_work() {
             return Some(0);
@@ -330,14 +363,23 @@ impl Local {
         self.drain_due.get() || self.context.inner().bottom_halves.timeout_ns() == Some(0)
     }
 
+    /// True if the home has queued something for itself, in this very turn.
+    pub(super) fn has_home_work(&self) -> bool {
+        self.drain_due.get()
+    }
+
     /// While bottom halves follow one another, the descriptors need not be looked at every time
     /// (SPEC A1).
     fn may_skip_monitor(&self) -> bool {
+        self.is_urgent()
+            && !self.ring.get().is_some_and(ContextRing::has_arrived)
+            && self.skips_look()
+    }
+
+    /// True if this turn need not look at the descriptors, and then counts as one that did not.
+    fn skips_look(&self) -> bool {
         let skipped = self.skipped_turns.get();
-        if skipped >= SKIPPED_TURNS_MAX
-            || !self.is_urgent()
-            || self.ring.get().is_some_and(ContextRing::has_arrived)
-        {
+        if skipped >= SKIPPED_TURNS_MAX {
             return false;
         }
         if timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
@@ -358,6 +400,7 @@ impl Local {
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
         let entries = self.handlers.clear();
+        self.polling.clear();
         for entry in entries.iter().filter(|entry| entry.is_remote()) {
             // Its descriptor lives on. A refusal leaves it to the monitor's own end.
             let _ = self.monitor.update(self, entry);
@@ -400,14 +443,34 @@ impl LocalHandler {
         let Some(local) = self.home() else {
             return Ok(());
         };
-        local
-            .monitor
-            .update(local, &self.entry)
-            .inspect_err(|_| self.entry.interest.set(before))
+        let updated = local.monitor.update(local, &self.entry);
+        if updated.is_err() {
+            self.entry.interest.set(before);
+        }
+        local.recount(&self.entry);
+        updated
     }
 
     pub(crate) fn interest(&self) -> Interest {
         self.entry.interest.get()
+    }
+
+    /// Has it busy-polled, too.
+    pub(super) fn set_poll(&self, poll: Box<dyn Fn() -> bool>, ready: Box<dyn Fn()>) {
+        if let Some(local) = self.home() {
+            local.set_poll(&self.entry, poll, ready);
+        }
+    }
+
+    pub(super) fn set_poll_notify(&self, begin: Box<dyn Fn()>, end: Box<dyn Fn()>) {
+        if self.home().is_some() {
+            Local::set_poll_notify(&self.entry, begin, end);
+        }
+    }
+
+    pub(super) fn poll_stats(&self) -> PollStats {
+        let state = self.entry.poll.get();
+        state.map(|state| state.stats()).unwrap_or_default()
     }
 
     pub(super) fn token(&self) -> u64 {

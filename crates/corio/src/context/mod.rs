@@ -10,8 +10,9 @@
 //!
 //! `AioContext` is what any thread may hold; `local::Local` is what only the home thread has.
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
-//! `monitor` how it waits, `ring` the io_uring it shares with the disk engine, `lock_cnt` the lock
-//! for lists that are walked far more often than they change.
+//! `polling` what it does before it waits, `monitor` how it waits, `ring` the io_uring it shares
+//! with the disk engine, `list` what other threads push onto, `lock_cnt` the lock for lists that
+//! are walked far more often than they change.
 
 mod bottom_half;
 mod handler;
@@ -21,6 +22,7 @@ mod local;
 pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
+mod polling;
 mod ring;
 mod timer;
 
@@ -37,6 +39,7 @@ pub use handler::remote::RemoteHandler;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
+pub use polling::{PollParams, PollStats};
 pub use timer::{Clock, Timer, VirtualClock};
 
 pub(crate) use local::{Local, LocalHandler};
@@ -90,6 +93,7 @@ pub(crate) struct Inner {
     /// What other threads have asked of handlers.
     mailbox: handler::remote::Mailbox,
     timers: timer::Timers,
+    poll_params: Mutex<PollParams>,
     attachments: Mutex<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>>,
 }
 
@@ -109,6 +113,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 pub struct ContextBuilder {
     name: Option<String>,
     monitor: MonitorChoice,
+    poll_params: PollParams,
 }
 
 impl ContextBuilder {
@@ -126,10 +131,18 @@ impl ContextBuilder {
         self
     }
 
+    /// How it polls before it waits; the default does not.
+    #[must_use]
+    pub fn poll_params(mut self, params: PollParams) -> Self {
+        self.poll_params = params;
+        self
+    }
+
     /// Makes the context. No thread is its home yet.
     ///
     /// # Errors
-    /// No descriptor for its eventfd; a name with a NUL byte, which no thread can have.
+    /// No descriptor for its eventfd; a name with a NUL byte, which no thread can have; a parameter
+    /// out of its range.
     pub fn build(self) -> Result<AioContext, Error> {
         if let Some(name) = self.name.as_ref().filter(|name| name.contains('\0')) {
             return Err(Error::Parameter {
@@ -138,6 +151,7 @@ impl ContextBuilder {
                 expected: "free of NUL bytes",
             });
         }
+        self.poll_params.check()?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(AioContext(Arc::new(Inner {
             id,
@@ -152,6 +166,7 @@ impl ContextBuilder {
             bottom_halves: bottom_half::BottomHalves::new(),
             mailbox: handler::remote::Mailbox::new(),
             timers: timer::Timers::new(),
+            poll_params: Mutex::new(self.poll_params),
             attachments: Mutex::default(),
         })))
     }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crate::context::{AioContext, MonitorChoice};
+use crate::context::{AioContext, MonitorChoice, PollParams};
 use crate::error::Error;
 use crate::sys;
 
@@ -27,6 +27,7 @@ type Setup = Box<dyn FnOnce(&AioContext)>;
 pub struct IoThreadBuilder {
     name: Option<String>,
     monitor: MonitorChoice,
+    poll_params: Option<PollParams>,
     /// What higher layers set up on the context before its thread starts.
     setup: Vec<Setup>,
 }
@@ -46,6 +47,14 @@ impl IoThreadBuilder {
         self
     }
 
+    /// How its loop polls before it waits; the default is [`PollParams::IO_THREAD`]. To be changed
+    /// at any time by [`AioContext::set_poll_params`].
+    #[must_use]
+    pub fn poll_params(mut self, params: PollParams) -> Self {
+        self.poll_params = Some(params);
+        self
+    }
+
     /// For layers above: runs on the context before its thread starts.
     pub(crate) fn setup(mut self, f: impl FnOnce(&AioContext) + 'static) -> Self {
         self.setup.push(Box::new(f));
@@ -55,9 +64,11 @@ impl IoThreadBuilder {
     /// Starts the thread and returns once its loop runs.
     ///
     /// # Errors
-    /// No descriptors, no memory for the thread.
+    /// No descriptors, no memory for the thread; a parameter out of its range.
     pub fn spawn(self) -> Result<IoThread, Error> {
-        let mut builder = AioContext::builder().monitor(self.monitor);
+        let mut builder = AioContext::builder()
+            .monitor(self.monitor)
+            .poll_params(self.poll_params.unwrap_or(PollParams::IO_THREAD));
         if let Some(name) = &self.name {
             builder = builder.name(name.clone());
         }

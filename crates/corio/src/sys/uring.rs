@@ -2,7 +2,7 @@
 //!
 //! The ring is used by its context's home thread only (`!Sync`). Two kinds are made:
 //! [`Kind::Deferred`] for a ring that is itself what the loop waits on, whose completions appear
-//! only on entering the kernel, and [`Kind::Cooperative`] for a ring whose descriptor sits in an
+//! only on entering the kernel while a flag in the ring tells of them before, and [`Kind::Cooperative`] for a ring whose descriptor sits in an
 //! epoll set.
 
 #![allow(unsafe_code)] // The queues are shared memory; see each SAFETY comment.
@@ -30,7 +30,7 @@ const GETEVENTS: u32 = 1;
 /// What the ring is tuned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// SINGLE_ISSUER and DEFER_TASKRUN: the loop waits in the ring.
+    /// SINGLE_ISSUER, DEFER_TASKRUN and TASKRUN_FLAG: the loop waits in the ring.
     Deferred,
     /// COOP_TASKRUN and TASKRUN_FLAG: the loop waits in epoll, with the ring's descriptor in the
     /// set.
@@ -61,7 +61,10 @@ impl Ring {
             if tuned {
                 builder.setup_submit_all();
                 match kind {
-                    Kind::Deferred => builder.setup_single_issuer().setup_defer_taskrun(),
+                    Kind::Deferred => builder
+                        .setup_single_issuer()
+                        .setup_defer_taskrun()
+                        .setup_taskrun_flag(),
                     Kind::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag(),
                 };
             }
@@ -187,6 +190,11 @@ impl Ring {
     /// True if a completion can be taken without a system call.
     pub(crate) fn has_completion(&self) -> bool {
         !self.inner().completion().is_empty()
+    }
+
+    /// True if the kernel has completions that appear when it is entered; seen without doing so.
+    pub(crate) fn has_task_work(&self) -> bool {
+        self.inner().submission().taskrun()
     }
 
     /// Takes the oldest completion.

@@ -261,6 +261,7 @@ impl Local {
                 "the monitor refuses what a handler waits for: {error}"
             );
         }
+        self.recount(entry);
     }
 
     /// At the home's end, when no callback is on the stack: the next home takes them up.

@@ -218,6 +218,34 @@ impl Monitor {
         }
     }
 
+    /// Whether user space can see that any watched descriptor is ready.
+    pub(super) fn is_seen_from_user_space(&self) -> bool {
+        matches!(&*self.0.borrow(), Backend::Uring)
+    }
+
+    /// Has the kernel know all that user space then looks for with `has_something`.
+    pub(super) fn submit(&self, local: &Local) -> io::Result<()> {
+        match &*self.0.borrow() {
+            Backend::Poll(_) | Backend::Epoll(_) => {
+                beside::in_flight(local).map_or(Ok(()), |ring| ring.submit())
+            }
+            Backend::Uring => {
+                let ring = local.ring()?;
+                ring.push_backlog()?;
+                ring.submit()
+            }
+        }
+    }
+
+    /// True if user space sees that a wait would find something.
+    pub(super) fn has_something(&self, local: &Local) -> bool {
+        let ring = match &*self.0.borrow() {
+            Backend::Poll(_) | Backend::Epoll(_) => beside::in_flight(local),
+            Backend::Uring => local.ring_if_made(),
+        };
+        ring.is_some_and(|ring| ring.has_arrived() || ring.ring().has_task_work())
+    }
+
     /// True if something is there already that a wait would report.
     pub(super) fn need_wait(&self, local: &Local) -> bool {
         local.ring_if_made().is_some_and(|ring| ring.has_arrived())
