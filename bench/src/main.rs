@@ -14,6 +14,7 @@
 mod alloc;
 mod contest;
 mod coroutine;
+mod event_loop;
 mod nbd;
 mod place;
 mod report;
@@ -91,6 +92,7 @@ enum Command {
 enum Suite {
     Coroutine,
     Sync,
+    Loop,
     Nbd,
 }
 
@@ -155,6 +157,7 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
     let outcome = suites.iter().try_for_each(|suite| match suite {
         Suite::Coroutine => coroutine::run(&plan, &mut report),
         Suite::Sync => sync::run(&plan, &mut report),
+        Suite::Loop => event_loop::run(&plan, &mut report),
         Suite::Nbd => nbd::run(&plan, &mut report),
     });
     report.print_table()?;
@@ -177,8 +180,8 @@ mod tests {
     #[test]
     fn suites_and_options_parse() {
         let args =
-            Args::try_parse_from(["bench", "nbd", "sync", "coroutine", "--rounds", "7"]).unwrap();
-        assert_eq!(args.suites, [Suite::Nbd, Suite::Sync, Suite::Coroutine]);
+            Args::try_parse_from(["bench", "nbd", "loop", "coroutine", "--rounds", "7"]).unwrap();
+        assert_eq!(args.suites, [Suite::Nbd, Suite::Loop, Suite::Coroutine]);
         assert_eq!(args.rounds, 7);
         assert!(args.command.is_none());
     }

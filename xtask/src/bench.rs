@@ -42,7 +42,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
 /// Whether the suite runs that needs the program and its peers: it is named, or no suite is.
 fn runs_nbd(arguments: &[OsString]) -> bool {
     let named = |suite| arguments.iter().any(|argument| argument == suite);
-    named("nbd") || !["coroutine", "sync"].into_iter().any(named)
+    named("nbd") || !["coroutine", "sync", "loop"].into_iter().any(named)
 }
 
 /// Runs a command on the caller's own terminal: figures are taken with nothing in between.
@@ -66,6 +66,6 @@ mod tests {
         };
         assert!(runs("") && runs("--quick") && runs("--json nowhere"));
         assert!(runs("nbd") && runs("coroutine nbd"));
-        assert!(!runs("coroutine") && !runs("coroutine sync --quick"));
+        assert!(!runs("coroutine") && !runs("coroutine sync --quick") && !runs("loop"));
     }
 }

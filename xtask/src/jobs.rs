@@ -126,15 +126,15 @@ pub(crate) const JOBS: &[Job] = &[
         // Less the two of the fuzz crate, which is left out where there is no C++ compiler.
         ..job("clippy", "clippy has nothing to say", 32, clippy)
     },
-    job("xtask", "tests of these commands", 66, |r| {
+    job("xtask", "tests of these commands", 67, |r| {
         r.test(&["-p", "xtask"])
     }),
-    job("bench", "tests of the bench program", 50, |r| {
+    job("bench", "tests of the bench program", 53, |r| {
         r.test(&["-p", "bench"])
     }),
     Job {
         tools: &[tools::OBSERVERS],
-        ..job("corio", "the runtime's tests", 420, |r| {
+        ..job("corio", "the runtime's tests", 436, |r| {
             r.test(&["-p", "corio"])
         })
     },
@@ -177,7 +177,7 @@ pub(crate) const JOBS: &[Job] = &[
     job(
         "loom",
         "model checks of the runtime's protocols",
-        43,
+        49,
         models,
     ),
     Job {
@@ -185,7 +185,7 @@ pub(crate) const JOBS: &[Job] = &[
         ..job(
             "planted",
             "each bug planted in a protocol is caught by its model",
-            28,
+            33,
             planted_bugs,
         )
     },

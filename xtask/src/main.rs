@@ -14,6 +14,7 @@ mod layers;
 mod loom;
 mod planted;
 mod sanitize;
+mod soak;
 mod tally;
 mod test;
 mod tools;
@@ -44,6 +45,8 @@ enum Command {
     Loom,
     /// Run the runtime's tests under AddressSanitizer, valgrind and ThreadSanitizer
     Sanitize(sanitize::Arguments),
+    /// Run what takes longer than the tests may: the storm, a million wakes on each monitor
+    Soak(soak::Arguments),
     /// Feed each fuzz target random input for SECONDS
     Fuzz(fuzz::Arguments),
     /// Measure Corio beside its peers; arguments go to the bench program
@@ -70,6 +73,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Layers => layers::run(&workspace),
         Command::Loom => loom::run(&workspace),
         Command::Sanitize(arguments) => sanitize::run(&workspace, &arguments),
+        Command::Soak(arguments) => soak::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
     }

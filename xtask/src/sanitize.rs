@@ -37,6 +37,16 @@ const NOT_UNDER_VALGRIND: &[(&str, &str)] = &[
         "time",
         "its deadlines have passed there before anything runs",
     ),
+    (
+        "timers_million",
+        "its deadlines have passed there before anything runs",
+    ),
+    ("storm", "it would blow at a hundredth of its force"),
+    ("wakes", "a million wakes take very long there"),
+    (
+        "fallbacks",
+        "its processes are not followed, and rings are refused",
+    ),
 ];
 /// Tests that AddressSanitizer is not given, and why.
 const SKIPPED_UNDER_ASAN: &[(&str, &str)] = &[

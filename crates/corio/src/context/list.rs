@@ -35,7 +35,7 @@ impl<T: Linked> List<T> {
         let mut seen = self.newest.load(Ordering::Relaxed);
         loop {
             node.next().store(seen, Ordering::Relaxed);
-            // Release: publishes `next` and the node; pairs with `drain` and `any`.
+            // Release: publishes `next` and the node; pairs with `drain`.
             match self
                 .newest
                 .compare_exchange_weak(seen, raw, Ordering::Release, Ordering::Relaxed)
@@ -71,18 +71,6 @@ impl<T: Linked> List<T> {
             each(unsafe { Arc::from_raw(oldest) });
             oldest = next;
         }
-    }
-
-    /// True if any node on the list satisfies `wanted`. Home thread: nobody else takes nodes off.
-    pub(super) fn any(&self, wanted: impl Fn(&T) -> bool) -> bool {
-        let mut at = self.newest.load(Ordering::Acquire);
-        while let Some(node) = resolve(at) {
-            if wanted(node) {
-                return true;
-            }
-            at = node.next().load(Ordering::Relaxed);
-        }
-        false
     }
 }
 

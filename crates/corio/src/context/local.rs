@@ -13,7 +13,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::bottom_half::RunQueue;
 use super::handler::remote::Shared;
 use super::handler::{Call, Entry, Interest, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
@@ -42,7 +41,6 @@ pub(crate) struct Local {
     ready: RefCell<VecDeque<(u64, u32)>>,
     pub(super) polling: Polling,
     rearm: RefCell<Vec<u64>>,
-    pub(super) run_queue: RunQueue,
     /// What a layer above runs in the turn after [`Local::drain_soon`].
     drain: RefCell<Option<Rc<dyn Fn()>>>,
     drain_due: Cell<bool>,
@@ -64,7 +62,6 @@ impl Local {
             ready: RefCell::default(),
             polling,
             rearm: RefCell::default(),
-            run_queue: RunQueue::default(),
             drain: RefCell::default(),
             drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
@@ -279,7 +276,7 @@ impl Local {
         if let Some(home) = coroutine::context_home() {
             home.ask_refused(); // Before it waits: they could be what ends the wait.
         }
-        if !(blocking && self.may_skip_monitor()) {
+        if !self.may_skip_monitor() {
             result = self.wait(blocking);
         }
         track::notice(tls::thread());
@@ -287,7 +284,7 @@ impl Local {
         // Due still while the bottom halves run: a nested poll of one runs it (SPEC B6), and if one
         // panics the next turn does.
         let drain_due = self.drain_due.get();
-        let mut progress = inner.bottom_halves.run(&self.run_queue);
+        let mut progress = inner.bottom_halves.run();
         if drain_due && self.drain_due.replace(false) {
             self.run_drain();
             progress = true;
@@ -364,10 +361,7 @@ impl Local {
 
     /// True if the turn has something to do whatever the descriptors say.
     fn has_work(&self) -> bool {
-        !self.run_queue.is_empty()
-            || !self.ready.borrow().is_empty()
-            || self.monitor.need_wait(self)
-            || self.is_urgent()
+        !self.ready.borrow().is_empty() || self.monitor.need_wait(self) || self.is_urgent()
     }
 
     /// True if something that is no descriptor's nor timer's is to be run at once.
@@ -421,7 +415,6 @@ impl Local {
         }
         self.monitor.finish(self);
         self.put_back_remote(entries);
-        self.context.inner().bottom_halves.put_back(&self.run_queue);
     }
 }
 

@@ -271,27 +271,28 @@ impl AioContext {
         name: &'static str,
         callback: impl Fn() + Send + Sync + 'static,
     ) -> BottomHalf {
-        BottomHalf::new(self.clone(), name, Arc::new(callback))
+        BottomHalf::new(self.clone(), name, Box::new(callback))
     }
 
     /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not
     /// from a signal handler.
     #[doc(alias = "aio_bh_schedule_oneshot")]
     pub fn schedule_oneshot(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
-        bottom_half::oneshot(self, name, Box::new(callback));
+        bottom_half::oneshot(self, name, callback);
     }
 
     /// A oneshot that starts a coroutine: it is dropped, now or later, if no home is to come.
     pub(crate) fn schedule_spawn(&self, callback: impl FnOnce() + Send + 'static) {
-        let callback: Box<dyn FnOnce() + Send> = Box::new(callback);
         let ended = self.0.ended.lock();
         if *ended {
             drop(ended); // The callback's destructor may spawn.
             return drop(callback);
         }
-        bottom_half::push_spawn(self, callback);
+        let notify = bottom_half::push_spawn(self, callback);
         drop(ended);
-        self.notify();
+        if notify {
+            self.notify();
+        }
     }
 
     /// Nobody will be home any more, unless somebody makes himself home: drops what waits to be

@@ -5,25 +5,31 @@
 //!   notifier                                   poll (home thread)
 //!   ---------------------------------          -------------------------------------------
 //!   publish work                               notify_me += 2
-//!   notified = true          (1)               fence SeqCst                      (a)
-//!   fence SeqCst             (2)               look at notified and at the work  (b)
-//!   notify_me != 0 ?         (3)               nothing: block in the monitor
+//!   exchange notified for true   (1)           look at notified by an exchange       (a)
+//!   notify_me != 0 ?             (2)           nothing, and no work: block in the monitor
 //!     yes: write the eventfd                   notify_me -= 2
-//!                                              notified = false; fence SeqCst    (c)
+//!                                              exchange notified for false           (b)
 //!                                              run the work
 //! ```
 //!
+//! Exchanges of one word have one order, and each sees what came before those before it. So they are
+//! all the ordering that is needed; a fence on either side would cost the same.
+//!
 //! Invariants
-//! - I1 (2) pairs with (a): either the notifier sees `notify_me` and writes the eventfd, or the
-//!   poll sees `notified`.
-//! - I2 (2) pairs with (c): a notifier whose `notified = true` was overwritten by the accept
-//!   published its work before the poll looks at it.
-//! - I3 `notified` is always set; only the eventfd is skipped.
+//! - I1 (1) pairs with (a): either (1) comes first and the poll sees `notified`, or (a) does, and
+//!   the notifier sees `notify_me` and writes the eventfd.
+//! - I2 (1) pairs with (b): a notifier whose `notified = true` was taken by the accept published its
+//!   work before the poll looks at it. Storing `false` would not do: it may overwrite a `true` that
+//!   was not looked at, after an earlier one that was.
+//! - I3 `notified` is always set; only the eventfd is skipped. What the home thread publishes itself
+//!   between two polls needs neither: it looks before it blocks.
 //!
 //! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps
 //! of 2.
 
-use crate::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use core::sync::atomic::compiler_fence;
+
+use crate::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// One poll in progress.
 const POLL: u32 = 2;
@@ -47,17 +53,23 @@ impl NotifyState {
     /// signal handlers.
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
-        // Planted: a poll that accepts this may then overlook what was published before.
-        let order = if planted!("notify_relaxed") {
-            Ordering::Relaxed
+        // Planted: it was set for what came before, and may be about to be accepted.
+        if planted!("notify_skipped") && self.notified.load(Ordering::Relaxed) {
+            return false;
+        }
+        // AcqRel (1): pairs with (a) and (b). Planted: a poll that accepts this may then overlook
+        // what was published before; a store has no place among the exchanges, so that the two sides
+        // can miss each other.
+        if planted!("notify_stored") {
+            self.notified.store(true, Ordering::Release);
         } else {
-            Ordering::Release // Pairs with (c): I2.
-        };
-        self.notified.store(true, order);
-        self.let_loom_switch();
-        // Planted: without the fence the two sides can miss each other.
-        if !planted!("notify_fence") {
-            fence(Ordering::SeqCst); // (2): pairs with `begin_wait` and `accept`.
+            let is_planted = planted!("notify_relaxed");
+            let order = if is_planted {
+                Ordering::Relaxed
+            } else {
+                Ordering::AcqRel
+            };
+            self.notified.swap(true, order);
         }
         self.notify_me.load(Ordering::Relaxed) != 0
     }
@@ -67,36 +79,37 @@ impl NotifyState {
     /// signal handlers.
     #[must_use]
     pub(crate) fn shorten_wait(&self) -> bool {
-        self.let_loom_switch();
-        // As (2): the poll sees what was published, or we see the poll. Planted: as in `notify`.
-        if !planted!("shorten_fence") {
-            fence(Ordering::SeqCst);
+        // As (1), without setting it. Planted: as in `notify`.
+        if !planted!("shorten_nothing") {
+            self.notified.fetch_or(false, Ordering::AcqRel);
         }
         self.notify_me.load(Ordering::Relaxed) != 0
-    }
-
-    /// loom switches threads at loads and stores and never at a fence, so that a fence would always
-    /// take effect together with the store before it: a load that is thrown away lets others in
-    /// between.
-    #[inline(always)]
-    fn let_loom_switch(&self) {
-        if cfg!(loom) {
-            let _ = self.notify_me.load(Ordering::Relaxed);
-        }
     }
 
     /// Before looking whether there is reason not to block. Home thread.
     pub(crate) fn begin_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls + POLL, Ordering::Relaxed); // Only the home thread writes it.
-        self.let_loom_switch();
-        fence(Ordering::SeqCst); // (a): pairs with `notify`.
+        // AcqRel (a): pairs with `notify` and `shorten_wait`. Planted: as there.
+        if !planted!("wait_looks_only") {
+            self.notified.fetch_or(false, Ordering::AcqRel);
+        }
     }
 
     /// After blocking. Home thread.
     pub(crate) fn end_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls - POLL, Ordering::Release);
+    }
+
+    /// Whether a poll is in progress, or a foreign loop between prepare and check. Home thread and
+    /// its signal handlers, for whom that is all there is to know: with none, the next one looks at
+    /// what they have published before.
+    #[inline]
+    pub(crate) fn is_waiting(&self) -> bool {
+        // Not before what was published: a handler may come in between.
+        compiler_fence(Ordering::SeqCst);
+        self.notify_me.load(Ordering::Relaxed) != 0
     }
 
     /// True if a notification has not been accepted yet.
@@ -106,11 +119,10 @@ impl NotifyState {
 
     /// Takes the notification; work published before it is seen from here on. Home thread.
     pub(crate) fn accept(&self) {
-        if self.notified.load(Ordering::Relaxed) {
-            self.notified.store(false, Ordering::Relaxed);
-            self.let_loom_switch();
-            fence(Ordering::SeqCst); // (c): pairs with `notify`.
+        if !self.is_notified() || planted!("accept_nothing") {
+            return; // Planted: each wait from here on ends at once.
         }
+        self.notified.swap(false, Ordering::Acquire); // (b): pairs with `notify`.
     }
 }
 
@@ -217,6 +229,74 @@ mod loom_tests {
     #[test]
     fn loom_notify_a_flag_of_the_callers_is_not_slept_over() {
         model::check(None, kick);
+    }
+
+    /// Two notifications, one after the other, the first of which may still be there when the
+    /// second comes: neither is slept over.
+    fn again() {
+        // Not dropped when loom reports a deadlock: it could not say so any more.
+        let model = core::mem::ManuallyDrop::new(Model::new());
+        let other = {
+            let model = Arc::clone(&*model);
+            loom::thread::spawn(move || {
+                if model.state.notify() {
+                    model.write_eventfd();
+                }
+                model.work.store(true, Ordering::Release);
+                if model.state.notify() {
+                    model.write_eventfd();
+                }
+            })
+        };
+        while !model.work.load(Ordering::Acquire) {
+            model.state.begin_wait();
+            if !model.state.is_notified() {
+                model.wait_and_read_eventfd();
+            }
+            model.state.end_wait();
+            model.state.accept();
+        }
+        other.join().unwrap();
+        drop(core::mem::ManuallyDrop::into_inner(model));
+    }
+
+    // SPEC L7, N1, N3
+    #[test]
+    fn loom_notify_again_is_not_skipped() {
+        model::check(3, again);
+    }
+
+    /// One notification ends at most two waits: by the flag, and by the eventfd that was written
+    /// for it. Then the poll blocks.
+    fn taken_once() {
+        let model = Model::new();
+        let notifier = notifier(&model, Ordering::Release, NotifyState::notify);
+        let mut ended = 0;
+        let mut turn = |model: &Model| {
+            model.state.begin_wait();
+            let notified = model.state.is_notified();
+            let readable = core::mem::take(&mut *model.eventfd.lock().unwrap());
+            model.state.end_wait();
+            model.state.accept();
+            if notified || readable {
+                ended += 1;
+            }
+            notified || readable
+        };
+        turn(&model);
+        notifier.join().unwrap();
+        // As often as there could be a reason.
+        for _ in 0..3 {
+            turn(&model);
+        }
+        assert!(!turn(&model), "the loop is busy with nothing");
+        assert!(ended <= 2, "{ended} waits ended");
+    }
+
+    // SPEC L7, N4
+    #[test]
+    fn loom_notify_keeps_no_loop_busy() {
+        model::check(None, taken_once);
     }
 
     /// What shortens a wait without being work (an idle bottom half): the poll must not block

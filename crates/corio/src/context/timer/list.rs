@@ -1,10 +1,10 @@
-//! A context's armed timers: for each clock a heap, and what a turn does with them (SPEC T4, T5).
+//! A context's armed timers: for each clock a wheel, and what a turn does with them (SPEC T4, T5).
 //!
 //! ```text
 //!   any thread                     home thread, at the end of a turn
 //!   -----------------------        -----------------------------------------------------------
 //!   arm, cancel                    look at the earliest deadlines        no lock
-//!     lock, change the heap,       settle for each clock what is due     clock's time, sequence
+//!     lock, change the wheel,      settle for each clock what is due     clock's time, sequence
 //!     publish the earliest         run it, clock by clock                lock only to take one out
 //!   disable: wait until no
 //!     callback runs  ◀──────────   count the end of a run
@@ -14,26 +14,26 @@
 //! waits for the next turn on whichever clock it is (T4).
 //!
 //! Invariants
-//! - I1 `next_ns` is the earliest deadline of the clock's heap, written under its lock; `NEVER`
-//!   stands for none. It is only a hint of when to take the lock.
-//! - I2 A timer's place is its heap's handle exactly while it is armed, written under the lock of
-//!   its clock's heap.
+//! - I1 `next_ns` is the earliest deadline of the clock's wheel, or before it if `stale` is set;
+//!   `NEVER` stands for none. Both are written under its lock. It is only a hint of when to take it.
+//! - I2 A timer's place is its wheel's handle exactly while it is armed, written under the lock of
+//!   its clock's wheel.
 //! - I3 `running` counts the runs in progress, nested ones included, and only the home thread is in
 //!   one.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::clock::{CLOCKS, Clock};
-use super::heap::{Handle, Heap};
+use super::wheel::{Handle, Wheel};
 use crate::context::AioContext;
 
 /// No deadline; no place.
 const NEVER: u64 = u64::MAX;
 
-/// What a timer's handle and its heap share.
+/// What a timer's handle and its wheel share.
 pub(super) struct Shared {
     callback: Box<dyn Fn() + Send + Sync>,
     /// See I2; `NEVER`, which no handle packs to, while it is not armed.
@@ -60,7 +60,7 @@ impl Shared {
         }
     }
 
-    /// Under the lock of the heap.
+    /// Under the lock of the wheel.
     fn set_place(&self, place: Option<Handle>) {
         let packed = place.map_or(NEVER, Handle::pack);
         self.place.store(packed, Ordering::Relaxed);
@@ -77,7 +77,7 @@ struct List {
 }
 
 struct ListInner {
-    heap: Heap<Arc<Shared>>,
+    wheel: Wheel<Arc<Shared>>,
     running: u32,
     /// How often `running` has become 0.
     quiet_count: u64,
@@ -87,7 +87,7 @@ impl List {
     fn new() -> Self {
         Self {
             inner: Mutex::new(ListInner {
-                heap: Heap::new(),
+                wheel: Wheel::new(),
                 running: 0,
                 quiet_count: 0,
             }),
@@ -104,17 +104,40 @@ struct Due {
     sequence_limit: u64,
 }
 
+/// When to look at a clock's wheel next (I1).
+struct Next {
+    next_ns: AtomicU64,
+    stale: AtomicBool,
+}
+
+impl Next {
+    fn set(&self, next_ns: u64, stale: bool) {
+        self.next_ns.store(next_ns, Ordering::Relaxed);
+        self.stale.store(stale, Ordering::Relaxed);
+    }
+
+    /// The earliest deadline, or before it.
+    #[inline]
+    fn hint_ns(&self) -> u64 {
+        self.next_ns.load(Ordering::Relaxed)
+    }
+}
+
 /// A context's timers. Any thread may arm and cancel; the home thread runs them.
 pub(in super::super) struct Timers {
-    /// See I1. All in one place: a turn without timers loads one line.
-    next_ns: [AtomicU64; CLOCKS],
+    /// All in one place: a turn without timers loads one line.
+    next: [Next; CLOCKS],
     lists: [List; CLOCKS],
 }
 
 impl Timers {
     pub(in super::super) fn new() -> Self {
+        let next = || Next {
+            next_ns: AtomicU64::new(NEVER),
+            stale: AtomicBool::new(false),
+        };
         Self {
-            next_ns: core::array::from_fn(|_| AtomicU64::new(NEVER)),
+            next: core::array::from_fn(|_| next()),
             lists: core::array::from_fn(|_| List::new()),
         }
     }
@@ -127,9 +150,31 @@ impl Timers {
 
     /// The earliest deadline on a clock.
     pub(super) fn next_deadline_ns(&self, clock: Clock) -> Option<u64> {
+        let next = &self.next[clock.index()];
+        if next.stale.load(Ordering::Relaxed) {
+            self.settle(clock, &mut self.lists[clock.index()].inner.lock());
+        }
         // Relaxed: whoever arms an earlier one notifies, and the home thread accepts that first.
-        let next_ns = self.next_ns[clock.index()].load(Ordering::Relaxed);
+        let next_ns = next.hint_ns();
         (next_ns != NEVER).then_some(next_ns)
+    }
+
+    /// Looks for the earliest deadline (I1).
+    fn settle(&self, clock: Clock, inner: &mut ListInner) {
+        let next_ns = inner.wheel.peek_deadline().unwrap_or(NEVER);
+        self.next[clock.index()].set(next_ns, false);
+    }
+
+    /// After one with this deadline was taken out: if it may have been the earliest, nobody looks
+    /// for the next one until somebody has to know.
+    #[inline]
+    fn taken_out(&self, clock: Clock, inner: &ListInner, deadline_ns: u64) {
+        let next = &self.next[clock.index()];
+        if inner.wheel.is_empty() {
+            next.set(NEVER, false);
+        } else if deadline_ns <= next.hint_ns() {
+            next.stale.store(true, Ordering::Relaxed);
+        }
     }
 
     /// How long the loop may sleep for all that timers care.
@@ -149,8 +194,8 @@ impl Timers {
     /// Runs what is due. True: something ran.
     #[inline]
     pub(in super::super) fn run(&self) -> bool {
-        let armed = |clock| self.next_deadline_ns(clock).is_some();
-        Clock::ALL.into_iter().any(armed) && self.run_armed()
+        let armed = |next: &Next| next.hint_ns() != NEVER;
+        self.next.iter().any(armed) && self.run_armed()
     }
 
     #[inline(never)]
@@ -168,11 +213,14 @@ impl Timers {
     /// What is due on a clock, if anything is.
     #[inline]
     fn due(&self, clock: Clock) -> Option<Due> {
-        let next_ns = self.next_deadline_ns(clock)?;
+        let next_ns = self.next[clock.index()].hint_ns();
+        if next_ns == NEVER {
+            return None;
+        }
         let now_ns = clock.now_ns();
         (next_ns <= now_ns).then(|| Due {
             now_ns,
-            sequence_limit: self.lists[clock.index()].inner.lock().heap.next_sequence(),
+            sequence_limit: self.lists[clock.index()].inner.lock().wheel.next_sequence(),
         })
     }
 
@@ -200,13 +248,14 @@ impl Timers {
         if !clock.is_enabled() {
             return None;
         }
-        let popped = inner.heap.pop_due(due.now_ns, due.sequence_limit);
-        let shared = popped.map(|(_, shared)| shared);
-        if let Some(shared) = &shared {
-            shared.set_place(None);
-        }
-        self.publish(clock, &inner);
-        shared
+        let Some((deadline_ns, shared)) = inner.wheel.pop_due(due.now_ns, due.sequence_limit)
+        else {
+            self.settle(clock, &mut inner);
+            return None;
+        };
+        shared.set_place(None);
+        self.taken_out(clock, &inner, deadline_ns);
+        Some(shared)
     }
 
     /// True if the loop's wait has become too long. With `only_earlier` one that is armed for that
@@ -221,19 +270,24 @@ impl Timers {
         let deadline_ns = deadline_ns.min(NEVER - 1);
         let mut inner = self.lists[clock.index()].inner.lock();
         if let Some(handle) = shared.place() {
-            let armed_ns = inner.heap.deadline_of(handle);
-            if only_earlier && armed_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
+            let armed_ns = inner.wheel.deadline_of(handle).unwrap_or(NEVER);
+            if only_earlier && armed_ns <= deadline_ns {
                 return false;
             }
-            inner.heap.rearm(handle, deadline_ns);
+            let handle = inner.wheel.rearm(handle, deadline_ns);
+            shared.set_place(handle);
+            if armed_ns < deadline_ns {
+                self.taken_out(clock, &inner, armed_ns);
+            }
         } else {
-            let handle = inner.heap.insert(deadline_ns, Arc::clone(shared));
+            let handle = inner.wheel.insert(deadline_ns, Arc::clone(shared));
             shared.set_place(Some(handle));
         }
-        let earlier = self
-            .next_deadline_ns(clock)
-            .is_none_or(|next_ns| deadline_ns < next_ns);
-        self.publish(clock, &inner);
+        let next = &self.next[clock.index()];
+        let earlier = deadline_ns < next.hint_ns();
+        if earlier {
+            next.set(deadline_ns, false);
+        }
         earlier
     }
 
@@ -244,8 +298,10 @@ impl Timers {
             return false;
         };
         shared.set_place(None);
-        let removed = inner.heap.remove(handle);
-        self.publish(clock, &inner);
+        let removed = inner.wheel.remove(handle);
+        if let Some((deadline_ns, _)) = &removed {
+            self.taken_out(clock, &inner, *deadline_ns);
+        }
         drop(inner); // The callback may be freed with it, and free what takes the lock.
         removed.is_some()
     }
@@ -253,12 +309,7 @@ impl Timers {
     /// When it is due, if it is armed.
     pub(super) fn deadline_of(&self, clock: Clock, shared: &Shared) -> Option<u64> {
         let inner = self.lists[clock.index()].inner.lock();
-        inner.heap.deadline_of(shared.place()?)
-    }
-
-    fn publish(&self, clock: Clock, inner: &ListInner) {
-        let next_ns = inner.heap.peek_deadline().unwrap_or(NEVER);
-        self.next_ns[clock.index()].store(next_ns, Ordering::Relaxed);
+        inner.wheel.deadline_of(shared.place()?)
     }
 
     /// Whether a callback of the clock's runs here. In the home thread: whether this is in one.

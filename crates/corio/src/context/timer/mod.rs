@@ -1,17 +1,18 @@
 //! Timers on several clocks, and the one door to the time (SPEC T1 to T6).
 //!
 //! A turn runs what was due at its start, in deadline order and then in the order armed; what
-//! callbacks arm, even in the past, waits for the next turn. Arm and cancel are O(log n) in a 4-ary
-//! heap. Between clocks the order is that of [`Clock::ALL`].
+//! callbacks arm, even in the past, waits for the next turn. Arm and cancel are O(1), or
+//! O(log n) for what is past. Between clocks the order is that of [`Clock::ALL`].
 //!
-//! Files: `clock` the process's clocks, `list` a context's timers on each of them, `heap` what they
-//! are kept in. Here is the timer itself.
+//! Files: `clock` the process's clocks, `list` a context's timers on each of them, `wheel` what they
+//! are kept in, `heap` those of them that are due. Here is the timer itself.
 
 mod clock;
 mod heap;
 mod list;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod wheel;
 
 use core::time::Duration;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use super::heap::Heap;
+use super::wheel::Wheel;
 use super::*;
 use crate::sys::clock::wall;
 
@@ -82,13 +82,13 @@ fn a_loop_does_not_wait_for_a_clock_that_stands_still_or_is_disabled() {
 
 #[test]
 fn a_timers_place_survives_its_word() {
-    let mut heap = Heap::new();
-    let mut last = heap.insert(1, ());
+    let mut wheel = Wheel::new();
+    let mut last = wheel.insert(1, ());
     for _ in 0..3 {
-        heap.remove(last);
-        last = heap.insert(1, ());
-        heap.insert(2, ());
+        wheel.remove(last);
+        last = wheel.insert(1, ());
+        wheel.insert(2, ());
     }
-    assert_eq!(super::heap::Handle::unpack(last.pack()), last);
+    assert_eq!(super::wheel::Handle::unpack(last.pack()), last);
     assert_ne!(last.pack(), u64::MAX);
 }

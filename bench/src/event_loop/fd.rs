@@ -1,0 +1,157 @@
+//! Exercises `fd_ready_N`: an eventfd among N idle ones is written, and one blocking turn finds it;
+//! its handler reads it. A round is one write and one turn.
+//!
+//! mio's loop does the same: a wait, and for its event a read of the eventfd that the token names.
+//!
+//! With `_reads`, a file is read meanwhile, 4 KiB at a time past the page cache where the file
+//! system can: ours by a coroutine of the same context, whose completions come in the same turns;
+//! beside mio by a thread that does nothing else. There a round is over when the eventfd's handler
+//! has run.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+
+use corio::AioContext;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::reads::{self, Reader};
+use crate::contest::{Lap, Stopwatch};
+use crate::tally::Tally;
+
+/// The next one to be written is this far on, so that none is written twice in a row.
+const STRIDE: usize = 7;
+
+fn eventfds(count: usize) -> Vec<Rc<OwnedFd>> {
+    let make = |_| {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Rc::new(eventfd(0, flags).expect("no descriptor for an eventfd"))
+    };
+    (0..count).map(make).collect()
+}
+
+#[inline(always)]
+fn write(fd: &OwnedFd) {
+    rustix::io::write(fd, &1u64.to_ne_bytes()).expect("an eventfd takes a write");
+}
+
+#[inline(always)]
+fn read(fd: &OwnedFd) {
+    let mut count = [0; 8];
+    rustix::io::read(fd, &mut count).expect("it was readable");
+}
+
+/// Those of an exercise: `IDLE` idle ones, and the one that is written.
+fn all<const IDLE: usize>() -> Vec<Rc<OwnedFd>> {
+    allow_descriptors(IDLE + 100);
+    eventfds(IDLE + 1)
+}
+
+/// Raises this process's limit, as far as it may.
+fn allow_descriptors(count: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = u64::try_from(count).ok();
+    if limit.current < wanted {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        // Refused, making the descriptors will say so.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
+pub(super) fn ours<const IDLE: usize>(rounds: u32) -> Lap {
+    ours_in::<IDLE>(rounds, || None)
+}
+
+pub(super) fn ours_beside_reads<const IDLE: usize>(rounds: u32) -> Lap {
+    ours_in::<IDLE>(rounds, || Some(reads::by_coroutine()))
+}
+
+fn ours_in<const IDLE: usize>(rounds: u32, beside: impl FnOnce() -> Option<Reader>) -> Lap {
+    let context = AioContext::new().expect("no descriptors for a context");
+    let exercise = || {
+        let tally = Tally::leak();
+        let fds = all::<IDLE>();
+        let local = context.local().expect("this thread is its home");
+        let handlers = fds.iter().map(|fd| {
+            let drained = Rc::clone(fd);
+            let callback = move |_| {
+                read(&drained);
+                tally.work();
+            };
+            local
+                .add_handler(Rc::clone(fd), corio::context::Interest::READ, callback)
+                .expect("an eventfd can be watched")
+        });
+        let handlers: Vec<_> = handlers.collect();
+        let beside = beside();
+        let turn = || _ = context.poll(true).expect("the loop's wait failed");
+        if let Some(reader) = &beside {
+            reader.begin(turn);
+        }
+        let mut at = 0;
+        let watch = Stopwatch::start();
+        for round in 0..rounds {
+            at = (at + STRIDE) % fds.len();
+            write(&fds[at]);
+            while tally.count() == round {
+                turn();
+            }
+        }
+        let lap = watch.stop();
+        assert_eq!(tally.count(), rounds);
+        if let Some(reader) = beside {
+            reader.end(turn);
+        }
+        drop(handlers);
+        lap
+    };
+    context.enter_home(exercise).expect("no monitor")
+}
+
+pub(super) fn mio<const IDLE: usize>(rounds: u32) -> Lap {
+    let tally = Tally::leak();
+    let fds = all::<IDLE>();
+    let mut poll = Poll::new().expect("no descriptor for an epoll set");
+    let mut events = Events::with_capacity(128);
+    for (number, fd) in fds.iter().enumerate() {
+        poll.registry()
+            .register(
+                &mut SourceFd(&fd.as_raw_fd()),
+                Token(number),
+                Interest::READABLE,
+            )
+            .expect("an eventfd can be watched");
+    }
+    let mut at = 0;
+    let watch = Stopwatch::start();
+    for round in 0..rounds {
+        at = (at + STRIDE) % fds.len();
+        write(&fds[at]);
+        while tally.count() == round {
+            poll.poll(&mut events, None)
+                .expect("the peer's wait failed");
+            for event in &events {
+                if event.is_readable() {
+                    read(&fds[event.token().0]);
+                    tally.work();
+                }
+            }
+        }
+    }
+    let lap = watch.stop();
+    assert_eq!(tally.count(), rounds);
+    lap
+}
+
+pub(super) fn mio_beside_reads<const IDLE: usize>(rounds: u32) -> Lap {
+    let reader = reads::by_thread();
+    reader.begin(std::thread::yield_now);
+    let lap = mio::<IDLE>(rounds);
+    reader.end(std::thread::yield_now);
+    lap
+}

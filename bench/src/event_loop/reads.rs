@@ -1,0 +1,126 @@
+//! A file that is read while something else is measured: one read in flight at any time, past the
+//! page cache where the file system can.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use corio::fs::{AlignedBuf, File};
+
+/// Of a file that no drive keeps in its own cache for long.
+const SIZE: u64 = 64 << 20;
+const BLOCK: usize = 4096;
+/// Between two reads: a prime number of blocks.
+const STRIDE: u64 = 4099 * BLOCK as u64;
+
+/// The process's file, which has no name any more: where it can be opened anew, and how.
+fn file() -> (String, i32) {
+    use std::os::unix::fs::OpenOptionsExt;
+    static FILE: OnceLock<fs::File> = OnceLock::new();
+    let file = FILE.get_or_init(|| {
+        let name = format!("corio-bench-reads-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let mut file = fs::File::create(&path).expect("a file can be made");
+        fs::remove_file(&path).expect("it was just made");
+        // With data in it: what was never written is not read from the disk.
+        let megabyte = vec![0xa5; 1 << 20];
+        for _ in 0..SIZE >> 20 {
+            file.write_all(&megabyte).expect("there is room for it");
+        }
+        file.sync_all().expect("it can be synced");
+        file
+    });
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut options = fs::OpenOptions::new();
+    let direct = options.read(true).custom_flags(libc::O_DIRECT).open(&path);
+    (path, direct.map_or(0, |_| libc::O_DIRECT))
+}
+
+/// Whoever reads.
+pub(super) struct Reader {
+    stop: Arc<AtomicBool>,
+    reads: Arc<AtomicU64>,
+    is_finished: Box<dyn Fn() -> bool>,
+}
+
+impl Reader {
+    /// Does `meanwhile` until the first read has been done.
+    pub(super) fn begin(&self, mut meanwhile: impl FnMut()) {
+        while self.reads.load(Ordering::Relaxed) == 0 {
+            meanwhile();
+        }
+    }
+
+    /// Stops it, and does `meanwhile` until it has.
+    pub(super) fn end(self, mut meanwhile: impl FnMut()) {
+        self.stop.store(true, Ordering::Relaxed);
+        while !(self.is_finished)() {
+            meanwhile();
+        }
+    }
+}
+
+/// Where to read next.
+fn next(offset: &mut u64) -> u64 {
+    *offset = (*offset + STRIDE) % SIZE;
+    *offset
+}
+
+/// Reads by a coroutine of the context whose home this thread is.
+pub(super) fn by_coroutine() -> Reader {
+    let (stop, reads) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let handle = corio::spawn_local({
+        let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
+        move || {
+            let (path, flags) = file();
+            let file = File::options()
+                .read(true)
+                .custom_flags(flags)
+                .open(path)
+                .expect("it is open");
+            let mut block = AlignedBuf::zeroed(BLOCK, BLOCK).expect("there is memory");
+            let mut offset = 0;
+            while !stop.load(Ordering::Relaxed) {
+                file.read_exact_at(&mut block, next(&mut offset))
+                    .expect("it is that long");
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    Reader {
+        stop,
+        reads,
+        is_finished: Box::new(move || handle.is_finished()),
+    }
+}
+
+/// Reads by a thread.
+pub(super) fn by_thread() -> Reader {
+    let (stop, reads) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let thread = std::thread::spawn({
+        let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
+        move || {
+            use std::os::unix::fs::OpenOptionsExt;
+            let (path, flags) = file();
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(flags)
+                .open(path)
+                .expect("it is open");
+            let mut block = AlignedBuf::zeroed(BLOCK, BLOCK).expect("there is memory");
+            let mut offset = 0;
+            while !stop.load(Ordering::Relaxed) {
+                rustix::io::pread(file.as_fd(), &mut block[..], next(&mut offset))
+                    .expect("it is that long");
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    Reader {
+        stop,
+        reads,
+        is_finished: Box::new(move || thread.is_finished()),
+    }
+}

@@ -1,0 +1,229 @@
+//! Exercises between two threads, each with a loop of its own: an IoThread, or a current_thread
+//! runtime of tokio's.
+//!
+//! `hop`: a coroutine moves to the other thread and back; a round is one move. A task of tokio's
+//! cannot move, so a message does: there a task on each side gives it back through an unbounded
+//! channel.
+//!
+//! `remote_bh`: closures are given to the other thread, which runs each once. tokio's are boxed and
+//! go through an unbounded channel to a task that runs them.
+//!
+//! `remote_wake`: a coroutine on each thread wakes the other and parks; a round is one wake. tokio's
+//! tasks do the same by their wakers.
+
+#![allow(unsafe_code)] // `move_to` asks for a promise.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Poll, Waker};
+use std::thread;
+use std::time::Instant;
+
+use corio::{CoWaker, IoThread};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::contest::Lap;
+use crate::place;
+
+fn io_thread() -> IoThread {
+    IoThread::builder().spawn().expect("no loop for a side")
+}
+
+pub(super) fn ours_hop(rounds: u32) -> Lap {
+    let (here, there) = (io_thread(), io_thread());
+    let (home, other) = (here.context().clone(), there.context().clone());
+    let elapsed = here.context().spawn(move || {
+        let hop = |to: &corio::AioContext| {
+            // SAFETY: the stack holds contexts, numbers and times; the handle is Send.
+            unsafe { corio::move_to(to) }
+        };
+        let start = Instant::now();
+        for _ in 0..rounds / 2 {
+            hop(&other);
+            hop(&home);
+        }
+        start.elapsed()
+    });
+    Lap::of_threads(elapsed.join().expect("it does not panic"))
+}
+
+pub(super) fn tokio_hop(rounds: u32) -> Lap {
+    let (to_there, mut at_there) = unbounded_channel::<u32>();
+    let (to_here, mut at_here) = unbounded_channel::<u32>();
+    let there = thread::spawn(move || {
+        place::task(async move {
+            while let Some(message) = at_there.recv().await {
+                to_here.send(message + 1).expect("the other side is there");
+            }
+        });
+    });
+    let elapsed = place::task(async move {
+        let start = Instant::now();
+        let mut hops = 0;
+        for _ in 0..rounds / 2 {
+            to_there.send(hops + 1).expect("the other side is there");
+            hops = at_here.recv().await.expect("the other side is there");
+        }
+        assert_eq!(hops, rounds / 2 * 2);
+        start.elapsed()
+    });
+    there.join().expect("it does not panic");
+    Lap::of_threads(elapsed)
+}
+
+/// Counts what runs; the last one tells.
+struct Count {
+    left: AtomicU32,
+    done: mpsc::SyncSender<()>,
+}
+
+impl Count {
+    fn new(rounds: u32) -> (Arc<Self>, mpsc::Receiver<()>) {
+        let (done, told) = mpsc::sync_channel(1);
+        let left = AtomicU32::new(rounds);
+        (Arc::new(Self { left, done }), told)
+    }
+
+    /// On one thread only, as all of them run there.
+    fn one(&self) {
+        let left = self.left.load(Ordering::Relaxed) - 1;
+        self.left.store(left, Ordering::Relaxed);
+        if left == 0 {
+            self.done.send(()).expect("somebody waits");
+        }
+    }
+}
+
+pub(super) fn ours_oneshots(rounds: u32) -> Lap {
+    let io = io_thread();
+    let (count, told) = Count::new(rounds);
+    let start = Instant::now();
+    for _ in 0..rounds {
+        let count = Arc::clone(&count);
+        io.context().schedule_oneshot("bench", move || count.one());
+    }
+    told.recv().expect("all run");
+    Lap::of_threads(start.elapsed())
+}
+
+pub(super) fn tokio_oneshots(rounds: u32) -> Lap {
+    type Work = Box<dyn FnOnce() + Send>;
+    let (sender, mut receiver): (UnboundedSender<Work>, UnboundedReceiver<Work>) =
+        unbounded_channel();
+    let there = thread::spawn(move || {
+        place::task(async move {
+            while let Some(work) = receiver.recv().await {
+                work();
+            }
+        });
+    });
+    let (count, told) = Count::new(rounds);
+    let start = Instant::now();
+    for _ in 0..rounds {
+        let count = Arc::clone(&count);
+        assert!(sender.send(Box::new(move || count.one())).is_ok());
+    }
+    told.recv().expect("all run");
+    let lap = Lap::of_threads(start.elapsed());
+    drop(sender);
+    there.join().expect("it does not panic");
+    lap
+}
+
+/// Whose turn it is, and how each side is woken: one is even, the other odd.
+struct Table<W> {
+    turn: AtomicU32,
+    wakers: [Mutex<Option<W>>; 2],
+}
+
+impl<W> Table<W> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            turn: AtomicU32::new(0),
+            wakers: [Mutex::new(None), Mutex::new(None)],
+        })
+    }
+
+    /// Acquire: pairs with `pass`.
+    fn is_turn_of(&self, side: u32) -> bool {
+        self.turn.load(Ordering::Acquire) % 2 == side
+    }
+
+    /// Release: what the side did is seen by the other.
+    fn pass(&self) {
+        self.turn.fetch_add(1, Ordering::Release);
+    }
+}
+
+const SIDES: [u32; 2] = [0, 1];
+
+pub(super) fn ours_wake(rounds: u32) -> Lap {
+    let table = Table::<CoWaker>::new();
+    let threads = SIDES.map(|_| io_thread());
+    let sides = [0, 1].map(|number| {
+        let table = Arc::clone(&table);
+        threads[number].context().spawn(move || {
+            let side = SIDES[number];
+            let mine = CoWaker::current().expect("it is of a context");
+            *table.wakers[number].lock().expect("nobody panics with it") = Some(mine);
+            let other = loop {
+                let waker = *table.wakers[1 - number].lock().expect("as above");
+                if let Some(waker) = waker {
+                    break waker;
+                }
+                corio::yield_now();
+            };
+            let start = Instant::now();
+            for _ in 0..rounds / 2 {
+                while !table.is_turn_of(side) {
+                    corio::park();
+                }
+                table.pass();
+                other.wake();
+            }
+            start.elapsed()
+        })
+    });
+    let elapsed = sides.map(|side| side.join().expect("it does not panic"));
+    assert_eq!(table.turn.load(Ordering::Relaxed), rounds / 2 * 2);
+    Lap::of_threads(elapsed[0].max(elapsed[1]))
+}
+
+pub(super) fn tokio_wake(rounds: u32) -> Lap {
+    let table = Table::<Waker>::new();
+    let side = move |number: usize, table: Arc<Table<Waker>>| async move {
+        let side = SIDES[number];
+        let mine = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+        *table.wakers[number].lock().expect("nobody panics with it") = Some(mine);
+        let other = loop {
+            let waker = table.wakers[1 - number].lock().expect("as above").clone();
+            if let Some(waker) = waker {
+                break waker;
+            }
+            tokio::task::yield_now().await;
+        };
+        let start = Instant::now();
+        for _ in 0..rounds / 2 {
+            poll_fn(|_| {
+                if table.is_turn_of(side) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await;
+            table.pass();
+            other.wake_by_ref();
+        }
+        start.elapsed()
+    };
+    let there = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || place::task(side(1, table)))
+    };
+    let here = place::task(side(0, Arc::clone(&table)));
+    let there = there.join().expect("it does not panic");
+    assert_eq!(table.turn.load(Ordering::Relaxed), rounds / 2 * 2);
+    Lap::of_threads(here.max(there))
+}

@@ -1,0 +1,681 @@
+//! The queue of what is scheduled: who may touch what, and when a node may be freed.
+//!
+//! ```text
+//!   home thread                               other threads, signal handlers in a section
+//!   ----------------------------------        --------------------------------------------
+//!   home word, plain                          asked word, one locked operation
+//!   queue ◀── absorb ──────────────────────── list, another
+//!     │ oldest first
+//!     ▼
+//!   pop, run, ran
+//! ```
+//!
+//! Scheduling at home takes no locked instruction: it changes the node's `home` word, which only
+//! the home thread writes, and appends to a queue that only the home thread has. A signal handler
+//! of the home thread does the same, unless it has interrupted it in a *section*, where the queue
+//! may be half changed: then, as other threads always do, it marks the node's `asked` word and
+//! pushes it on the list.
+//!
+//! Whenever the home schedules or looks, it first absorbs the list into the queue. So what was
+//! scheduled before, by whomever, is queued before (SPEC B7).
+//!
+//! A node has one owner. That is its handle, until it is deleted: then the node is freed at once if
+//! the home has nothing to do with it, and else given to the home, through the list if need be. A
+//! node that runs once belongs to the queue from the start, and `asked` and `home` are not used.
+//!
+//! Invariants
+//! - I1 PENDING is set exactly while the node is in the list, or about to be pushed by who has set
+//!   it. It stays at its place meanwhile.
+//! - I2 QUEUED is set exactly while the node is in the queue, or about to be appended. It is set
+//!   before PENDING is cleared, so that one of the two is seen, or a run, by who wants to free it.
+//! - I3 What is asked is taken before the callback's work begins, so that a schedule meanwhile
+//!   queues it again.
+//! - I4 `home`, the queue's ends and its counts are changed in sections only.
+
+#![allow(unsafe_code)] // Nodes pass through the list and the queue as raw pointers (I1, I2).
+
+use core::ptr;
+use core::sync::atomic::compiler_fence;
+
+use crossbeam_utils::CachePadded;
+
+use super::list::{Chained, List};
+use crate::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// In `asked`: it is in the list (I1).
+const PENDING: u32 = 1;
+/// In both words: it shall run.
+const SCHEDULED: u32 = 2;
+/// In both words, with SCHEDULED: it has no hurry and makes no progress.
+const IDLE: u32 = 4;
+/// In both words: its handle is gone, and it belongs to the home.
+const DELETED: u32 = 8;
+/// In `asked`: what was scheduled before is taken back.
+const CANCELLED: u32 = 16;
+/// In `home`: it is in the queue (I2).
+const QUEUED: u32 = 32;
+/// In `home`: one run in progress.
+const RUN: u32 = 64;
+
+/// What a node embeds.
+#[derive(Debug)]
+pub(super) struct Link<T> {
+    /// What is asked from elsewhere.
+    asked: AtomicU32,
+    /// What the home knows; it alone writes it (I4).
+    home: AtomicU32,
+    next_asked: AtomicPtr<T>,
+    next_queued: AtomicPtr<T>,
+}
+
+/// How urgent a schedule is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hurry {
+    Urgent,
+    Idle,
+}
+
+/// `flags` with a schedule added: what is scheduled does not become idle by it.
+fn scheduled(flags: u32, hurry: Hurry) -> u32 {
+    match hurry {
+        Hurry::Urgent => flags & !IDLE | SCHEDULED,
+        Hurry::Idle if flags & SCHEDULED == 0 => flags | SCHEDULED | IDLE,
+        Hurry::Idle => flags,
+    }
+}
+
+impl<T> Link<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            asked: AtomicU32::new(0),
+            home: AtomicU32::new(0),
+            next_asked: AtomicPtr::new(ptr::null_mut()),
+            next_queued: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Of the list.
+    pub(super) fn next_asked(&self) -> &AtomicPtr<T> {
+        &self.next_asked
+    }
+
+    /// Asks for a run from elsewhere; true if the caller must push (I1).
+    #[must_use]
+    fn ask(&self, hurry: Hurry) -> bool {
+        let mut seen = self.asked.load(Ordering::Relaxed);
+        loop {
+            let next = scheduled(seen, hurry) | PENDING;
+            // AcqRel: releases what the scheduler wrote to the home's `take`, also if nothing
+            // changes; acquires for the push what the home did before it cleared PENDING.
+            match self
+                .asked
+                .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed)
+            {
+                Ok(_) if planted!("bottom_half_pushed_twice") => return true,
+                Ok(_) => return seen & PENDING == 0,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Takes `taken` out of `asked`, and adds what was there to `home`. Home thread, in a section.
+    #[must_use]
+    fn take(&self, home: u32, taken: u32) -> (u32, u32) {
+        let asked = self.asked.fetch_and(!taken, Ordering::AcqRel); // Pairs with `ask`, `delete`.
+        let mut home = home;
+        if asked & CANCELLED != 0 {
+            home &= !(SCHEDULED | IDLE);
+        }
+        if asked & SCHEDULED != 0 {
+            let hurry = if asked & IDLE == 0 {
+                Hurry::Urgent
+            } else {
+                Hurry::Idle
+            };
+            home = scheduled(home, hurry);
+        }
+        (home, asked)
+    }
+}
+
+/// A node type that embeds a [`Link`].
+pub(super) trait Linked: Chained {
+    fn link(&self) -> &Link<Self>;
+    /// Whether it runs once and belongs to the queue.
+    fn runs_once(&self) -> bool;
+}
+
+/// What is next.
+#[must_use]
+#[derive(Debug)]
+pub(super) enum Popped<T> {
+    /// It belongs to the caller.
+    Once(*mut T),
+    /// Its callback is to run; [`Queue::ran`] has to follow. It stays until then.
+    Run { node: *mut T, hurry: Hurry },
+    /// Nothing: it was cancelled, or waits for a run of its own to end.
+    Skip,
+    /// It belongs to the caller, who frees it.
+    Dead(*mut T),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Queue<T> {
+    list: CachePadded<List<T>>,
+    /// The home thread is in a section.
+    in_section: AtomicBool,
+    oldest: AtomicPtr<T>,
+    newest: AtomicPtr<T>,
+    /// How many were ever appended.
+    appended: AtomicU64,
+    /// How many of those were popped. The difference is the queue's length.
+    popped: AtomicU64,
+}
+
+impl<T: Linked> Queue<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            list: CachePadded::new(List::new()),
+            in_section: AtomicBool::new(false),
+            oldest: AtomicPtr::new(ptr::null_mut()),
+            newest: AtomicPtr::new(ptr::null_mut()),
+            appended: AtomicU64::new(0),
+            popped: AtomicU64::new(0),
+        }
+    }
+
+    /// Begins a section. None in a signal handler that has interrupted one. Home thread.
+    #[inline]
+    pub(super) fn section(&self) -> Option<Section<'_, T>> {
+        if self.in_section.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.in_section.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst); // Before all that a handler must not interrupt.
+        Some(Section(self))
+    }
+
+    /// Schedules it from another thread, or where there is no section to be had.
+    pub(super) fn ask(&self, node: &T, hurry: Hurry) {
+        if node.link().ask(hurry) {
+            self.list.push(node);
+        }
+    }
+
+    /// Gives the queue a node that runs once.
+    pub(super) fn give(&self, node: &T) {
+        self.list.push(node);
+    }
+
+    /// Takes back what was scheduled before, from another thread.
+    pub(super) fn ask_to_cancel(node: &T) {
+        let asked = &node.link().asked;
+        let mut seen = asked.load(Ordering::Relaxed);
+        loop {
+            let next = seen & !(SCHEDULED | IDLE) | CANCELLED;
+            // As in `Link::ask`.
+            match asked.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Deletes a node whose handle goes, from another thread. True: it belongs to the caller, who
+    /// frees it; else to the home, which is to be notified.
+    #[must_use]
+    pub(super) fn delete(&self, node: &T) -> bool {
+        let link = node.link();
+        // Acquire, and in this order: pairs with `take`, which clears PENDING after QUEUED was set
+        // (I2), and with the ends of runs.
+        let [asked, home] = if planted!("bottom_half_freed_early") {
+            let home = link.home.load(Ordering::Acquire);
+            [link.asked.load(Ordering::Acquire), home]
+        } else {
+            let asked = link.asked.load(Ordering::Acquire);
+            [asked, link.home.load(Ordering::Acquire)]
+        };
+        if asked & PENDING == 0 && home == 0 {
+            return true; // And nobody is left who could schedule it.
+        }
+        // AcqRel: as in `Link::ask`.
+        let asked = link.asked.fetch_or(DELETED | PENDING, Ordering::AcqRel);
+        if asked & PENDING == 0 {
+            self.list.push(node);
+        }
+        false
+    }
+}
+
+/// The home thread, not to be interrupted.
+#[derive(Debug)]
+pub(super) struct Section<'a, T>(&'a Queue<T>);
+
+impl<T> Drop for Section<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        self.0.in_section.store(false, Ordering::Relaxed);
+    }
+}
+
+impl<T: Linked> Section<'_, T> {
+    /// Moves the list into the queue.
+    #[inline]
+    pub(super) fn absorb(&self) {
+        if !self.0.list.is_empty() {
+            self.absorb_list();
+        }
+    }
+
+    #[inline(never)]
+    fn absorb_list(&self) {
+        self.0.list.drain(|node| {
+            if node.runs_once() {
+                return self.append(node);
+            }
+            let link = node.link();
+            let before = link.home.load(Ordering::Relaxed);
+            // Planted: who deletes it may then see neither PENDING nor QUEUED.
+            if !planted!("bottom_half_queued_late") {
+                link.home.store(before | QUEUED, Ordering::Relaxed); // Before `take`: I2.
+            }
+            let all = PENDING | SCHEDULED | IDLE | CANCELLED;
+            let (home, asked) = link.take(before | QUEUED, all);
+            link.home.store(home | asked & DELETED, Ordering::Relaxed);
+            if before & QUEUED == 0 {
+                self.append(node);
+            }
+        });
+    }
+
+    #[inline]
+    fn append(&self, node: &T) {
+        let queue = self.0;
+        let raw = ptr::from_ref(node).cast_mut();
+        node.link()
+            .next_queued
+            .store(ptr::null_mut(), Ordering::Relaxed);
+        match resolve(queue.newest.load(Ordering::Relaxed)) {
+            Some(newest) => newest.link().next_queued.store(raw, Ordering::Relaxed),
+            None => queue.oldest.store(raw, Ordering::Relaxed),
+        }
+        queue.newest.store(raw, Ordering::Relaxed);
+        let appended = self.appended() + 1;
+        queue.appended.store(appended, Ordering::Relaxed);
+    }
+
+    /// How many were ever appended: what a turn runs is what it finds below this at its start.
+    pub(super) fn appended(&self) -> u64 {
+        self.0.appended.load(Ordering::Relaxed)
+    }
+
+    /// Schedules it.
+    #[inline]
+    pub(super) fn schedule(&self, node: &T, hurry: Hurry) {
+        self.absorb();
+        let link = node.link();
+        let before = self.cancelled(link, link.home.load(Ordering::Relaxed));
+        let home = scheduled(before, hurry) | QUEUED;
+        link.home.store(home, Ordering::Relaxed);
+        if before & QUEUED == 0 {
+            self.append(node);
+        }
+    }
+
+    /// Queues a node that runs once.
+    #[inline]
+    pub(super) fn give(&self, node: &T) {
+        self.absorb();
+        self.append(node);
+    }
+
+    /// `home` without what was cancelled from elsewhere, which is taken note of.
+    #[inline]
+    fn cancelled(&self, link: &Link<T>, home: u32) -> u32 {
+        if link.asked.load(Ordering::Relaxed) & CANCELLED == 0 {
+            return home;
+        }
+        // Acquire: pairs with `ask_to_cancel`.
+        link.asked.fetch_and(!CANCELLED, Ordering::Acquire);
+        home & !(SCHEDULED | IDLE)
+    }
+
+    /// Takes back what was scheduled before.
+    pub(super) fn cancel(&self, node: &T) {
+        self.absorb();
+        let link = node.link();
+        // What is asked, but not in the list yet, comes at the same time: it may be cancelled.
+        if link.asked.load(Ordering::Relaxed) & (SCHEDULED | CANCELLED) != 0 {
+            let taken = SCHEDULED | IDLE | CANCELLED;
+            link.asked.fetch_and(!taken, Ordering::AcqRel);
+        }
+        let home = link.home.load(Ordering::Relaxed);
+        link.home
+            .store(home & !(SCHEDULED | IDLE), Ordering::Relaxed);
+    }
+
+    /// Deletes a node whose handle goes. True: it belongs to the caller, who frees it.
+    #[must_use]
+    pub(super) fn delete(&self, node: &T) -> bool {
+        self.absorb();
+        let link = node.link();
+        let home = link.home.load(Ordering::Relaxed);
+        if home == 0 {
+            return true;
+        }
+        link.home.store(home | DELETED, Ordering::Relaxed);
+        false
+    }
+
+    /// Takes the oldest out; None if it is none of the first `limit` that were ever appended.
+    #[inline]
+    pub(super) fn pop(&self, limit: u64) -> Option<Popped<T>> {
+        let queue = self.0;
+        let popped = queue.popped.load(Ordering::Relaxed);
+        if popped >= limit {
+            return None;
+        }
+        let raw = queue.oldest.load(Ordering::Relaxed);
+        let node = resolve(raw)?;
+        let link = node.link();
+        let next = link.next_queued.load(Ordering::Relaxed);
+        queue.oldest.store(next, Ordering::Relaxed);
+        if next.is_null() {
+            queue.newest.store(next, Ordering::Relaxed);
+        }
+        queue.popped.store(popped + 1, Ordering::Relaxed);
+        if node.runs_once() {
+            return Some(Popped::Once(raw));
+        }
+        let mut home = link.home.load(Ordering::Relaxed) & !QUEUED;
+        let mut asked = link.asked.load(Ordering::Relaxed);
+        if asked & (SCHEDULED | CANCELLED) != 0 {
+            // Scheduled again since it was queued: that is this run, too (SPEC B2).
+            (home, asked) = link.take(home, SCHEDULED | IDLE | CANCELLED);
+        }
+        let hurry = if home & IDLE == 0 {
+            Hurry::Urgent
+        } else {
+            Hurry::Idle
+        };
+        let runs = home & SCHEDULED != 0 && (home | asked) & DELETED == 0;
+        home &= !(SCHEDULED | IDLE);
+        if home == DELETED {
+            return Some(Popped::Dead(raw));
+        }
+        home += if runs { RUN } else { 0 };
+        // Release: pairs with `delete`; nothing of the node is used after it if it is 0.
+        link.home.store(home, Ordering::Release);
+        Some(if runs {
+            Popped::Run { node: raw, hurry }
+        } else {
+            Popped::Skip
+        })
+    }
+
+    /// After a run. True: the node belongs to the caller, who frees it.
+    #[must_use]
+    #[inline]
+    pub(super) fn ran(&self, node: &T) -> bool {
+        let link = node.link();
+        if link.asked.load(Ordering::Relaxed) & DELETED != 0 {
+            self.absorb(); // It is in the list, or will be soon: then the next turn frees it.
+        }
+        let home = link.home.load(Ordering::Relaxed) - RUN;
+        if home == DELETED {
+            return true;
+        }
+        // Release: as in `pop`.
+        link.home.store(home, Ordering::Release);
+        false
+    }
+
+    /// Whether a node in the queue is urgent, or None if there is none at all.
+    #[inline]
+    pub(super) fn is_urgent(&self) -> Option<bool> {
+        self.absorb();
+        let mut at = self.0.oldest.load(Ordering::Relaxed);
+        if at.is_null() {
+            return None;
+        }
+        while let Some(node) = resolve(at) {
+            let link = node.link();
+            let home = link.home.load(Ordering::Relaxed);
+            if node.runs_once() || home & (SCHEDULED | IDLE | DELETED) == SCHEDULED {
+                return Some(true);
+            }
+            at = link.next_queued.load(Ordering::Relaxed);
+        }
+        Some(false)
+    }
+}
+
+fn resolve<'a, T>(node: *mut T) -> Option<&'a T> {
+    // SAFETY: a node in the queue stays at its place until it is popped (I2), and only the home
+    // pops.
+    unsafe { node.as_ref() }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::model;
+    use loom::sync::Arc;
+    use std::sync::atomic::{AtomicBool as Mark, AtomicU32 as Count, Ordering::Relaxed};
+
+    /// Never unmapped while a model runs, so that a use after the end is seen and is no crash.
+    struct Node {
+        link: Link<Node>,
+        freed: Mark,
+        runs: Count,
+    }
+
+    impl Chained for Node {
+        fn next(&self) -> &AtomicPtr<Self> {
+            self.link.next_asked()
+        }
+    }
+
+    impl Linked for Node {
+        fn link(&self) -> &Link<Self> {
+            assert!(!self.freed.load(Relaxed), "used after it was freed");
+            &self.link
+        }
+
+        fn runs_once(&self) -> bool {
+            false
+        }
+    }
+
+    struct Model {
+        queue: Queue<Node>,
+        nodes: [Node; 2],
+    }
+
+    impl Model {
+        fn new() -> Arc<Self> {
+            let node = || Node {
+                link: Link::new(),
+                freed: Mark::new(false),
+                runs: Count::new(0),
+            };
+            Arc::new(Self {
+                queue: Queue::new(),
+                nodes: [node(), node()],
+            })
+        }
+
+        fn free(&self, node: &Node) {
+            assert!(!node.freed.swap(true, Relaxed), "freed twice");
+        }
+
+        fn section(&self) -> Section<'_, Node> {
+            self.queue.section().unwrap()
+        }
+
+        /// A turn: what ran, in order.
+        fn turn(&self) -> Vec<usize> {
+            let section = self.section();
+            section.absorb();
+            let limit = section.appended();
+            drop(section);
+            let mut ran = Vec::new();
+            loop {
+                let Some(popped) = self.section().pop(limit) else {
+                    return ran;
+                };
+                match popped {
+                    Popped::Run { node, .. } => {
+                        let node = resolve(node).unwrap();
+                        node.runs.fetch_add(1, Relaxed);
+                        ran.push(usize::from(ptr::eq(node, &self.nodes[1])));
+                        if self.section().ran(node) {
+                            self.free(node);
+                        }
+                    }
+                    Popped::Dead(node) => self.free(resolve(node).unwrap()),
+                    Popped::Skip => {}
+                    Popped::Once(_) => unreachable!(),
+                }
+            }
+        }
+
+        fn runs(&self, node: usize) -> u32 {
+            self.nodes[node].runs.load(Relaxed)
+        }
+    }
+
+    fn elsewhere(
+        model: &Arc<Model>,
+        f: impl FnOnce(&Model) + Send + 'static,
+    ) -> loom::thread::JoinHandle<()> {
+        let model = Arc::clone(model);
+        loom::thread::spawn(move || f(&model))
+    }
+
+    // SPEC L7, B1, B2: scheduled at home and elsewhere, with turns meanwhile: it runs at least once
+    // after the last schedule, and not more often than it was scheduled.
+    #[test]
+    fn loom_bottom_half_is_never_lost() {
+        model::check(None, || {
+            let model = Model::new();
+            let other = elsewhere(&model, |m| m.queue.ask(&m.nodes[0], Hurry::Urgent));
+            model.section().schedule(&model.nodes[0], Hurry::Urgent);
+            model.turn();
+            assert!(model.runs(0) >= 1);
+            other.join().unwrap();
+            model.turn();
+            assert!((1..=2).contains(&model.runs(0)));
+            assert!(model.turn().is_empty());
+            assert_eq!(model.nodes[0].link.home.load(Ordering::Relaxed), 0);
+            assert_eq!(model.nodes[0].link.asked.load(Ordering::Relaxed), 0);
+        });
+    }
+
+    // SPEC L7, B1, B2: two threads that schedule the same two, and the home that runs them.
+    #[test]
+    fn loom_bottom_half_of_two_threads_is_never_lost() {
+        model::check(3, || {
+            let model = Model::new();
+            let others = [0, 1].map(|first| {
+                elsewhere(&model, move |m| {
+                    m.queue.ask(&m.nodes[first], Hurry::Urgent);
+                    m.queue.ask(&m.nodes[1 - first], Hurry::Idle);
+                })
+            });
+            model.turn();
+            for other in others {
+                other.join().unwrap();
+            }
+            model.turn();
+            for node in [0, 1] {
+                assert!((1..=2).contains(&model.runs(node)));
+            }
+            assert!(model.turn().is_empty());
+        });
+    }
+
+    // SPEC L7, B7: whoever has seen another's schedule comes after it.
+    #[test]
+    fn loom_bottom_half_order_is_that_of_the_schedules() {
+        model::check(None, || {
+            let model = Model::new();
+            let told = Arc::new(AtomicBool::new(false));
+            let other = elsewhere(&model, {
+                let told = Arc::clone(&told);
+                move |m| {
+                    m.queue.ask(&m.nodes[0], Hurry::Urgent);
+                    told.store(true, Ordering::Release); // Pairs with the home's look.
+                }
+            });
+            let was_told = told.load(Ordering::Acquire);
+            model.section().schedule(&model.nodes[1], Hurry::Urgent);
+            other.join().unwrap();
+            let ran = model.turn();
+            assert_eq!(ran.len(), 2);
+            if was_told {
+                assert_eq!(ran, [0, 1]);
+            }
+        });
+    }
+
+    // SPEC L7, B5: what was cancelled elsewhere after its schedule does not run, unless it ran before.
+    #[test]
+    fn loom_bottom_half_cancelled_elsewhere_does_not_run() {
+        model::check(None, || {
+            let model = Model::new();
+            model.section().schedule(&model.nodes[0], Hurry::Urgent);
+            let other = elsewhere(&model, |m| {
+                m.queue.ask(&m.nodes[0], Hurry::Urgent);
+                Queue::ask_to_cancel(&m.nodes[0]);
+            });
+            model.turn();
+            let before = model.runs(0);
+            assert!(before <= 1);
+            other.join().unwrap();
+            model.turn();
+            assert_eq!(model.runs(0), before, "it ran after it was cancelled");
+            model.section().schedule(&model.nodes[0], Hurry::Urgent);
+            assert_eq!(model.turn(), [0], "a later schedule is another one");
+        });
+    }
+
+    /// Deletes it elsewhere, scheduled there before or not, while the home runs it.
+    fn deleted_elsewhere(scheduled: bool) {
+        model::check(None, move || {
+            let model = Model::new();
+            if !scheduled {
+                model.queue.ask(&model.nodes[0], Hurry::Urgent);
+            }
+            let other = elsewhere(&model, move |m| {
+                if scheduled {
+                    m.queue.ask(&m.nodes[0], Hurry::Urgent);
+                }
+                if m.queue.delete(&m.nodes[0]) {
+                    m.free(&m.nodes[0]);
+                }
+            });
+            model.turn();
+            let before = model.runs(0);
+            other.join().unwrap();
+            model.turn();
+            assert!(model.nodes[0].freed.load(Relaxed), "it leaks");
+            assert_eq!(model.runs(0), before, "it ran after it was deleted");
+            assert!(model.turn().is_empty());
+        });
+    }
+
+    // SPEC L7, B5, A3
+    #[test]
+    fn loom_bottom_half_deleted_elsewhere_is_freed_once_and_not_used_after() {
+        deleted_elsewhere(false);
+    }
+
+    // SPEC L7, B5, A3
+    #[test]
+    fn loom_bottom_half_scheduled_and_deleted_elsewhere_is_freed_once() {
+        deleted_elsewhere(true);
+    }
+}

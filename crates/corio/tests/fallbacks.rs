@@ -1,0 +1,236 @@
+//! What the environment refuses for real, each in a process of its own: a loop falls back to what
+//! works and says so, and what cannot work is an error and no panic (SPEC M2, E4, A1).
+
+#![allow(unsafe_code)] // seccomp(2) and setrlimit(2).
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::mpsc;
+
+use corio::context::{Interest, MonitorChoice, MonitorInfo, MonitorKind};
+use corio::engine::{EngineChoice, EngineInfo, EngineKind};
+use corio::fs::File;
+use corio::{AioContext, Error, IoThread};
+
+const CHILD: &str = "CORIO_FALLBACK_CHILD";
+
+/// Runs the test `name` again in a process of its own; true in there. What it skips is said here,
+/// too.
+fn in_child(name: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("1 passed"), "{said}");
+    for line in said.lines().filter(|line| line.starts_with("SKIPPED:")) {
+        println!("{line}");
+    }
+    false
+}
+
+/// Has a loop that asked for io_uring do all it is for; which monitor and engine it got.
+fn what_works() -> (MonitorInfo, EngineInfo) {
+    let io = IoThread::builder()
+        .monitor(MonitorChoice::IoUring)
+        .engine(EngineChoice::Auto)
+        .spawn()
+        .unwrap();
+    let (ours, mut theirs) = std::io::pipe().unwrap();
+    let (tx, rx) = mpsc::channel();
+    let handler = io.context().add_handler(ours, Interest::READ, move |_| {
+        let _ = tx.send(());
+    });
+    theirs.write_all(b"x").unwrap();
+    rx.recv().unwrap();
+    drop(handler);
+    let read = io.context().spawn(|| {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"data", 0).unwrap();
+        let file = File::from(OwnedFd::from(file));
+        let mut data = [0; 4];
+        file.read_exact_at(&mut data, 0).unwrap();
+        file.sync_data().unwrap(); // Which the page cache cannot answer.
+        data
+    });
+    assert_eq!(&read.join().unwrap(), b"data");
+    let context = io.context();
+    (context.monitor().unwrap(), context.engine().unwrap())
+}
+
+fn assert_fell_back((monitor, engine): &(MonitorInfo, EngineInfo)) {
+    assert_eq!(monitor.kind, MonitorKind::Epoll, "{monitor:?}");
+    assert!(monitor.reason.contains("io_uring"), "{monitor:?}");
+    assert_eq!(engine.kind, EngineKind::Threads, "{engine:?}");
+    assert!(engine.reason.contains("io_uring"), "{engine:?}");
+}
+
+/// Has `call` fail with EPERM for this thread and all that it starts.
+fn refuse(call: libc::c_long) -> std::io::Result<()> {
+    let instruction = |code: u32, jt: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt,
+        jf: 0,
+        k,
+    };
+    let (load, jump, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let refused = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap();
+    let mut code = [
+        instruction(load, 0, 0), // seccomp_data.nr
+        instruction(jump, 1, u32::try_from(call).unwrap()),
+        instruction(answer, 0, libc::SECCOMP_RET_ALLOW),
+        instruction(answer, 0, refused),
+    ];
+    let program = libc::sock_fprog {
+        len: u16::try_from(code.len()).unwrap(),
+        filter: code.as_mut_ptr(),
+    };
+    // SAFETY: without pointers; it gives up what no test needs.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the program, and the code that it points to, outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+// SPEC M2, E4
+#[test]
+fn a_filter_that_refuses_rings_leaves_epoll_and_threads() {
+    if !in_child("a_filter_that_refuses_rings_leaves_epoll_and_threads") {
+        return;
+    }
+    if let Err(error) = refuse(libc::SYS_io_uring_setup) {
+        println!("SKIPPED: a filter that refuses rings: seccomp is refused: {error}");
+        return;
+    }
+    assert_fell_back(&what_works());
+}
+
+/// Sets the soft limit, and the hard one if that is lower.
+fn limit(what: libc::__rlimit_resource_t, soft: u64, hard: Option<u64>) {
+    // SAFETY: the structure is filled by the one call and read by the other.
+    unsafe {
+        let mut limits = std::mem::zeroed::<libc::rlimit>();
+        assert_eq!(libc::getrlimit(what, &raw mut limits), 0);
+        limits.rlim_cur = soft;
+        limits.rlim_max = hard.unwrap_or(limits.rlim_max);
+        assert_eq!(libc::setrlimit(what, &raw const limits), 0);
+    }
+}
+
+// SPEC M2: since Linux 5.12 a ring is counted elsewhere, so that this refuses none; then all works
+// by it.
+#[test]
+fn no_memory_to_lock_leaves_epoll_and_threads() {
+    if !in_child("no_memory_to_lock_leaves_epoll_and_threads") {
+        return;
+    }
+    limit(libc::RLIMIT_MEMLOCK, 0, Some(0));
+    // For root there is no limit. SAFETY: without pointers.
+    if unsafe { libc::geteuid() == 0 && libc::setuid(65_534) != 0 } {
+        println!("SKIPPED: no memory to lock: root's is not limited, and cannot be given up");
+        return;
+    }
+    let found = what_works();
+    if found.0.kind == MonitorKind::IoUring {
+        println!("SKIPPED: no memory to lock: this kernel refuses no ring for it");
+    } else {
+        assert_fell_back(&found);
+    }
+}
+
+/// Puts a sysctl back.
+struct Restored(&'static str, String);
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        fs::write(self.0, &self.1).expect("it could be written before");
+    }
+}
+
+// SPEC M2: it is the whole machine's, so only `cargo xtask soak`, which runs nothing beside it,
+// changes it.
+#[test]
+fn a_kernel_with_rings_switched_off_leaves_epoll_and_threads() {
+    const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+    let skipped = |why: &str| println!("SKIPPED: rings switched off: {why}");
+    if std::env::var_os("CORIO_SOAK").is_none() {
+        return skipped("it is the whole machine's; `cargo xtask soak` does it");
+    }
+    let Ok(before) = fs::read_to_string(SYSCTL) else {
+        return skipped("this kernel has no kernel.io_uring_disabled");
+    };
+    let restored = Restored(SYSCTL, before.trim().to_owned());
+    if let Err(error) = fs::write(SYSCTL, "2") {
+        core::mem::forget(restored);
+        return skipped(&format!("kernel.io_uring_disabled cannot be set: {error}"));
+    }
+    let found = what_works();
+    drop(restored);
+    assert_fell_back(&found);
+}
+
+fn is_out_of_descriptors(error: &Error) -> bool {
+    matches!(error, Error::Os { source, .. } if source.raw_os_error() == Some(libc::EMFILE))
+}
+
+// SPEC A1, M2
+#[test]
+fn without_descriptors_contexts_and_homes_are_errors() {
+    if !in_child("without_descriptors_contexts_and_homes_are_errors") {
+        return;
+    }
+    let context = AioContext::new().unwrap();
+    let of_ring = AioContext::builder()
+        .monitor(MonitorChoice::IoUring)
+        .build()
+        .unwrap();
+    let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    // Every number below it is in use, up to the one that the next descriptor would get.
+    let next = fs::File::open("/dev/null").unwrap();
+    let first_free = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&next)).unwrap();
+    drop(next);
+    limit(libc::RLIMIT_NOFILE, first_free, None);
+    for _ in 0..100 {
+        assert!(is_out_of_descriptors(&AioContext::new().unwrap_err()));
+        let spawned = IoThread::builder().spawn();
+        assert!(is_out_of_descriptors(&spawned.unwrap_err()));
+        for context in [&context, &of_ring] {
+            // The poll monitor needs none: then the home can be.
+            match context.enter_home(|| context.poll(false).map(|_| ())) {
+                Ok(turned) => {
+                    turned.unwrap();
+                    assert_eq!(context.monitor().unwrap().kind, MonitorKind::Poll);
+                }
+                Err(error) => assert!(is_out_of_descriptors(&error), "{error}"),
+            }
+        }
+    }
+    limit(libc::RLIMIT_NOFILE, first_free + 64, None);
+    assert_eq!(open(), before, "descriptors leaked");
+    drop(what_works());
+}
