@@ -11,7 +11,8 @@
 //! `AioContext` is what any thread may hold; `local::Local` is what only the home thread has.
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
 //! `monitor` how it waits, `ring` the io_uring it shares with the disk engine, `lock_cnt` the lock
-//! for lists that are walked far more often than they change.
+//! for lists that are walked far more often than they change, `wait` how other threads' work is
+//! waited for by turning the loop.
 
 mod bottom_half;
 mod handler;
@@ -22,6 +23,7 @@ mod monitor;
 mod notify;
 mod ring;
 mod timer;
+mod wait;
 
 use core::any::{Any, TypeId};
 use core::ptr;
@@ -36,6 +38,7 @@ pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
 pub use timer::{Clock, Timer, VirtualClock};
+pub use wait::kick;
 
 pub(crate) use local::{Local, LocalHandler};
 pub(crate) use ring::Completion;
@@ -263,13 +266,18 @@ impl AioContext {
 
     /// A oneshot that starts a coroutine: it is dropped, now or later, if no home is to come.
     pub(crate) fn schedule_spawn(&self, callback: impl FnOnce() + Send + 'static) {
+        self.schedule_unless_ended("spawn", callback);
+    }
+
+    /// A oneshot that is dropped, now or later, if no home is to come.
+    fn schedule_unless_ended(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
         let callback: Box<dyn FnOnce() + Send> = Box::new(callback);
         let ended = self.0.ended.lock();
         if *ended {
             drop(ended); // The callback's destructor may spawn.
             return drop(callback);
         }
-        bottom_half::push_spawn(self, callback);
+        bottom_half::push_spawn(self, name, callback);
         drop(ended);
         self.notify();
     }

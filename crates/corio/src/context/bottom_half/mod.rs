@@ -294,10 +294,14 @@ pub(super) fn oneshot(
 }
 
 /// As [`oneshot`], for what starts a coroutine; the caller notifies.
-pub(super) fn push_spawn(context: &AioContext, callback: Box<dyn FnOnce() + Send>) {
+pub(super) fn push_spawn(
+    context: &AioContext,
+    name: &'static str,
+    callback: Box<dyn FnOnce() + Send>,
+) {
     push_new(
         context,
-        &Node::new("spawn", Callback::Spawn(Mutex::new(Some(callback)))),
+        &Node::new(name, Callback::Spawn(Mutex::new(Some(callback)))),
     );
 }
 
