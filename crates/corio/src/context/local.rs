@@ -9,10 +9,11 @@ use core::any::{Any, TypeId};
 use core::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 
 use super::bottom_half::RunQueue;
+use super::embed::Foreign;
 use super::handler::{Entry, Interest, Readiness, Table};
 use super::monitor::Monitor;
 use super::ring::ContextRing;
@@ -39,6 +40,7 @@ pub(crate) struct Local {
     drain_due: Cell<bool>,
     skipped_turns: Cell<u32>,
     last_look_ns: Cell<u64>,
+    foreign: Foreign,
     attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
 }
 
@@ -56,6 +58,7 @@ impl Local {
             drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
             last_look_ns: Cell::new(0),
+            foreign: Foreign::default(),
             attachments: RefCell::default(),
         }
     }
@@ -109,7 +112,31 @@ impl Local {
     /// Has the drain run in the next turn, or in this one if its bottom halves are still to come.
     #[inline]
     pub(crate) fn drain_soon(&self) {
-        self.drain_due.set(true);
+        if !self.drain_due.replace(true) {
+            self.foreign.tell(&self.context);
+        }
+    }
+
+    pub(super) fn foreign(&self) -> &Foreign {
+        &self.foreign
+    }
+
+    /// After a request has been queued, or a deadline come nearer, which might be outside of any
+    /// turn: a loop that the context is in is told.
+    #[inline]
+    pub(crate) fn tell_foreign_loop(&self) {
+        self.foreign.tell(&self.context);
+    }
+
+    /// The descriptor that tells a foreign loop of everything that the monitor watches, if it has
+    /// one.
+    pub(super) fn pollable(&self) -> Option<BorrowedFd<'_>> {
+        self.monitor.pollable()
+    }
+
+    /// Before a foreign loop waits; see [`Monitor::submit`].
+    pub(super) fn submit_for_foreign(&self) -> Option<u64> {
+        self.monitor.submit(self)
     }
 
     /// Runs what was drained soon before the turn's bottom halves.
@@ -193,7 +220,7 @@ impl Local {
             let rearm = RearmOnPanic(self, &entry);
             let ran = entry.dispatch(revents);
             core::mem::forget(rearm);
-            progress |= ran && !self.is_notifier(token);
+            progress |= ran && !self.is_notifier(token) && !self.foreign.is_timer(token);
             // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody
             // waited for, which only HUP and ERR can be on a level-triggered monitor, would come
             // again and again: it waits for the next update.
@@ -219,6 +246,7 @@ impl Local {
     /// end: it may refuse for ever, and the rest of the loop must not starve of it.
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
+        let _arms = self.foreign.begin_turn(self);
         let mut result = Ok(());
         if let Some(home) = coroutine::context_home() {
             home.ask_refused(); // Before it waits: they could be what ends the wait.
@@ -272,7 +300,7 @@ impl Local {
     }
 
     /// How long the next wait may last.
-    fn timeout_ns(&self) -> Option<u64> {
+    pub(super) fn timeout_ns(&self) -> Option<u64> {
         let inner = self.context.inner();
         if inner.notify.is_notified() || self.has_work() {
             return Some(0);
@@ -325,6 +353,7 @@ impl Local {
         let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
         drop(attachments);
         self.handlers.clear();
+        self.foreign.end(&self.context);
         self.monitor.finish(self);
         self.context.inner().bottom_halves.put_back(&self.run_queue);
     }
@@ -378,7 +407,7 @@ impl LocalHandler {
     }
 
     /// The home that it is of, if that has not ended: the context's next one has tokens of its own.
-    fn home<'a>(&self) -> Option<&'a Local> {
+    pub(super) fn home<'a>(&self) -> Option<&'a Local> {
         Local::current()
             .filter(|local| local.context.id() == self.context_id && !self.entry.removed.get())
     }

@@ -15,6 +15,7 @@
 //! waited for by turning the loop.
 
 mod bottom_half;
+mod embed;
 mod handler;
 mod here;
 mod local;
@@ -34,6 +35,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 pub use bottom_half::BottomHalf;
+pub use embed::Embedded;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};

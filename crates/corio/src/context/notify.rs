@@ -16,15 +16,28 @@
 //! Invariants
 //! - I1 (2) pairs with (a): either the notifier sees `notify_me` and writes the eventfd, or the
 //!   poll sees `notified`.
+//!   (2) pairs with (d) in the same way, for the foreign loop.
 //! - I2 (2) pairs with (c): a notifier whose `notified = true` was overwritten by the accept
 //!   published its work before the poll looks at it.
 //! - I3 `notified` is always set; only the eventfd is skipped.
 //!
-//! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps
-//! of 2.
+//! Bit 0 of `notify_me` stands for a foreign loop that may be waiting for the context's descriptor;
+//! polls count in steps of 2. The bit is set from prepare until dispatch and not until check: a loop
+//! may prepare, find another source ready and not check at all, and then wait again.
+//!
+//! ```text
+//!   foreign loop (home thread)
+//!   ---------------------------------------------------------------
+//!   prepare:  notify_me |= 1; fence SeqCst                       (d)
+//!             look at notified and at the work: say so, or
+//!   wait for the descriptor, in which the eventfd is
+//!   dispatch: notify_me &= !1; a turn that does not block
+//! ```
 
 use crate::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
+/// A foreign loop may be waiting.
+const FOREIGN: u32 = 1;
 /// One poll in progress.
 const POLL: u32 = 2;
 
@@ -97,6 +110,24 @@ impl NotifyState {
     pub(crate) fn end_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls - POLL, Ordering::Release);
+    }
+
+    /// Before a foreign loop waits, and before it is looked whether there is reason not to. Home
+    /// thread.
+    pub(crate) fn begin_foreign(&self) {
+        let polls = self.notify_me.load(Ordering::Relaxed);
+        self.notify_me.store(polls | FOREIGN, Ordering::Relaxed);
+        self.let_loom_switch();
+        // Planted: without the fence the two sides can miss each other.
+        if !planted!("foreign_fence") {
+            fence(Ordering::SeqCst); // (d): pairs with `notify`.
+        }
+    }
+
+    /// Before a foreign loop's turn, and once there is no foreign loop any more. Home thread.
+    pub(crate) fn end_foreign(&self) {
+        let polls = self.notify_me.load(Ordering::Relaxed);
+        self.notify_me.store(polls & !FOREIGN, Ordering::Release);
     }
 
     /// True if a notification has not been accepted yet.
@@ -194,6 +225,34 @@ mod loom_tests {
     #[test]
     fn loom_notify_is_never_lost() {
         model::check(None, lost_wakeup);
+    }
+
+    /// A foreign loop prepares, and waits for the descriptor if it may; it may also prepare twice
+    /// without a turn in between, as when another source of its was ready first.
+    fn foreign() {
+        let model = Model::new();
+        let notifier = notifier(&model, Ordering::Relaxed, NotifyState::notify);
+        model.state.begin_foreign();
+        for _ in 0..2 {
+            model.state.begin_foreign();
+            let waits = !model.state.is_notified() && !model.work.load(Ordering::Relaxed);
+            if waits {
+                model.wait_and_read_eventfd();
+            }
+            model.state.end_foreign();
+            model.state.accept();
+            if model.work.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        notifier.join().unwrap();
+        assert!(model.work.load(Ordering::Relaxed));
+    }
+
+    // SPEC L7, N1, G3
+    #[test]
+    fn loom_notify_reaches_a_foreign_loop() {
+        model::check(None, foreign);
     }
 
     /// A flag of the poll's caller, who looks at it between two polls only, as an IoThread does at

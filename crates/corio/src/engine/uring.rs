@@ -101,6 +101,7 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
         // queued meanwhile.
         let _ = ring.submit();
     }
+    local.tell_foreign_loop();
     let mut asked = false;
     loop {
         if let Some(result) = record.result.get() {

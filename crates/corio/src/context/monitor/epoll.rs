@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use super::super::handler::Entry;
 use super::super::local::Local;
+use super::super::ring::ContextRing;
 use crate::error::Error;
 use crate::sys::epoll::Epoll;
 
@@ -58,16 +59,35 @@ impl EpollMonitor {
         result
     }
 
+    pub(super) fn pollable(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Hands the ring's requests to the kernel, and has the set tell of their completions.
+    fn submit(&self, ring: &ContextRing) -> io::Result<()> {
+        if !self.ring_added.get() {
+            self.epoll
+                .add(ring.ring().as_fd(), RING, crate::context::handler::POLLIN)?;
+            self.ring_added.set(true);
+        }
+        ring.submit()
+    }
+
+    /// See [`Monitor::submit`](super::Monitor::submit). A refusal is met again by the turn that
+    /// follows, which reports it.
+    pub(super) fn submit_for_others(&self, ring: &ContextRing) -> Option<u64> {
+        if ring.in_flight() == 0 {
+            return None;
+        }
+        let left = self.submit(ring).is_err() || ring.pending() > 0;
+        left.then_some(BUSY_RETRY_NS)
+    }
+
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let mut timeout_ns = timeout_ns;
         let ring = local.ring_if_made().filter(|ring| ring.in_flight() > 0);
         if let Some(ring) = ring {
-            if !self.ring_added.get() {
-                self.epoll
-                    .add(ring.ring().as_fd(), RING, crate::context::handler::POLLIN)?;
-                self.ring_added.set(true);
-            }
-            ring.submit()?;
+            self.submit(ring)?;
             if ring.has_arrived() {
                 timeout_ns = Some(0);
             } else if ring.pending() > 0 {

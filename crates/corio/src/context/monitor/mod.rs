@@ -7,6 +7,7 @@ mod epoll;
 mod uring;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use super::handler::Entry;
 use super::local::Local;
@@ -119,6 +120,24 @@ impl Monitor {
         match self {
             Self::Epoll(monitor) => monitor.wait(local, timeout_ns),
             Self::Uring(_) => uring::UringMonitor::wait(local, timeout_ns),
+        }
+    }
+
+    /// The descriptor that is readable when a wait would report something, if there is one: not of
+    /// a ring, whose completions appear only to who enters it.
+    pub(super) fn pollable(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Epoll(monitor) => Some(monitor.pollable()),
+            Self::Uring(_) => None,
+        }
+    }
+
+    /// Before somebody else waits for [`pollable`](Self::pollable): hands the kernel what is queued
+    /// for it. How long that wait may last before it is to be tried again.
+    pub(super) fn submit(&self, local: &Local) -> Option<u64> {
+        match (self, local.ring_if_made()) {
+            (Self::Epoll(monitor), Some(ring)) => monitor.submit_for_others(ring),
+            _ => None,
         }
     }
 
