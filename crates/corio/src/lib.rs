@@ -300,7 +300,7 @@ pub use coroutine::{
 pub use error::Error;
 pub use schedule::{
     CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, Scope,
-    ScopedJoinHandle, move_to, park, scope, spawn, spawn_local, yield_now,
+    ScopedJoinHandle, Turn, move_to, park, scope, spawn, spawn_local, yield_now,
 };
 pub use stack::{stack_pool, stack_usage};
 
