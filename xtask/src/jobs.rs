@@ -122,8 +122,10 @@ pub(crate) const JOBS: &[Job] = &[
         ..job("docs", "the documents name what is there", 570, check_docs)
     },
     Job {
+        tools: &[tools::GLIB],
         unit: Unit::Targets,
-        // Less the two of the fuzz crate, which is left out where there is no C++ compiler.
+        // Less the two of the fuzz crate, which is left out where there is no C++ compiler, and
+        // those of the bridge to GLib, where that is absent.
         ..job("clippy", "clippy has nothing to say", 32, clippy)
     },
     job("xtask", "tests of these commands", 66, |r| {
@@ -147,6 +149,11 @@ pub(crate) const JOBS: &[Job] = &[
     job("nbd", "tests of the codec and the server", 86, |r| {
         r.test(&["-p", "corio-nbd"])
     }),
+    Job {
+        tools: &[tools::GLIB],
+        needs_tools: true,
+        ..job("glib", "a context in a main loop of GLib's", 21, glib)
+    },
     job(
         "doctest",
         "examples in the documentation and the README",
@@ -326,6 +333,17 @@ fn doctest(runner: &mut Runner<'_>) -> Result<()> {
     let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
     command.args(["-p", "corio", "-p", "corio-block", "-p", "corio-nbd"]);
     runner.tests(&mut command)
+}
+
+/// The bridge to GLib, which nothing else needs: its tests, its examples and its documentation.
+fn glib(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast"]);
+    command.args(["-p", "corio-glib", "--", "--show-output"]);
+    runner.tests(&mut command)?;
+    let mut command = runner.workspace.cargo(["doc", "--no-deps"]);
+    command.args(["-p", "corio-glib"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    runner.check("cargo doc", &mut command, false, |_| false)
 }
 
 /// Twice: for users, where a link to a private item is broken, and for contributors, private items
