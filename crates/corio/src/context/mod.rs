@@ -22,6 +22,7 @@ mod local;
 pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
+mod reentrancy;
 mod ring;
 mod timer;
 mod wait;
@@ -39,6 +40,7 @@ pub use embed::Embedded;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
+pub use reentrancy::{Engaged, ReentrancyGuard};
 pub use timer::{Clock, Timer, VirtualClock};
 pub use wait::kick;
 

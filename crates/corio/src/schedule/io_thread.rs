@@ -46,6 +46,8 @@ pub struct IoThreadBuilder {
     setup: Vec<Setup>,
     /// What runs the loop, if the context does not run by itself.
     make_turn: Option<MakeTurn>,
+    /// The processors that it may run on; None: all that its maker may.
+    cpus: Option<Vec<usize>>,
 }
 
 impl IoThreadBuilder {
@@ -60,6 +62,22 @@ impl IoThreadBuilder {
     #[must_use]
     pub fn monitor(mut self, choice: MonitorChoice) -> Self {
         self.monitor = choice;
+        self
+    }
+
+    /// Which processors its thread may run on, by the kernel's numbers from 0 up; by default those
+    /// that the thread may which makes it. The worker threads of its context, which it starts, may
+    /// run on these only, too.
+    ///
+    /// ```
+    /// let allowed = rustix::thread::sched_getaffinity(None)?;
+    /// let first = (0..).find(|&cpu| allowed.is_set(cpu)).expect("this thread runs somewhere");
+    /// let io = corio::IoThread::builder().name("io0").cpus([first]).spawn()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
+        self.cpus = Some(cpus.into_iter().collect());
         self
     }
 
@@ -103,9 +121,18 @@ impl IoThreadBuilder {
     /// Starts the thread and returns once its loop runs.
     ///
     /// # Errors
-    /// No descriptors, no memory for the thread; what was given to [`turn_by`](Self::turn_by)
-    /// refuses.
+    /// No descriptors, no memory for the thread; no processor given that may be used; what was given
+    /// to [`turn_by`](Self::turn_by) refuses.
     pub fn spawn(self) -> Result<IoThread, Error> {
+        if let Some(cpus) = &self.cpus
+            && (cpus.is_empty() || cpus.iter().any(|&cpu| cpu >= sys::thread::CPUS_MAX))
+        {
+            return Err(Error::Parameter {
+                name: "cpus",
+                value: format!("{cpus:?}"),
+                expected: "one or more numbers of processors, below 1024",
+            });
+        }
         let mut builder = AioContext::builder().monitor(self.monitor);
         if let Some(name) = &self.name {
             builder = builder.name(name.clone());
@@ -114,14 +141,20 @@ impl IoThreadBuilder {
         for setup in self.setup {
             setup(&context);
         }
-        let make_turn = self.make_turn;
+        let (make_turn, cpus) = (self.make_turn, self.cpus);
         let stopping = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name(context.name().to_owned())
             .spawn({
                 let (context, stopping) = (context.clone(), Arc::clone(&stopping));
-                move || run(&context, make_turn, &stopping, &started)
+                move || {
+                    let _ends = EndsContext(&context);
+                    match cpus.map_or(Ok(()), |cpus| sys::thread::set_cpus(&cpus)) {
+                        Ok(()) => run(&context, make_turn, &stopping, &started),
+                        Err(error) => drop(started.send(Err(error))),
+                    }
+                }
             })
             .map_err(|source| Error::Os {
                 op: "starting an IoThread",
@@ -149,7 +182,6 @@ fn run(
     started: &mpsc::SyncSender<Result<(), Error>>,
 ) {
     sys::thread::prepare_loop_thread();
-    let _ends = EndsContext(context);
     let result = context.enter_home(|| {
         let mut turn = match make_turn.zip(context.local()) {
             None => None,
