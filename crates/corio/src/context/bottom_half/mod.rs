@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use self::list::{DELETED, IDLE, Link, Linked, List, SCHEDULED};
 use super::AioContext;
-use crate::track::{self, Kind};
+use crate::track;
 
 /// How long the loop sleeps at most while an idle bottom half is scheduled.
 pub(super) const IDLE_PERIOD_NS: u64 = 10_000_000;
@@ -177,7 +177,7 @@ impl BottomHalves {
             }
             progress |= asked & IDLE == 0;
             if track::is_enabled() {
-                track::emit(Kind::BottomHalfRun, node.number(), 0, 0);
+                track::emit_bottom_half(node.number(), node.name);
             }
             match &node.callback {
                 Callback::Shared(callback) => callback(),
