@@ -80,7 +80,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Findings> {
 fn c_names(root: &Path, findings: &mut Findings) -> Result<()> {
     let mut names = BTreeSet::new();
     let mut sources = Vec::new();
-    for dir in ["crates/corio/src", "crates/corio-block/src"] {
+    for dir in ["corio", "corio-block", "corio-glib"].map(|name| format!("crates/{name}/src")) {
         for path in files_below(&root.join(dir), "rs")? {
             let text = read(&path)?;
             names.extend(aliases(&text));

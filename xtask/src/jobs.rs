@@ -111,20 +111,22 @@ pub(crate) const fn job(
 pub(crate) const JOBS: &[Job] = &[
     Job {
         unit: Unit::Files,
-        ..job("fmt", "rustfmt changes nothing", 355, fmt)
+        ..job("fmt", "rustfmt changes nothing", 380, fmt)
     },
     Job {
         unit: Unit::Imports,
-        ..job("layers", "no import goes up a layer", 540, check_layers)
+        ..job("layers", "no import goes up a layer", 570, check_layers)
     },
     Job {
         unit: Unit::References,
-        ..job("docs", "the documents name what is there", 570, check_docs)
+        ..job("docs", "the documents name what is there", 600, check_docs)
     },
     Job {
+        tools: &[tools::GLIB],
         unit: Unit::Targets,
-        // Less the two of the fuzz crate, which is left out where there is no C++ compiler.
-        ..job("clippy", "clippy has nothing to say", 32, clippy)
+        // Less the two of the fuzz crate, which is left out where there is no C++ compiler, and
+        // those of the bridge to GLib, where that is absent.
+        ..job("clippy", "clippy has nothing to say", 34, clippy)
     },
     job("xtask", "tests of these commands", 67, |r| {
         r.test(&["-p", "xtask"])
@@ -134,7 +136,7 @@ pub(crate) const JOBS: &[Job] = &[
     }),
     Job {
         tools: &[tools::OBSERVERS],
-        ..job("corio", "the runtime's tests", 436, |r| {
+        ..job("corio", "the runtime's tests", 460, |r| {
             r.test(&["-p", "corio"])
         })
     },
@@ -147,10 +149,15 @@ pub(crate) const JOBS: &[Job] = &[
     job("nbd", "tests of the codec and the server", 86, |r| {
         r.test(&["-p", "corio-nbd"])
     }),
+    Job {
+        tools: &[tools::GLIB],
+        needs_tools: true,
+        ..job("glib", "a context in a main loop of GLib's", 21, glib)
+    },
     job(
         "doctest",
         "examples in the documentation and the README",
-        115,
+        120,
         doctest,
     ),
     Job {
@@ -326,6 +333,17 @@ fn doctest(runner: &mut Runner<'_>) -> Result<()> {
     let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
     command.args(["-p", "corio", "-p", "corio-block", "-p", "corio-nbd"]);
     runner.tests(&mut command)
+}
+
+/// The bridge to GLib, which nothing else needs: its tests, its examples and its documentation.
+fn glib(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast"]);
+    command.args(["-p", "corio-glib", "--", "--show-output"]);
+    runner.tests(&mut command)?;
+    let mut command = runner.workspace.cargo(["doc", "--no-deps"]);
+    command.args(["-p", "corio-glib"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    runner.check("cargo doc", &mut command, false, |_| false)
 }
 
 /// Twice: for users, where a link to a private item is broken, and for contributors, private items

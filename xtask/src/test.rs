@@ -176,6 +176,9 @@ fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Repor
         // Its build script compiles libFuzzer.
         runner.exclude.push("corio-fuzz");
     }
+    if !tools::absent(tools::GLIB).is_empty() {
+        runner.exclude.push("corio-glib");
+    }
     if let Err(error) = (job.work)(&mut runner) {
         runner.faults.push(format!("{error:#}"));
     }

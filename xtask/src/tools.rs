@@ -30,6 +30,12 @@ pub(crate) const PEERS: &[Tool] = &[
     tool("fio", "fio"),
 ];
 
+/// What building the bridge to GLib needs: its headers, which come with this program.
+pub(crate) const GLIB: &[Tool] = &[
+    tool("glib-genmarshal", "libglib2.0-dev"),
+    tool("pkg-config", "pkg-config"),
+];
+
 /// Programs that look into a running one.
 pub(crate) const OBSERVERS: &[Tool] = &[tool("strace", "strace"), tool("valgrind", "valgrind")];
 

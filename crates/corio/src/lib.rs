@@ -112,6 +112,10 @@
 //! Below coroutines, a context has bottom halves ([`context::BottomHalf`]), timers
 //! ([`context::Timer`]) and handlers of descriptors ([`context::LocalContext::add_handler`]).
 //!
+//! A loop that is not ours can turn a context, too: [`context::LocalContext::embed`] gives it one
+//! descriptor, which is readable when the context has work. So it lives inside tokio or mio (the
+//! crate's examples show both) and, with the crate `corio-glib`, in a main loop of GLib's.
+//!
 //! # Waiting and waking
 //!
 //! All waits come down to two calls: [`park`], and the wake of a token, [`CoWaker`]. A token may be
@@ -300,7 +304,7 @@ pub use coroutine::{
 pub use error::Error;
 pub use schedule::{
     CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, Scope,
-    ScopedJoinHandle, move_to, park, scope, spawn, spawn_local, yield_now,
+    ScopedJoinHandle, Turn, move_to, park, scope, spawn, spawn_local, yield_now,
 };
 pub use stack::{stack_pool, stack_usage};
 

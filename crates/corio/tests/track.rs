@@ -424,9 +424,9 @@ fn a_run_names_the_context_whose_home_the_thread_is() {
     assert!(one != 0 && two != 0 && one != two, "{one} and {two}");
 }
 
-// SPEC K1
+// SPEC K1, B8
 #[test]
-fn each_bottom_half_has_a_number_of_its_own() {
+fn each_bottom_half_has_a_number_of_its_own_and_its_name() {
     track::enable();
     for monitor in MONITORS {
         let builder = AioContext::builder().monitor(monitor);
@@ -454,7 +454,11 @@ fn each_bottom_half_has_a_number_of_its_own() {
             Event::BottomHalfRun {
                 bottom_half,
                 context: of,
-            } if of == context.id() => Some(bottom_half),
+                name,
+            } if of == context.id() => {
+                assert_eq!(name, "same name");
+                Some(bottom_half)
+            }
             _ => None,
         });
         let runs: Vec<u64> = runs.collect();

@@ -65,7 +65,7 @@ impl<'a> LocalContext<'a> {
 
     /// What the home keeps, found anew: the last one may have ended since this was made.
     #[track_caller]
-    fn home(&self) -> &Local {
+    pub(super) fn home(&self) -> &Local {
         let home = Local::current().filter(|local| local.context().id() == self.context.id());
         let Some(home) = home else {
             panic!(

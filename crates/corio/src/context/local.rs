@@ -9,10 +9,11 @@ use core::any::{Any, TypeId};
 use core::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::embed::Foreign;
 use super::handler::remote::Shared;
 use super::handler::{Call, Entry, Interest, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
@@ -47,6 +48,7 @@ pub(crate) struct Local {
     skipped_turns: Cell<u32>,
     last_look_ns: Cell<u64>,
     last_look_ticks: Cell<Option<u64>>,
+    foreign: Foreign,
     attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
 }
 
@@ -67,6 +69,7 @@ impl Local {
             skipped_turns: Cell::new(0),
             last_look_ns: Cell::new(0),
             last_look_ticks: Cell::new(None),
+            foreign: Foreign::default(),
             attachments: RefCell::default(),
         }
     }
@@ -120,7 +123,31 @@ impl Local {
     /// Has the drain run in the next turn, or in this one if its bottom halves are still to come.
     #[inline]
     pub(crate) fn drain_soon(&self) {
-        self.drain_due.set(true);
+        if !self.drain_due.replace(true) {
+            self.foreign.tell(&self.context);
+        }
+    }
+
+    pub(super) fn foreign(&self) -> &Foreign {
+        &self.foreign
+    }
+
+    /// After a request has been queued, or a deadline come nearer, which might be outside of any
+    /// turn: a loop that the context is in is told.
+    #[inline]
+    pub(crate) fn tell_foreign_loop(&self) {
+        self.foreign.tell(&self.context);
+    }
+
+    /// The descriptor that tells a foreign loop of everything that the monitor watches, if it has
+    /// one.
+    pub(super) fn pollable(&self) -> Option<io::Result<OwnedFd>> {
+        self.monitor.pollable()
+    }
+
+    /// Before a foreign loop waits; see [`Monitor::submit`].
+    pub(super) fn submit_for_foreign(&self) -> Option<u64> {
+        self.monitor.submit_for_foreign(self)
     }
 
     /// Runs what was drained soon before the turn's bottom halves.
@@ -243,7 +270,7 @@ impl Local {
             let rearm = RearmOnPanic(self, &entry);
             let ran = entry.dispatch(revents);
             core::mem::forget(rearm);
-            progress |= ran && !self.is_notifier(token);
+            progress |= ran && !self.is_notifier(token) && !self.foreign.is_timer(token);
             // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody
             // waited for, which only HUP and ERR can be on a level-triggered monitor, would come
             // again and again: it waits for the next update.
@@ -269,6 +296,7 @@ impl Local {
     /// end: it may refuse for ever, and the rest of the loop must not starve of it.
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
         let inner = self.context.inner();
+        let _arms = self.foreign.begin_turn(self);
         let mut result = Ok(());
         if !inner.mailbox.is_empty() || !self.arrivals.borrow().is_empty() {
             self.take_up_remote();
@@ -413,6 +441,7 @@ impl Local {
             // Its descriptor lives on. A refusal leaves it to the monitor's own end.
             let _ = self.monitor.update(self, entry);
         }
+        self.foreign.end(&self.context);
         self.monitor.finish(self);
         self.put_back_remote(entries);
     }
@@ -486,7 +515,7 @@ impl LocalHandler {
     }
 
     /// The home that it is of, if that has not ended: the context's next one has tokens of its own.
-    fn home<'a>(&self) -> Option<&'a Local> {
+    pub(super) fn home<'a>(&self) -> Option<&'a Local> {
         Local::current()
             .filter(|local| local.context.id() == self.context_id && !self.entry.removed.get())
     }

@@ -12,9 +12,11 @@
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
 //! `polling` what it does before it waits, `monitor` how it waits, `ring` the io_uring it shares
 //! with the disk engine, `list` what other threads push onto, `lock_cnt` the lock for lists that
-//! are walked far more often than they change.
+//! are walked far more often than they change, `embed` somebody else's loop, `wait` how other
+//! threads' work is waited for by turning the loop.
 
 mod bottom_half;
+mod embed;
 mod handler;
 mod here;
 mod list;
@@ -23,8 +25,10 @@ pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
 mod polling;
+mod reentrancy;
 mod ring;
 mod timer;
+mod wait;
 
 use core::any::{Any, TypeId};
 use core::ptr;
@@ -35,12 +39,15 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 pub use bottom_half::BottomHalf;
+pub use embed::Embedded;
 pub use handler::remote::RemoteHandler;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};
 pub use monitor::{MonitorChoice, MonitorInfo, MonitorKind};
 pub use polling::{PollParams, PollStats};
+pub use reentrancy::{Engaged, ReentrancyGuard};
 pub use timer::{Clock, Timer, VirtualClock};
+pub use wait::kick;
 
 pub(crate) use local::{Local, LocalHandler};
 pub(crate) use ring::Completion;
@@ -283,12 +290,17 @@ impl AioContext {
 
     /// A oneshot that starts a coroutine: it is dropped, now or later, if no home is to come.
     pub(crate) fn schedule_spawn(&self, callback: impl FnOnce() + Send + 'static) {
+        self.schedule_unless_ended("spawn", callback);
+    }
+
+    /// A oneshot that is dropped, now or later, if no home is to come.
+    fn schedule_unless_ended(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
         let ended = self.0.ended.lock();
         if *ended {
             drop(ended); // The callback's destructor may spawn.
             return drop(callback);
         }
-        let notify = bottom_half::push_spawn(self, callback);
+        let notify = bottom_half::push_spawn(self, name, callback);
         drop(ended);
         if notify {
             self.notify();

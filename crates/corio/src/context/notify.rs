@@ -17,20 +17,33 @@
 //!
 //! Invariants
 //! - I1 (1) pairs with (a): either (1) comes first and the poll sees `notified`, or (a) does, and
-//!   the notifier sees `notify_me` and writes the eventfd.
+//!   the notifier sees `notify_me` and writes the eventfd. (d) is to a foreign loop what (a) is to
+//!   a poll.
 //! - I2 (1) pairs with (b): a notifier whose `notified = true` was taken by the accept published its
 //!   work before the poll looks at it. Storing `false` would not do: it may overwrite a `true` that
 //!   was not looked at, after an earlier one that was.
 //! - I3 `notified` is always set; only the eventfd is skipped. What the home thread publishes itself
 //!   between two polls needs neither: it looks before it blocks.
 //!
-//! Bit 0 of `notify_me` stands for a foreign loop between prepare and check; polls count in steps
-//! of 2.
+//! Bit 0 of `notify_me` stands for a foreign loop that may be waiting for the context's descriptor;
+//! polls count in steps of 2. The bit is set from prepare until dispatch and not until check: a loop
+//! may prepare, find another source ready and not check at all, and then wait again.
+//!
+//! ```text
+//!   foreign loop (home thread)
+//!   ---------------------------------------------------------------
+//!   prepare:  notify_me |= 1; look at notified by an exchange    (d)
+//!             nothing, and no work, or say so
+//!   wait for the descriptor, in which the eventfd is
+//!   dispatch: notify_me &= !1; a turn that does not block
+//! ```
 
 use core::sync::atomic::compiler_fence;
 
 use crate::atomic::{AtomicBool, AtomicU32, Ordering};
 
+/// A foreign loop may be waiting.
+const FOREIGN: u32 = 1;
 /// One poll in progress.
 const POLL: u32 = 2;
 
@@ -102,7 +115,7 @@ impl NotifyState {
         self.notify_me.store(polls - POLL, Ordering::Release);
     }
 
-    /// Whether a poll is in progress, or a foreign loop between prepare and check. Home thread and
+    /// Whether a poll is in progress, or a foreign loop may be waiting. Home thread and
     /// its signal handlers, for whom that is all there is to know: with none, the next one looks at
     /// what they have published before.
     #[inline]
@@ -110,6 +123,23 @@ impl NotifyState {
         // Not before what was published: a handler may come in between.
         compiler_fence(Ordering::SeqCst);
         self.notify_me.load(Ordering::Relaxed) != 0
+    }
+
+    /// Before a foreign loop waits, and before it is looked whether there is reason not to. Home
+    /// thread.
+    pub(crate) fn begin_foreign(&self) {
+        let polls = self.notify_me.load(Ordering::Relaxed);
+        self.notify_me.store(polls | FOREIGN, Ordering::Relaxed);
+        // AcqRel (d): pairs with `notify` and `shorten_wait`. Planted: as in `begin_wait`.
+        if !planted!("foreign_looks_only") {
+            self.notified.fetch_or(false, Ordering::AcqRel);
+        }
+    }
+
+    /// Before a foreign loop's turn, and once there is no foreign loop any more. Home thread.
+    pub(crate) fn end_foreign(&self) {
+        let polls = self.notify_me.load(Ordering::Relaxed);
+        self.notify_me.store(polls & !FOREIGN, Ordering::Release);
     }
 
     /// True if a notification has not been accepted yet.
@@ -206,6 +236,34 @@ mod loom_tests {
     #[test]
     fn loom_notify_is_never_lost() {
         model::check(None, lost_wakeup);
+    }
+
+    /// A foreign loop prepares, and waits for the descriptor if it may; it may also prepare twice
+    /// without a turn in between, as when another source of its was ready first.
+    fn foreign() {
+        let model = Model::new();
+        let notifier = notifier(&model, Ordering::Relaxed, NotifyState::notify);
+        model.state.begin_foreign();
+        for _ in 0..2 {
+            model.state.begin_foreign();
+            let waits = !model.state.is_notified() && !model.work.load(Ordering::Relaxed);
+            if waits {
+                model.wait_and_read_eventfd();
+            }
+            model.state.end_foreign();
+            model.state.accept();
+            if model.work.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        notifier.join().unwrap();
+        assert!(model.work.load(Ordering::Relaxed));
+    }
+
+    // SPEC L7, N1, G3
+    #[test]
+    fn loom_notify_reaches_a_foreign_loop() {
+        model::check(None, foreign);
     }
 
     /// A flag of the poll's caller, who looks at it between two polls only, as an IoThread does at

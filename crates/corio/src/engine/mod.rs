@@ -8,11 +8,13 @@
 //! Both borrow the caller's buffers: the coroutine parks uninterruptibly, so its frame, and what it
 //! borrows, cannot go before the kernel or the worker is done (DESIGN "Ownership in flight").
 
+mod parameters;
 mod pool;
 mod request;
 mod threads;
 mod uring;
 
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -89,11 +91,17 @@ pub struct EngineInfo {
 struct Setting {
     choice: Mutex<EngineChoice>,
     info: Mutex<Option<EngineInfo>>,
+    /// How many requests gather; 0: as many as the engine likes.
+    batch_max: AtomicUsize,
 }
+
+/// How many requests gather at most: as many as fit in a ring.
+const BATCH_LIMIT: usize = 256;
 
 /// What a home uses.
 struct HomeEngine {
     kind: EngineKind,
+    setting: Arc<Setting>,
 }
 
 impl IoThreadBuilder {
@@ -118,9 +126,14 @@ impl AioContext {
     }
 }
 
-/// The engine of this home, chosen at its first request.
-fn of_home(local: &Local) -> EngineKind {
-    local.attachment(choose).kind
+/// The engine of this home, chosen at its first request, and how many requests gather at present
+/// (0: as many as it likes).
+fn of_home(local: &Local) -> (EngineKind, usize) {
+    let engine = local.attachment(choose);
+    (
+        engine.kind,
+        engine.setting.batch_max.load(Ordering::Relaxed),
+    )
 }
 
 fn choose(local: &Local) -> HomeEngine {
@@ -154,5 +167,5 @@ fn choose(local: &Local) -> HomeEngine {
     tracing::debug!(context = local.context().name(), engine = ?info.kind, "{}", info.reason);
     let kind = info.kind;
     *setting.info.lock() = Some(info);
-    HomeEngine { kind }
+    HomeEngine { kind, setting }
 }

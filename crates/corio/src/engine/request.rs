@@ -47,8 +47,8 @@ impl Request<'_, '_> {
             return Err(io::Error::from_raw_os_error(libc::ECANCELED));
         }
         match of_home(local) {
-            EngineKind::IoUring => uring::run(local, fd, self),
-            EngineKind::Threads => threads::run(local, fd, || self.block(fd)),
+            (EngineKind::IoUring, batch_max) => uring::run(local, fd, self, batch_max),
+            (EngineKind::Threads, _) => threads::run(local, fd, || self.block(fd)),
         }
     }
 

@@ -23,8 +23,8 @@ use crate::schedule::{self, CoWaker};
 use crate::sys::uring::{self, opcode, squeue, types};
 use crate::track;
 
-/// How many requests gather before they are submitted; the rest goes when the loop turns. More than
-/// two leaves a fast device idle for too long.
+/// How many requests gather before they are submitted, unless something else is set; the rest goes
+/// when the loop turns. More than two leaves a fast device idle for too long.
 const SUBMIT_BATCH: usize = 2;
 
 /// I1. `completion` comes first: the ring knows the record by its address.
@@ -51,9 +51,14 @@ pub(super) fn run(
     local: &Local,
     fd: BorrowedFd<'_>,
     request: &mut Request<'_, '_>,
+    batch_max: usize,
 ) -> io::Result<usize> {
+    let batch_max = match batch_max {
+        0 => SUBMIT_BATCH,
+        set => set,
+    };
     loop {
-        let result = run_once(local, fd, request)?;
+        let result = run_once(local, fd, request, batch_max)?;
         if result >= 0 {
             return Ok(usize::try_from(result).unwrap_or(0));
         }
@@ -70,7 +75,12 @@ pub(super) fn run(
     }
 }
 
-fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> io::Result<i32> {
+fn run_once(
+    local: &Local,
+    fd: BorrowedFd<'_>,
+    request: &mut Request<'_, '_>,
+    batch_max: usize,
+) -> io::Result<i32> {
     let ring = local.ring()?;
     let Some(waker) = CoWaker::current() else {
         return Err(io::Error::other("a disk request outside a coroutine"));
@@ -96,11 +106,12 @@ fn run_once(local: &Local, fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) ->
     if track::is_enabled() {
         trace_submitted(id, fd);
     }
-    if ring.pending() >= SUBMIT_BATCH {
+    if ring.pending() >= batch_max {
         // A failure is met again, and reported, by the loop's own submission; the request stays
         // queued meanwhile.
         let _ = ring.submit();
     }
+    local.tell_foreign_loop();
     let mut asked = false;
     loop {
         if let Some(result) = record.result.get() {

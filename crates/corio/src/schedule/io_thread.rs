@@ -1,15 +1,30 @@
-//! IoThreads: a thread that runs a context (SPEC I1).
+//! IoThreads: a thread that runs a context (SPEC I1), or another loop with the context in it (I2).
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crate::context::{AioContext, MonitorChoice, PollParams};
+use crate::context::{AioContext, LocalContext, MonitorChoice, PollParams};
 use crate::error::Error;
 use crate::sys;
 
 type Setup = Box<dyn FnOnce(&AioContext)>;
+
+/// One turn of the loop that an IoThread runs in place of its own; see
+/// [`IoThreadBuilder::turn_by`].
+///
+/// ```
+/// let mut turns = 0;
+/// let mut turn: corio::Turn = Box::new(move || {
+///     turns += 1;
+///     if turns < 3 { Ok(()) } else { Err(std::io::Error::other("three turns")) }
+/// });
+/// assert!(turn().is_ok());
+/// ```
+pub type Turn = Box<dyn FnMut() -> io::Result<()>>;
+type MakeTurn = Box<dyn FnOnce(LocalContext<'_>) -> io::Result<Turn> + Send>;
 
 /// Makes [`IoThread`]s.
 ///
@@ -30,6 +45,10 @@ pub struct IoThreadBuilder {
     poll_params: Option<PollParams>,
     /// What higher layers set up on the context before its thread starts.
     setup: Vec<Setup>,
+    /// What runs the loop, if the context does not run by itself.
+    make_turn: Option<MakeTurn>,
+    /// The processors that it may run on; None: all that its maker may.
+    cpus: Option<Vec<usize>>,
 }
 
 impl IoThreadBuilder {
@@ -55,6 +74,53 @@ impl IoThreadBuilder {
         self
     }
 
+    /// Which processors its thread may run on, by the kernel's numbers from 0 up; by default those
+    /// that the thread may which makes it. The worker threads of its context, which it starts, may
+    /// run on these only, too.
+    ///
+    /// ```
+    /// let allowed = rustix::thread::sched_getaffinity(None)?;
+    /// let first = (0..).find(|&cpu| allowed.is_set(cpu)).expect("this thread runs somewhere");
+    /// let io = corio::IoThread::builder().name("io0").cpus([first]).spawn()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
+        self.cpus = Some(cpus.into_iter().collect());
+        self
+    }
+
+    /// Has another loop, in which the context is [embedded](LocalContext::embed), run in the
+    /// thread: `make` is called there and makes what turns it, once a call. That is called again
+    /// and again until the IoThread is stopped, and is dropped before the home ends.
+    ///
+    /// A turn may wait, but not beyond a notification of the context: the embedded context's
+    /// descriptor tells of it, and stopping sends one. A turn's error, or its panic, is logged and
+    /// the next turn made.
+    ///
+    /// ```
+    /// use rustix::event::{PollFd, PollFlags, poll};
+    /// let io = corio::IoThread::builder()
+    ///     .turn_by(|local| {
+    ///         let embedded = local.embed()?;
+    ///         Ok(Box::new(move || {
+    ///             poll(&mut [PollFd::new(&embedded, PollFlags::IN)], None)?;
+    ///             embedded.dispatch().map(drop)
+    ///         }))
+    ///     })
+    ///     .spawn()?;
+    /// assert_eq!(io.context().spawn(|| 1 + 2).join().unwrap(), 3);
+    /// # Ok::<(), corio::Error>(())
+    /// ```
+    #[must_use]
+    pub fn turn_by(
+        mut self,
+        make: impl FnOnce(LocalContext<'_>) -> io::Result<Turn> + Send + 'static,
+    ) -> Self {
+        self.make_turn = Some(Box::new(make));
+        self
+    }
+
     /// For layers above: runs on the context before its thread starts.
     pub(crate) fn setup(mut self, f: impl FnOnce(&AioContext) + 'static) -> Self {
         self.setup.push(Box::new(f));
@@ -64,8 +130,18 @@ impl IoThreadBuilder {
     /// Starts the thread and returns once its loop runs.
     ///
     /// # Errors
-    /// No descriptors, no memory for the thread; a parameter out of its range.
+    /// No descriptors, no memory for the thread; a parameter out of its range; no processor given
+    /// that may be used; what was given to [`turn_by`](Self::turn_by) refuses.
     pub fn spawn(self) -> Result<IoThread, Error> {
+        if let Some(cpus) = &self.cpus
+            && (cpus.is_empty() || cpus.iter().any(|&cpu| cpu >= sys::thread::CPUS_MAX))
+        {
+            return Err(Error::Parameter {
+                name: "cpus",
+                value: format!("{cpus:?}"),
+                expected: "one or more numbers of processors, below 1024",
+            });
+        }
         let mut builder = AioContext::builder()
             .monitor(self.monitor)
             .poll_params(self.poll_params.unwrap_or(PollParams::IO_THREAD));
@@ -76,13 +152,20 @@ impl IoThreadBuilder {
         for setup in self.setup {
             setup(&context);
         }
+        let (make_turn, cpus) = (self.make_turn, self.cpus);
         let stopping = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name(context.name().to_owned())
             .spawn({
                 let (context, stopping) = (context.clone(), Arc::clone(&stopping));
-                move || run(&context, &stopping, &started)
+                move || {
+                    let _ends = EndsContext(&context);
+                    match cpus.map_or(Ok(()), |cpus| sys::thread::set_cpus(&cpus)) {
+                        Ok(()) => run(&context, make_turn, &stopping, &started),
+                        Err(error) => drop(started.send(Err(error))),
+                    }
+                }
             })
             .map_err(|source| Error::Os {
                 op: "starting an IoThread",
@@ -97,20 +180,39 @@ impl IoThreadBuilder {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::Os {
                 op: "starting an IoThread",
-                source: std::io::Error::other("the thread ended before its loop ran"),
+                source: io::Error::other("the thread ended before its loop ran"),
             }),
         }
     }
 }
 
-fn run(context: &AioContext, stopping: &AtomicBool, started: &mpsc::SyncSender<Result<(), Error>>) {
+fn run(
+    context: &AioContext,
+    make_turn: Option<MakeTurn>,
+    stopping: &AtomicBool,
+    started: &mpsc::SyncSender<Result<(), Error>>,
+) {
     sys::thread::prepare_loop_thread();
-    let _ends = EndsContext(context);
     let result = context.enter_home(|| {
+        let mut turn = match make_turn.zip(context.local()) {
+            None => None,
+            Some((make, local)) => match make(local) {
+                Ok(turn) => Some(turn),
+                Err(source) => {
+                    let op = "setting up the loop of an IoThread";
+                    let _ = started.send(Err(Error::Os { op, source }));
+                    return;
+                }
+            },
+        };
+        let mut turn = || match &mut turn {
+            None => context.poll(true).map(drop),
+            Some(turn) => turn(),
+        };
         let _ = started.send(Ok(()));
         while !stopping.load(Ordering::Acquire) {
-            match catch_unwind(AssertUnwindSafe(|| context.poll(true))) {
-                Ok(Ok(_)) => {}
+            match catch_unwind(AssertUnwindSafe(&mut turn)) {
+                Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::error!(context = context.name(), "the loop's wait failed: {error}");
                     // Not at full speed, and not for ever quiet: the next one may work.

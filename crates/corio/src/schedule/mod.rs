@@ -23,7 +23,7 @@ use core::panic::Location;
 use core::ptr;
 use core::task::{RawWaker, RawWakerVTable, Waker};
 
-pub use io_thread::{IoThread, IoThreadBuilder};
+pub use io_thread::{IoThread, IoThreadBuilder, Turn};
 pub use named::move_to;
 pub use scope::{Scope, ScopedJoinHandle, scope};
 pub(crate) use spawn::Waiter as Watcher;

@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use crate::error::Error;
 
@@ -121,6 +121,22 @@ impl Epoll {
             )
         };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// Whether a wait for the descriptor would return at once. Who cannot be told that it would not is
+/// told that it would.
+pub(crate) fn is_readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    loop {
+        match poll(&mut fds, Some(&now)) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result != Ok(0),
+        }
     }
 }
 

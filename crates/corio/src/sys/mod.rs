@@ -20,5 +20,6 @@ pub(crate) mod power_loss;
 pub(crate) mod signal;
 pub(crate) mod tcp;
 pub(crate) mod thread;
+pub(crate) mod timerfd;
 pub(crate) mod uring;
 pub(crate) mod valgrind;

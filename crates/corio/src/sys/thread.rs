@@ -2,6 +2,10 @@
 
 #![allow(unsafe_code)] // Signal masks.
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::error::Error;
+
 /// Blocks all signals that can be blocked, so that they go to the program's own threads, and asks
 /// for timers without slack (SPEC I1, M4).
 pub(crate) fn prepare_loop_thread() {
@@ -9,6 +13,21 @@ pub(crate) fn prepare_loop_thread() {
     // SAFETY: PR_SET_TIMERSLACK takes a number.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
+
+/// Has this thread, and those that it starts from now on, run on these processors only.
+pub(crate) fn set_cpus(cpus: &[usize]) -> Result<(), Error> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    sched_setaffinity(None, &set).map_err(|errno| Error::Os {
+        op: "sched_setaffinity: none of the processors can be used",
+        source: errno.into(),
+    })
+}
+
+/// How many processors can be named.
+pub(crate) const CPUS_MAX: usize = CpuSet::MAX_CPU;
 
 /// Blocks all signals but those that report a fault of this very thread.
 pub(crate) fn block_signals() {

@@ -4,12 +4,15 @@
 //! A record is four words: `(time - origin) << 8 | kind`, and three arguments whose meaning the
 //! kind gives. 56 bits of nanoseconds are 2.2 years from the first `enable()`.
 //!
-//! Invariant
+//! Invariants
 //! - I1. The third argument of a record of kind `SCHEDULED` is 0 or the exposed address of a
 //!   `&'static Location`. `Kind`, all that `emit` takes, cannot name that kind; only
 //!   `scheduled_words` makes it.
+//! - I2. The third argument of a record of kind `BOTTOM_HALF_RUN` is 0, or the exposed address of a
+//!   `&'static str`'s bytes below its length in the upper 16 bits. Only `bottom_half_words` makes
+//!   it, as above.
 
-// Turning a recorded address back into a location (I1).
+// Turning a recorded address back into a location (I1) or a name (I2).
 #![allow(unsafe_code)]
 
 use core::panic::Location;
@@ -22,6 +25,12 @@ pub(super) type Words = [u64; WORDS];
 
 /// The kind of `Event::Scheduled`, apart from `Kind` so that I1 holds.
 const SCHEDULED: u8 = 0;
+/// The kind of `Event::BottomHalfRun`, apart from `Kind` so that I2 holds.
+const BOTTOM_HALF_RUN: u8 = u8::MAX;
+
+/// Bits of a name's word that hold its address. What a program may use has no more, unless it asks
+/// for them: such a name is left out.
+const ADDRESS_BITS: u32 = 48;
 
 /// Bits of the first word that hold the kind.
 const KIND_BITS: u32 = 8;
@@ -42,8 +51,6 @@ pub(crate) enum Kind {
     Ended,
     /// coroutine, by whom, context
     Woken,
-    /// bottom half; the thread's context is added
-    BottomHalfRun,
     /// context, limit in ns
     PollBegin,
     /// handler, old ns, new ns
@@ -65,13 +72,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 14] = [
         Kind::Created,
         Kind::Entered,
         Kind::Yielded,
         Kind::Ended,
         Kind::Woken,
-        Kind::BottomHalfRun,
         Kind::PollBegin,
         Kind::PollGrow,
         Kind::PollShrink,
@@ -166,6 +172,8 @@ pub enum Event {
         bottom_half: u64,
         /// Its context.
         context: u64,
+        /// The name that it was given.
+        name: &'static str,
     },
     /// A turn began to busy-poll.
     PollBegin {
@@ -267,11 +275,45 @@ pub(super) fn scheduled_words(
     [first, coroutine, by, address as u64]
 }
 
+/// Packs the record of a bottom half's run. Keeps I2.
+pub(super) fn bottom_half_words(
+    since_origin_ns: u64,
+    bottom_half: u64,
+    context: u64,
+    name: &'static str,
+) -> Words {
+    let address = name.as_ptr().expose_provenance() as u64;
+    let word = match u16::try_from(name.len()) {
+        Ok(len) if address >> ADDRESS_BITS == 0 => u64::from(len) << ADDRESS_BITS | address,
+        _ => 0,
+    };
+    let first = (since_origin_ns << KIND_BITS) | u64::from(BOTTOM_HALF_RUN);
+    [first, bottom_half, context, word]
+}
+
+/// The name that a word stands for.
+///
+/// # Safety
+/// `word` is the last that `bottom_half_words` made.
+unsafe fn name(word: u64) -> &'static str {
+    let len = usize::try_from(word >> ADDRESS_BITS).unwrap_or(0);
+    let address = usize::try_from(word & ((1 << ADDRESS_BITS) - 1)).unwrap_or(0);
+    if len == 0 || address == 0 {
+        return "";
+    }
+    // SAFETY: by I2 these are the address and the length of a str that lives for ever.
+    unsafe {
+        let bytes = core::slice::from_raw_parts(core::ptr::with_exposed_provenance(address), len);
+        core::str::from_utf8_unchecked(bytes)
+    }
+}
+
 /// Reads a record back: nanoseconds since the origin, and the event. `None` for a kind that nobody
 /// records.
 ///
 /// # Safety
-/// `words` must be the result of `words` or `scheduled_words`, whole: no mixture of two.
+/// `words` must be the result of `words`, `scheduled_words` or `bottom_half_words`, whole: no
+/// mixture of two.
 pub(super) unsafe fn decode(words: Words) -> Option<(u64, Event)> {
     let [first, a, b, c] = words;
     let [number, ..] = first.to_le_bytes();
@@ -285,6 +327,13 @@ pub(super) unsafe fn decode(words: Words) -> Option<(u64, Event)> {
             coroutine: a,
             by: b,
             at,
+        }
+    } else if number == BOTTOM_HALF_RUN {
+        Event::BottomHalfRun {
+            bottom_half: a,
+            context: b,
+            // SAFETY: the caller says that these words are one whole record.
+            name: unsafe { name(c) },
         }
     } else {
         typed(Kind::from_u8(number)?, a, b, c)
@@ -316,10 +365,6 @@ fn typed(kind: Kind, a: u64, b: u64, c: u64) -> Event {
             coroutine: a,
             by: b,
             context: c,
-        },
-        Kind::BottomHalfRun => Event::BottomHalfRun {
-            bottom_half: a,
-            context: b,
         },
         Kind::PollBegin => Event::PollBegin {
             context: a,
@@ -380,7 +425,8 @@ mod tests {
             assert!(format!("{event:?}").starts_with(&format!("{kind:?}")));
         }
         assert_eq!(Kind::from_u8(SCHEDULED), None);
-        assert_eq!(Kind::from_u8(16), None);
+        assert_eq!(Kind::from_u8(BOTTOM_HALF_RUN), None);
+        assert_eq!(Kind::from_u8(15), None);
     }
 
     #[test]
@@ -407,6 +453,27 @@ mod tests {
                 at: None
             }
         );
+    }
+
+    #[test]
+    fn a_bottom_halfs_run_keeps_its_name() {
+        // SPEC B8, K1
+        let long = "x".repeat(70_000).leak();
+        for (given, kept) in [
+            ("flush", "flush"),
+            ("größer", "größer"),
+            ("", ""),
+            (long, ""),
+        ] {
+            // SAFETY: whole, from `bottom_half_words`.
+            let decoded = unsafe { decode(bottom_half_words(5, 1, 2, given)) };
+            let event = Event::BottomHalfRun {
+                bottom_half: 1,
+                context: 2,
+                name: kept,
+            };
+            assert_eq!(decoded, Some((5, event)));
+        }
     }
 
     #[test]

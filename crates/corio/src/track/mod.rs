@@ -195,6 +195,14 @@ pub(crate) fn emit(kind: Kind, a: u64, b: u64, c: u64) {
     }
 }
 
+/// Records that a bottom half is run in this thread's context.
+#[inline(always)]
+pub(crate) fn emit_bottom_half(bottom_half: u64, name: &'static str) {
+    if ON.load(Ordering::Relaxed) {
+        record_bottom_half(bottom_half, name);
+    }
+}
+
 /// Records that `by` queued `coroutine` on its context, and from which line.
 #[inline(always)]
 pub(crate) fn emit_scheduled(coroutine: u64, by: u64, at: Option<&'static Location<'static>>) {
@@ -209,12 +217,18 @@ fn record(kind: Kind, a: u64, b: u64, c: u64) {
     // What happens on a context's thread is told without its context: whoever tells it may lie in a
     // layer that knows none, and looking it up costs nothing here, where tracking is on.
     let here = tls::thread().context_id.get();
-    let (b, c) = match kind {
-        Kind::Entered => (b, here),
-        Kind::BottomHalfRun => (here, c),
-        _ => (b, c),
+    let c = match kind {
+        Kind::Entered => here,
+        _ => c,
     };
     push(|since_origin_ns| event::words(kind, since_origin_ns, a, b, c));
+}
+
+#[cold]
+#[inline(never)]
+fn record_bottom_half(bottom_half: u64, name: &'static str) {
+    let here = tls::thread().context_id.get();
+    push(|since_origin_ns| event::bottom_half_words(since_origin_ns, bottom_half, here, name));
 }
 
 #[cold]

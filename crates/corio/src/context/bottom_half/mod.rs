@@ -24,7 +24,7 @@ use self::once::{Once, OnceTable, Spare};
 use self::queue::{Hurry, Link, Linked, Popped, Queue};
 use super::AioContext;
 use crate::tls;
-use crate::track::{self, Kind};
+use crate::track;
 
 /// How long the loop sleeps at most while an idle bottom half is scheduled.
 pub(super) const IDLE_PERIOD_NS: u64 = 10_000_000;
@@ -72,7 +72,7 @@ impl Node {
 
     fn note_run(&self) {
         if track::is_enabled() {
-            track::emit(Kind::BottomHalfRun, self.number(), 0, 0);
+            track::emit_bottom_half(self.number(), self.name);
         }
     }
 }
@@ -451,8 +451,12 @@ pub(super) fn oneshot(
 
 /// As [`oneshot`], for what starts a coroutine. True: the caller has to notify.
 #[must_use]
-pub(super) fn push_spawn(context: &AioContext, callback: impl FnOnce() + Send + 'static) -> bool {
-    push(context, "spawn", callback, Work::Spawn)
+pub(super) fn push_spawn(
+    context: &AioContext,
+    name: &'static str,
+    callback: impl FnOnce() + Send + 'static,
+) -> bool {
+    push(context, name, callback, Work::Spawn)
 }
 
 /// Gives the queue a node that runs once. True: the caller has to notify.

@@ -7,7 +7,7 @@ use super::super::local::Local;
 use super::super::ring::ContextRing;
 
 /// How long the loop waits before it submits again what a busy kernel has not taken.
-const BUSY_RETRY_NS: u64 = 1_000_000;
+pub(super) const BUSY_RETRY_NS: u64 = 1_000_000;
 
 /// The ring, if a wait has to watch it.
 pub(super) fn in_flight(local: &Local) -> Option<&ContextRing> {

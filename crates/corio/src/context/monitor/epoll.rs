@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::super::handler::{Entry, POLLIN};
 use super::super::local::Local;
+use super::super::ring::ContextRing;
 use super::beside;
 use crate::error::Error;
 use crate::sys::epoll::Epoll;
@@ -79,14 +80,35 @@ impl EpollMonitor {
         Ok(())
     }
 
+    /// See [`Monitor::pollable`](super::Monitor::pollable).
+    pub(super) fn pollable(&self) -> io::Result<OwnedFd> {
+        self.epoll.as_fd().try_clone_to_owned()
+    }
+
+    /// Has the set tell of the ring's completions.
+    fn add_ring(&self, ring: &ContextRing) -> io::Result<()> {
+        if !self.ring_added.get() {
+            self.epoll.add(ring.ring().as_fd(), RING, POLLIN)?;
+            self.ring_added.set(true);
+        }
+        Ok(())
+    }
+
+    /// See [`Monitor::submit_for_foreign`](super::Monitor::submit_for_foreign). A refusal is met
+    /// again by the turn that follows, which reports it.
+    pub(super) fn submit_for_foreign(&self, local: &Local) -> Option<u64> {
+        let ring = beside::in_flight(local)?;
+        let before = |()| beside::before_wait(ring, None);
+        self.add_ring(ring)
+            .and_then(before)
+            .unwrap_or(Some(beside::BUSY_RETRY_NS))
+    }
+
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let mut timeout_ns = timeout_ns;
         let ring = beside::in_flight(local);
         if let Some(ring) = ring {
-            if !self.ring_added.get() {
-                self.epoll.add(ring.ring().as_fd(), RING, POLLIN)?;
-                self.ring_added.set(true);
-            }
+            self.add_ring(ring)?;
             timeout_ns = beside::before_wait(ring, timeout_ns)?;
         }
         let waited = self.epoll.wait(timeout_ns, |event| {

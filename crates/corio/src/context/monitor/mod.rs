@@ -16,7 +16,7 @@ mod uring;
 
 use core::cell::RefCell;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use super::handler::Entry;
 use super::local::Local;
@@ -136,7 +136,14 @@ impl Monitor {
         let refused = match &*self.0.borrow() {
             Backend::Uring => return uring::update(local.ring()?, entry),
             Backend::Epoll(monitor) => match monitor.update(entry) {
-                Err(error) if entry.armed.get() == 0 && is_for_good(&error) => Some(error),
+                // A foreign loop waits for this very set.
+                Err(error)
+                    if entry.armed.get() == 0
+                        && is_for_good(&error)
+                        && !local.foreign().is_active() =>
+                {
+                    Some(error)
+                }
                 result => return result,
             },
             Backend::Poll(monitor) => {
@@ -244,6 +251,24 @@ impl Monitor {
             Backend::Uring => local.ring_if_made(),
         };
         ring.is_some_and(|ring| ring.has_arrived() || ring.ring().has_task_work())
+    }
+
+    /// A descriptor that is readable when a wait would report something, if there is one: not of a
+    /// ring, whose completions appear only to who enters it, nor of poll.
+    pub(super) fn pollable(&self) -> Option<io::Result<OwnedFd>> {
+        match &*self.0.borrow() {
+            Backend::Epoll(monitor) => Some(monitor.pollable()),
+            Backend::Poll(_) | Backend::Uring => None,
+        }
+    }
+
+    /// Before somebody else waits for [`pollable`](Self::pollable): hands the kernel what is queued
+    /// for it. How long that wait may last before it is to be tried again.
+    pub(super) fn submit_for_foreign(&self, local: &Local) -> Option<u64> {
+        match &*self.0.borrow() {
+            Backend::Epoll(monitor) => monitor.submit_for_foreign(local),
+            Backend::Poll(_) | Backend::Uring => None,
+        }
     }
 
     /// True if something is there already that a wait would report.

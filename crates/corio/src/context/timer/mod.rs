@@ -23,7 +23,7 @@ pub(crate) use self::clock::now_ns;
 pub(super) use self::list::Timers;
 
 use self::list::Shared;
-use super::AioContext;
+use super::{AioContext, Local};
 
 /// A timer: a callback that runs in its context's home thread once its clock shows its deadline or
 /// later.
@@ -109,9 +109,12 @@ impl Timer {
     fn arm(&self, deadline_ns: u64, only_earlier: bool) {
         let timers = &self.context.inner().timers;
         let earlier = timers.arm(self.clock, &self.shared, deadline_ns, only_earlier);
-        // The home thread looks at the deadlines anew before it waits.
-        if earlier && !self.context.is_home() {
-            self.context.notify();
+        // The home thread looks at the deadlines anew before it waits, unless another loop does.
+        if earlier {
+            match Local::current().filter(|local| local.context().id() == self.context.id()) {
+                Some(local) => local.tell_foreign_loop(),
+                None => self.context.notify(),
+            }
         }
     }
 
