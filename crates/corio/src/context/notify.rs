@@ -94,7 +94,7 @@ impl NotifyState {
     pub(crate) fn shorten_wait(&self) -> bool {
         // As (1), without setting it. Planted: as in `notify`.
         if !planted!("shorten_nothing") {
-            self.notified.fetch_or(false, Ordering::AcqRel);
+            self.look();
         }
         self.notify_me.load(Ordering::Relaxed) != 0
     }
@@ -103,9 +103,22 @@ impl NotifyState {
     pub(crate) fn begin_wait(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls + POLL, Ordering::Relaxed); // Only the home thread writes it.
-        // AcqRel (a): pairs with `notify` and `shorten_wait`. Planted: as there.
+        // (a). Planted: as in `notify`.
         if !planted!("wait_looks_only") {
-            self.notified.fetch_or(false, Ordering::AcqRel);
+            self.look();
+        }
+    }
+
+    /// An exchange that changes nothing, and has its place among those that do. Not `fetch_or(false)`:
+    /// on x86-64 the compiler makes nothing of that.
+    fn look(&self) {
+        let mut seen = self.notified.load(Ordering::Relaxed);
+        // AcqRel: pairs with `notify`, and each with the other.
+        while let Err(now) =
+            self.notified
+                .compare_exchange_weak(seen, seen, Ordering::AcqRel, Ordering::Relaxed)
+        {
+            seen = now;
         }
     }
 
@@ -130,9 +143,9 @@ impl NotifyState {
     pub(crate) fn begin_foreign(&self) {
         let polls = self.notify_me.load(Ordering::Relaxed);
         self.notify_me.store(polls | FOREIGN, Ordering::Relaxed);
-        // AcqRel (d): pairs with `notify` and `shorten_wait`. Planted: as in `begin_wait`.
+        // (d). Planted: as in `begin_wait`.
         if !planted!("foreign_looks_only") {
-            self.notified.fetch_or(false, Ordering::AcqRel);
+            self.look();
         }
     }
 
