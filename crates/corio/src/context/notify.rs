@@ -24,6 +24,10 @@
 //!   was not looked at, after an earlier one that was.
 //! - I3 `notified` is always set; only the eventfd is skipped. What the home thread publishes itself
 //!   between two polls needs neither: it looks before it blocks.
+//! - I4 Of those whose exchanges follow one another without an accept in between, the first decides
+//!   for all: (a) came before it, and it writes the eventfd, or comes after all of them, or sees the
+//!   first one's `true`. Only an exchange can tell; who loads `notified` and finds it set may be too
+//!   late for the accept.
 //!
 //! Bit 0 of `notify_me` stands for a foreign loop that may be waiting for the context's descriptor;
 //! polls count in steps of 2. The bit is set from prepare until dispatch and not until check: a loop
@@ -73,8 +77,9 @@ impl NotifyState {
         // AcqRel (1): pairs with (a) and (b). Planted: a poll that accepts this may then overlook
         // what was published before; a store has no place among the exchanges, so that the two sides
         // can miss each other.
-        if planted!("notify_stored") {
+        let before = if planted!("notify_stored") {
             self.notified.store(true, Ordering::Release);
+            false
         } else {
             let is_planted = planted!("notify_relaxed");
             let order = if is_planted {
@@ -82,9 +87,10 @@ impl NotifyState {
             } else {
                 Ordering::AcqRel
             };
-            self.notified.swap(true, order);
-        }
-        self.notify_me.load(Ordering::Relaxed) != 0
+            self.notified.swap(true, order)
+        };
+        // Who set it before us, and is not accepted yet, writes the eventfd if that is to be: I4.
+        !before && self.notify_me.load(Ordering::Relaxed) != 0
     }
 
     /// After publishing what shortens a wait and is no work yet. True: the caller must write the
