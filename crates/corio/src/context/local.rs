@@ -21,15 +21,13 @@ use super::polling::Polling;
 use super::ring::ContextRing;
 use super::{AioContext, PollStats, timer};
 use crate::error::Error;
-use crate::sys::clock;
+use crate::sys::clock::Moment;
 use crate::{coroutine, tls, track};
 
 /// Turns that may go by without looking at the descriptors while there is other work.
 const SKIPPED_TURNS_MAX: u32 = 61;
 /// The same in time, in ns.
 const SKIPPED_NS_MAX: u64 = 50_000;
-/// If no more of the processor's ticks than this have gone by, the time is not up.
-const SKIPPED_TICKS_SURE: u64 = SKIPPED_NS_MAX / 1000 * clock::TICKS_PER_US_MIN;
 
 /// See the module's documentation.
 pub(crate) struct Local {
@@ -46,8 +44,7 @@ pub(crate) struct Local {
     drain: RefCell<Option<Rc<dyn Fn()>>>,
     drain_due: Cell<bool>,
     skipped_turns: Cell<u32>,
-    last_look_ns: Cell<u64>,
-    last_look_ticks: Cell<Option<u64>>,
+    last_look: Cell<Moment>,
     foreign: Foreign,
     attachments: RefCell<Vec<(TypeId, Rc<dyn Any>)>>,
 }
@@ -67,8 +64,7 @@ impl Local {
             drain: RefCell::default(),
             drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
-            last_look_ns: Cell::new(0),
-            last_look_ticks: Cell::new(None),
+            last_look: Cell::default(),
             foreign: Foreign::default(),
             attachments: RefCell::default(),
         }
@@ -369,8 +365,7 @@ impl Local {
         }
         waited?;
         self.skipped_turns.set(0);
-        self.last_look_ns.set(timer::now_ns());
-        self.last_look_ticks.set(clock::ticks());
+        self.last_look.set(Moment::now());
         Ok(())
     }
 
@@ -416,9 +411,7 @@ impl Local {
         if skipped >= SKIPPED_TURNS_MAX {
             return false;
         }
-        let ticks = clock::ticks().zip(self.last_look_ticks.get());
-        let is_early = ticks.is_some_and(|(now, then)| now.wrapping_sub(then) < SKIPPED_TICKS_SURE);
-        if !is_early && timer::now_ns().saturating_sub(self.last_look_ns.get()) > SKIPPED_NS_MAX {
+        if self.last_look.get().passed_ns_at_most() > SKIPPED_NS_MAX {
             return false;
         }
         self.skipped_turns.set(skipped + 1);

@@ -17,25 +17,38 @@ pub(crate) fn wall_ns() -> u64 {
     now_ns
 }
 
-/// A count that goes up by [`TICKS_PER_US_MIN`] a microsecond or more, and is read in a third of the
-/// time that a clock takes; None where there is none. Processors need not agree on it, so a thread
-/// may see it jump either way.
+/// A moment, for who asks no more than whether a short time has passed since.
 ///
-/// On x86-64 it is the time stamp counter, which runs at 1 GHz or more.
-#[inline(always)]
-pub(crate) fn ticks() -> Option<u64> {
-    #[cfg(target_arch = "x86_64")]
-    #[allow(unsafe_code)]
-    {
-        // SAFETY: an instruction that every x86-64 has.
-        Some(unsafe { core::arch::x86_64::_rdtsc() })
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    None
-}
+/// On x86-64 it is read from the time stamp counter, which runs at 500 MHz or more and takes a third
+/// of the time that a clock does. Processors need not agree on it: a thread may find that more time
+/// has passed than has, or less, if it is moved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Moment(u64);
 
-/// See [`ticks`]: half of what the slowest counters do.
-pub(crate) const TICKS_PER_US_MIN: u64 = 500;
+impl Moment {
+    #[inline(always)]
+    pub(crate) fn now() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code)]
+        {
+            // SAFETY: an instruction that every x86-64 has.
+            Self(unsafe { core::arch::x86_64::_rdtsc() })
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Self(monotonic_ns())
+    }
+
+    /// No less than the nanoseconds that have passed since.
+    #[inline(always)]
+    pub(crate) fn passed_ns_at_most(self) -> u64 {
+        let passed = Self::now().0.wrapping_sub(self.0);
+        if cfg!(target_arch = "x86_64") {
+            passed.saturating_mul(2)
+        } else {
+            passed
+        }
+    }
+}
 
 #[inline]
 fn read_ns(clock: ClockId) -> u64 {
