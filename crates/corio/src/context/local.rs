@@ -29,6 +29,13 @@ const SKIPPED_TURNS_MAX: u32 = 61;
 /// The same in time, in ns.
 const SKIPPED_NS_MAX: u64 = 50_000;
 
+/// A function, and what it is called with.
+#[derive(Clone, Copy)]
+pub(crate) struct Drain {
+    pub(crate) run: unsafe fn(*const ()),
+    pub(crate) with: *const (),
+}
+
 /// See the module's documentation.
 pub(crate) struct Local {
     pub(super) context: AioContext,
@@ -41,7 +48,7 @@ pub(crate) struct Local {
     pub(super) polling: Polling,
     rearm: RefCell<Vec<u64>>,
     /// What a layer above runs in the turn after [`Local::drain_soon`].
-    drain: RefCell<Option<Rc<dyn Fn()>>>,
+    drain: Cell<Option<Drain>>,
     drain_due: Cell<bool>,
     skipped_turns: Cell<u32>,
     last_look: Cell<Moment>,
@@ -61,7 +68,7 @@ impl Local {
             ready: RefCell::default(),
             polling,
             rearm: RefCell::default(),
-            drain: RefCell::default(),
+            drain: Cell::new(None),
             drain_due: Cell::new(false),
             skipped_turns: Cell::new(0),
             last_look: Cell::default(),
@@ -111,9 +118,12 @@ impl Local {
 
     /// Has `drain` run once in the turn after each [`drain_soon`](Self::drain_soon): a bottom half
     /// that only the home thread schedules, and that costs it a flag.
-    pub(crate) fn set_drain(&self, drain: Option<Rc<dyn Fn()>>) {
-        let before = self.drain.replace(drain);
-        drop(before); // It may own anything.
+    ///
+    /// # Safety
+    /// What it is run with stays until it is replaced outside of it.
+    #[allow(unsafe_code)] // The contract; `run_drain` relies on it.
+    pub(crate) unsafe fn set_drain(&self, drain: Option<Drain>) {
+        self.drain.set(drain);
     }
 
     /// Has the drain run in the next turn, or in this one if its bottom halves are still to come.
@@ -147,10 +157,11 @@ impl Local {
     }
 
     /// Runs what was drained soon before the turn's bottom halves.
+    #[allow(unsafe_code)] // As `set_drain`.
     fn run_drain(&self) {
-        let drain = self.drain.borrow().clone();
-        if let Some(drain) = drain {
-            drain();
+        if let Some(drain) = self.drain.get() {
+            // SAFETY: as who has set it has promised.
+            unsafe { (drain.run)(drain.with) };
         }
     }
 

@@ -49,7 +49,7 @@ pub use reentrancy::{Engaged, ReentrancyGuard};
 pub use timer::{Clock, Timer, VirtualClock};
 pub use wait::kick;
 
-pub(crate) use local::{Local, LocalHandler};
+pub(crate) use local::{Drain, Local, LocalHandler};
 pub(crate) use ring::Completion;
 pub(crate) use timer::now_ns;
 

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::inbox::Inbox;
-use crate::context::{AioContext, Local, now_ns};
+use crate::context::{AioContext, Drain, Local, now_ns};
 use crate::coroutine::{self, Home};
 use crate::error::Error;
 
@@ -29,15 +29,11 @@ impl AioContext {
         let inbox = Inbox::new(self);
         let result = self.with_local(
             || {
-                if let Some(local) = Local::current() {
-                    local.set_drain(Some(inbox.run_by_home()));
-                }
+                run_by_loop(Some(inbox.run_by_home()));
                 let end = coroutine::with_home(Arc::as_ptr(&inbox).cast(), f, |home| {
                     self.reap(home);
                     inbox.close();
-                    if let Some(local) = Local::current() {
-                        local.set_drain(None);
-                    }
+                    run_by_loop(None);
                 });
                 // A waker holds it for some instructions (`push_remote`). It must not be the last
                 // to: what is queued in the context would be dropped in it, with its caller's locks
@@ -93,5 +89,15 @@ impl AioContext {
             }
             Err(payload) => core::mem::forget(payload),
         }
+    }
+}
+
+/// Has the loop of this thread run its inbox, which stays until there is another, or none.
+#[allow(unsafe_code)] // `Local::set_drain`'s contract.
+fn run_by_loop(inbox: Option<Drain>) {
+    if let Some(local) = Local::current() {
+        // SAFETY: `enter_home` keeps the inbox until its scope has ended, and takes it back there,
+        // outside of any turn.
+        unsafe { local.set_drain(inbox) };
     }
 }

@@ -21,11 +21,10 @@
 #![allow(unsafe_code)] // The list's links.
 
 use core::ptr;
-use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
-use crate::context::{AioContext, BottomHalf, Local};
+use crate::context::{AioContext, BottomHalf, Drain, Local};
 use crate::coroutine::{self, WakeQueue};
 use crate::stack::Slot;
 
@@ -173,10 +172,13 @@ impl Inbox {
         }
     }
 
-    /// What the home's loop runs for [`push_here`](Self::push_here).
-    pub(super) fn run_by_home(self: &Arc<Self>) -> Rc<dyn Fn()> {
-        let this = Arc::clone(self);
-        Rc::new(move || this.run())
+    /// What the home's loop runs for [`push_here`](Self::push_here), while the inbox is there.
+    pub(super) fn run_by_home(&self) -> Drain {
+        Drain {
+            // SAFETY: the inbox is there.
+            run: |inbox| unsafe { (*inbox.cast::<Inbox>()).run() },
+            with: ptr::from_ref(self).cast(),
+        }
     }
 
     /// Queues from another thread: the home may be gone as soon as the slot is in the list, so the
