@@ -1,8 +1,8 @@
 //! The coroutine mutex: fair hand-off, one compare-exchange when nobody else wants it (SPEC L1).
 //!
 //! `state` is the state machine. Here are the guard, waiting and cancellation, and the spin:
-//! whoever finds the mutex held by a coroutine that is running on another thread looks a few times
-//! before it parks, as parking and being woken across threads costs more than most critical
+//! whoever finds the mutex held by a coroutine that is running on another thread, or about to, looks
+//! a few times before it parks, as parking and being woken across threads costs more than most critical
 //! sections take.
 //!
 //! Invariant
@@ -24,13 +24,15 @@ use self::state::State;
 use super::holder::Holder;
 use super::record::Record;
 use super::waiter::{Queued, Waiter};
-use crate::atomic::{AtomicU64, Ordering};
+use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::coroutine;
 use crate::stack::{self, Slot};
 
-/// How often a locker looks at a mutex whose holder runs on another thread before it parks: some
-/// microseconds, about what it costs to be woken from there.
-const SPIN_ROUNDS: u32 = 100;
+/// How often a locker looks at a mutex at least before it parks, if the holder runs on another
+/// thread, or is on its way there.
+const SPIN_MIN: u32 = 20;
+/// The same at most: some microseconds, about what it costs to be woken from there.
+const SPIN_MAX: u32 = 500;
 
 /// A mutex for coroutines of any threads, and for plain threads.
 ///
@@ -55,6 +57,8 @@ const SPIN_ROUNDS: u32 = 100;
 #[doc(alias = "CoMutex")]
 pub struct Mutex<T: ?Sized> {
     state: State<Waiter>,
+    /// How often lockers have had to look lately; a hint.
+    looks: AtomicU32,
     holder: AtomicU64,
     value: UnsafeCell<T>,
 }
@@ -70,6 +74,7 @@ impl<T> Mutex<T> {
     pub fn new(value: T) -> Mutex<T> {
         Mutex {
             state: State::new(),
+            looks: AtomicU32::new(0),
             holder: AtomicU64::new(0),
             value: UnsafeCell::new(value),
         }
@@ -139,7 +144,7 @@ impl<T: ?Sized> Mutex<T> {
              drop the first guard before, or pass it through `MutexGuard::hand_on` if another \
              coroutine is to drop it"
         );
-        if self.spin(holder) {
+        if self.spin() {
             return;
         }
         let record = Record::new(Waiter::current("sync::Mutex::lock"), 1);
@@ -151,21 +156,42 @@ impl<T: ?Sized> Mutex<T> {
         unsafe { Queued::new(&self.state, &record) }.wait();
     }
 
-    /// Tries for a while if the holder runs on another thread and nobody waits: true if it took it.
-    fn spin(&self, holder: u64) -> bool {
-        let Some((slot, home)) = slot_of(holder).zip(home_of(coroutine_slot())) else {
+    /// Tries for a while, as long as nobody waits and the holder may let go meanwhile: true if it
+    /// took it.
+    ///
+    /// How long adapts: to what was enough, where it was; else it grows until the most there is has
+    /// been in vain, too. It has to be worth as much as a hand-over takes, or two who have once
+    /// waited for each other would do so for ever, each too late for the other's release.
+    fn spin(&self) -> bool {
+        let Some(home) = home_of(coroutine_slot()) else {
             return false;
         };
-        // Relaxed: a hint. A slot lives for ever, so that a holder that is gone does no harm.
-        let elsewhere = home_of(Some(slot)) != Some(home);
-        for _ in 0..SPIN_ROUNDS {
-            let runs = elsewhere && slot.word.is_running() && self.state.is_unawaited();
-            if !runs || self.holder.load(Ordering::Relaxed) != holder {
-                break;
+        let looks = self.looks.load(Ordering::Relaxed);
+        let most = (2 * looks + SPIN_MIN).min(SPIN_MAX);
+        for look in 0..most {
+            if self.state.try_lock_if_free() {
+                let looks = (7 * looks + look) / 8;
+                self.looks.store(looks, Ordering::Relaxed);
+                return true;
+            }
+            if !self.state.is_unawaited() || !self.may_end_soon(home) {
+                return false;
             }
             core::hint::spin_loop();
         }
-        self.state.try_lock()
+        let looks = if most < SPIN_MAX { most } else { 0 };
+        self.looks.store(looks, Ordering::Relaxed);
+        false
+    }
+
+    /// Whether the holder is not known to need this very thread, or a wake, to go on.
+    fn may_end_soon(&self, home: *const ()) -> bool {
+        // Relaxed: a hint. Nobody: it has been handed over, or is a plain thread's. A slot lives for
+        // ever, so that a holder that is gone does no harm.
+        slot_of(self.holder.load(Ordering::Relaxed)).is_none_or(|slot| {
+            home_of(Some(slot)) != Some(home)
+                && (slot.word.is_running() || slot.word.is_scheduled())
+        })
     }
 }
 

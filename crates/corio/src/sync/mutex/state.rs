@@ -81,6 +81,13 @@ impl<W: Wake> State<W> {
         self.word.load(Ordering::Relaxed).addr() == LOCKED
     }
 
+    /// As [`try_lock`](Self::try_lock), for who tries again and again: what is held is only looked
+    /// at.
+    #[must_use]
+    pub(super) fn try_lock_if_free(&self) -> bool {
+        self.word.load(Ordering::Relaxed).is_null() && self.try_lock()
+    }
+
     /// Takes the mutex if it is free and nobody is before the caller.
     #[inline]
     #[must_use]
