@@ -171,7 +171,19 @@ fn scheduling_what_is_scheduled_is_caught() {
 // SPEC C3
 #[test]
 fn misuse_is_caught_and_names_the_coroutine() {
-    in_home(|_| {
+    in_home(|context| {
+        let ended = named("queued", || ());
+        let line = line!() + 1;
+        ended.schedule();
+        context.poll(false).unwrap();
+        says(
+            &panic_of(|| ended.enter()),
+            &[
+                "`queued`",
+                &format!("last scheduled at {}:{line}", file!()),
+                "has ended",
+            ],
+        );
         let done = named("over", || ());
         done.enter();
         says(

@@ -296,11 +296,20 @@ impl ControlBlock {
     /// How messages name a coroutine.
     pub(crate) fn describe(&self) -> String {
         let name = self.name.as_deref().unwrap_or("unnamed");
-        let mut text = format!("coroutine `{name}` (created at {}", self.created_at);
-        if let Some(at) = self.scheduled_at.get() {
-            text.push_str(&format!(", last scheduled at {at}"));
-        }
-        text.push(')');
-        text
+        describe(name, self.created_at, self.scheduled_at.get())
     }
+}
+
+/// How messages name a coroutine.
+pub(super) fn describe(
+    name: &str,
+    created_at: &Location<'_>,
+    scheduled_at: Option<&Location<'_>>,
+) -> String {
+    let mut text = format!("coroutine `{name}` (created at {created_at}");
+    if let Some(at) = scheduled_at {
+        text.push_str(&format!(", last scheduled at {at}"));
+    }
+    text.push(')');
+    text
 }

@@ -16,6 +16,7 @@ mod overflow;
 mod switch;
 mod wake_queue;
 
+use core::cell::Cell;
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::ptr::NonNull;
@@ -575,6 +576,8 @@ pub struct Coroutine {
     /// For messages about one that has ended.
     name: Option<Rc<str>>,
     created_at: &'static Location<'static>,
+    /// Where the handle has scheduled it last.
+    scheduled_at: Cell<Option<&'static Location<'static>>>,
     /// Tied to its thread.
     not_send: PhantomData<*const ()>,
 }
@@ -606,6 +609,7 @@ impl Coroutine {
             base: key::of(co.generation()),
             name: co.block().name.clone(),
             created_at: co.block().created_at,
+            scheduled_at: Cell::new(None),
             not_send: PhantomData,
         }
     }
@@ -619,11 +623,13 @@ impl Coroutine {
     #[inline(never)]
     #[track_caller]
     fn ended(&self, done: &str) -> ! {
-        panic!(
-            "coroutine `{}` (created at {}) was {done}, but has ended, or its home has: make a new one",
-            self.name.as_deref().unwrap_or("unnamed"),
-            self.created_at,
-        )
+        let name = self.name.as_deref().unwrap_or("unnamed");
+        let described = control::describe(name, self.created_at, self.scheduled_at.get());
+        panic!("{described} was {done}, but has ended, or its home has: make a new one")
+    }
+
+    pub(crate) fn note_scheduled(&self, at: &'static Location<'static>) {
+        self.scheduled_at.set(Some(at));
     }
 
     /// Enters it if it is parked, no coroutine runs and nothing is traced; false if any is not so.

@@ -53,6 +53,7 @@ impl Coroutine {
             no_context("Coroutine::schedule", co);
         }
         claim_for_queue(co);
+        self.note_scheduled(Location::caller());
         co.set_queued();
         Inbox::push_here(co.inbox(), co.slot());
     }
@@ -101,6 +102,7 @@ impl Coroutine {
             return self.enter(); // Says what is wrong.
         }
         claim_for_queue(co);
+        self.note_scheduled(Location::caller());
         running.queue_wake(co);
     }
 
