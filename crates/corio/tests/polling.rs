@@ -399,6 +399,49 @@ fn what_comes_between_the_last_round_and_the_end_is_not_lost() {
     });
 }
 
+// SPEC N5, P5, B1: what is asked for, and may schedule, has its bottom half run without waiting for
+// the time to be up; so has a coroutine that it wakes and a timer that it arms.
+#[test]
+fn what_a_poll_callback_schedules_and_arms_ends_polling() {
+    type Way = fn(&AioContext) -> Box<dyn Fn()>;
+    let ways: [(&str, Way); 4] = [
+        ("bottom half", |context| {
+            let half = context.bottom_half("polled", || ());
+            Box::new(move || half.schedule())
+        }),
+        ("one-shot", |context| {
+            let context = context.clone();
+            Box::new(move || context.schedule_oneshot("polled", || ()))
+        }),
+        ("timer", |context| {
+            let timer = context.timer(|| ());
+            Box::new(move || timer.arm_at_ns(0))
+        }),
+        ("coroutine", |context| {
+            let context = context.clone();
+            Box::new(move || drop(context.spawn(|| ())))
+        }),
+    ];
+    for (what, way) in ways {
+        on_each_monitor(SECOND, |context| {
+            let asked = Rc::new(Cell::new(0));
+            let act = way(context);
+            let count = Rc::clone(&asked);
+            let poll = move || {
+                count.set(count.get() + 1);
+                if count.get() == 3 {
+                    act();
+                }
+                false
+            };
+            let (_handler, _theirs) = warmed(context, SECOND, poll, || ());
+            assert!(context.poll(true).unwrap(), "{what}");
+            // Once more after the last round.
+            assert_eq!(asked.get(), 4, "{what} was seen late");
+        });
+    }
+}
+
 // SPEC P5, A3
 #[test]
 fn a_poll_that_panics_owes_no_end() {

@@ -138,10 +138,15 @@ impl Local {
         &self.foreign
     }
 
-    /// After a request has been queued, or a deadline come nearer, which might be outside of any
-    /// turn: a loop that the context is in is told.
+    /// After a request has been queued, which might be outside of any turn: a loop that the context is in is told.
     #[inline]
     pub(crate) fn tell_foreign_loop(&self) {
+        self.foreign.tell(&self.context);
+    }
+
+    /// After the home has armed a timer that is due before all others.
+    pub(crate) fn deadline_came_nearer(&self) {
+        self.polling.note_nearer();
         self.foreign.tell(&self.context);
     }
 
@@ -405,7 +410,7 @@ impl Local {
 
     /// True if the home has queued something for itself, in this very turn.
     pub(super) fn has_home_work(&self) -> bool {
-        self.drain_due.get()
+        self.is_urgent()
     }
 
     /// While bottom halves follow one another, the descriptors need not be looked at every time

@@ -92,6 +92,8 @@ pub(in super::super) struct Polling {
     obstacles: Cell<usize>,
     /// See I2.
     polled: RefCell<Vec<Rc<Entry>>>,
+    /// A deadline has come nearer than it was when polling began.
+    nearer: Cell<bool>,
 }
 
 /// What one turn polls, with what is to be called after it.
@@ -106,6 +108,7 @@ impl Polling {
             able: Cell::new(0),
             obstacles: Cell::new(0),
             polled: RefCell::default(),
+            nearer: Cell::new(false),
         };
         polling.set_params(params);
         polling
@@ -114,6 +117,12 @@ impl Polling {
     #[inline]
     pub(in super::super) fn is_on(&self) -> bool {
         self.is_on.get()
+    }
+
+    /// After the home has armed a timer that is due before all others, perhaps in a callback that
+    /// is called while polling.
+    pub(in super::super) fn note_nearer(&self) {
+        self.nearer.set(true);
     }
 
     fn set_params(&self, params: PollParams) {
@@ -244,6 +253,7 @@ impl Local {
             self.leave_idle(began_ns);
         }
         let (snapshot, time_ns) = self.snapshot();
+        polling.nearer.set(false);
         // Till the next timer at most; 0 if there is something to do.
         let wait_ns = self.timeout_ns().unwrap_or(u64::MAX);
         let mut budget = polling.budget.get();
@@ -325,10 +335,12 @@ impl Local {
         found
     }
 
-    /// Looks at what ends polling without asking the kernel (SPEC N5).
+    /// Looks at what ends polling without asking the kernel (SPEC N5). What callbacks, and signal
+    /// handlers of this thread, schedule and arm meanwhile comes without a notification.
     fn must_stop(&self) -> bool {
         self.context.inner().notify.is_notified()
             || self.has_home_work()
+            || self.polling.nearer.get()
             || self.monitor.has_something(self)
     }
 
