@@ -155,15 +155,11 @@ impl BottomHalves {
                         if unwanted(node_ref) {
                             freed.push(node);
                         } else {
-                            section.give(node_ref);
+                            section.put_back_once(node_ref);
                         }
                     }
-                    Popped::Run { node, hurry } => {
-                        // SAFETY: it stays for the run.
-                        let node = unsafe { &*node };
-                        section.schedule(node, hurry);
-                        let _ = section.ran(node); // It is in the queue.
-                    }
+                    // SAFETY: it stays for the run, and then for being in the queue.
+                    Popped::Run { node, hurry } => section.put_back(unsafe { &*node }, hurry),
                     Popped::Dead(node) => freed.push(node),
                     Popped::Skip => {}
                 }

@@ -415,6 +415,21 @@ impl<T: Linked> Section<'_, T> {
         })
     }
 
+    /// In place of a run that was popped in this section: it is in the queue again, with what has
+    /// been asked since still to come. Scheduling it would take a cancel for an earlier one.
+    pub(super) fn put_back(&self, node: &T, hurry: Hurry) {
+        let link = node.link();
+        let home = link.home.load(Ordering::Relaxed) - RUN;
+        link.home
+            .store(scheduled(home, hurry) | QUEUED, Ordering::Relaxed);
+        self.append(node);
+    }
+
+    /// The same with a node that runs once. Giving it would put what is in the list before it.
+    pub(super) fn put_back_once(&self, node: &T) {
+        self.append(node);
+    }
+
     /// After a run. True: the node belongs to the caller, who frees it.
     #[must_use]
     #[inline]
@@ -457,6 +472,10 @@ fn resolve<'a, T>(node: *mut T) -> Option<&'a T> {
     // pops.
     unsafe { node.as_ref() }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "queue_tests.rs"]
+mod tests;
 
 #[cfg(all(test, loom))]
 mod loom_tests {
