@@ -442,6 +442,34 @@ fn what_a_poll_callback_schedules_and_arms_ends_polling() {
     }
 }
 
+// SPEC B4: polling for longer than the idle period, whoever schedules it.
+#[test]
+fn an_idle_bottom_half_is_not_late_for_polling() {
+    for is_here in [true, false] {
+        on_each_monitor(SECOND, |context| {
+            let (ran, begun) = (Arc::new(AtomicBool::new(false)), Cell::new(false));
+            let told = Arc::clone(&ran);
+            let idle = context.bottom_half("idle", move || told.store(true, Ordering::SeqCst));
+            let poll = move || {
+                if begun.replace(true) {
+                    return false;
+                }
+                if is_here {
+                    idle.schedule_idle();
+                } else {
+                    thread::scope(|scope| scope.spawn(|| idle.schedule_idle()).join().unwrap());
+                }
+                false
+            };
+            let (_handler, _theirs) = warmed(context, SECOND, poll, || ());
+            let begin = Instant::now();
+            assert!(!context.poll(true).unwrap(), "an idle one is no progress");
+            assert!(ran.load(Ordering::SeqCst));
+            assert!(begin.elapsed() < Duration::from_millis(500));
+        });
+    }
+}
+
 // SPEC P5, A3
 #[test]
 fn a_poll_that_panics_owes_no_end() {

@@ -410,7 +410,7 @@ impl Local {
 
     /// True if the home has queued something for itself, in this very turn.
     pub(super) fn has_home_work(&self) -> bool {
-        self.is_urgent()
+        self.drain_due.get()
     }
 
     /// While bottom halves follow one another, the descriptors need not be looked at every time

@@ -281,7 +281,7 @@ impl Local {
                 state.wasted_ns.set(state.wasted_ns.get() + taken_ns);
             }
         }
-        Ok(found || self.must_stop())
+        Ok(found || self.must_stop(taken_ns))
     }
 
     /// Those that are polled and wait for something, and the largest of their times.
@@ -307,7 +307,8 @@ impl Local {
             if self.round(snapshot, false) {
                 return true;
             }
-            if self.must_stop() || timer::now_ns().saturating_sub(began_ns) >= limit_ns {
+            let elapsed_ns = timer::now_ns().saturating_sub(began_ns);
+            if elapsed_ns >= limit_ns || self.must_stop(elapsed_ns) {
                 return false;
             }
             core::hint::spin_loop();
@@ -336,9 +337,13 @@ impl Local {
     }
 
     /// Looks at what ends polling without asking the kernel (SPEC N5). What callbacks, and signal
-    /// handlers of this thread, schedule and arm meanwhile comes without a notification.
-    fn must_stop(&self) -> bool {
-        self.context.inner().notify.is_notified()
+    /// handlers of this thread, schedule and arm meanwhile comes without a notification, as do idle
+    /// bottom halves.
+    fn must_stop(&self, elapsed_ns: u64) -> bool {
+        let inner = self.context.inner();
+        let limit_ns = inner.bottom_halves.timeout_ns();
+        inner.notify.is_notified()
+            || limit_ns.is_some_and(|limit_ns| limit_ns <= elapsed_ns)
             || self.has_home_work()
             || self.polling.nearer.get()
             || self.monitor.has_something(self)
