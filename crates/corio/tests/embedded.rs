@@ -3,13 +3,14 @@
 
 #![allow(unsafe_code)] // tokio wants a promise about the descriptor.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use corio::AioContext;
@@ -443,6 +444,85 @@ fn a_callbacks_panic_reaches_the_loop_and_leaves_the_rest_to_be_done() {
         by_descriptor(embedded, &|| runs.load(Ordering::Relaxed) == 1);
     };
     context.enter_home(test).unwrap();
+}
+
+// SPEC G3, B1, T2, A3: what the home asks for after a nested poll has ended, or between two turns,
+// makes the descriptor of an embedded context readable; also where a panic ends the outer turn.
+#[test]
+fn a_foreign_loop_is_told_of_what_a_callback_asks_after_a_nested_poll() {
+    type Kept = Box<dyn Any + Send>;
+    type Way = fn(&AioContext, Arc<AtomicUsize>) -> Kept;
+    fn count(ran: Arc<AtomicUsize>) -> impl Fn() + Send + Sync {
+        move || {
+            ran.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let ways: [Way; 4] = [
+        |context, ran| {
+            let half = context.bottom_half("urgent", count(ran));
+            half.schedule();
+            Box::new(half)
+        },
+        |context, ran| {
+            let half = context.bottom_half("idle", count(ran));
+            half.schedule_idle();
+            Box::new(half)
+        },
+        |context, ran| {
+            context.schedule_oneshot("once", count(ran));
+            Box::new(())
+        },
+        |context, ran| {
+            let timer = context.timer(count(ran));
+            timer.arm_after(Duration::from_micros(300));
+            Box::new(timer)
+        },
+    ];
+    for way in ways {
+        for (polls, panics) in [(0, false), (1, false), (2, false), (1, true), (0, true)] {
+            let builder = AioContext::builder().monitor(MonitorChoice::Epoll);
+            let context = builder.build().unwrap();
+            let test = || {
+                let local = context.local().unwrap();
+                let embedded = local.embed().unwrap();
+                let ran = Arc::new(AtomicUsize::new(0));
+                let kept: Arc<Mutex<Vec<Kept>>> = Arc::default();
+                let callback = {
+                    let (context, ran, kept) =
+                        (context.clone(), Arc::clone(&ran), Arc::clone(&kept));
+                    move || {
+                        for _ in 0..polls {
+                            context.poll(false).unwrap();
+                        }
+                        kept.lock().unwrap().push(way(&context, Arc::clone(&ran)));
+                        assert!(!panics, "planned");
+                    }
+                };
+                let turn = || {
+                    let limit = Timespec {
+                        tv_sec: 10,
+                        tv_nsec: 0,
+                    };
+                    let mut fds = [PollFd::new(&embedded, PollFlags::IN)];
+                    assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "it is not told");
+                    embedded.dispatch()
+                };
+                context.schedule_oneshot("outer", callback);
+                let outer = catch_unwind(AssertUnwindSafe(&turn));
+                assert_eq!(outer.is_err(), panics);
+                while ran.load(Ordering::SeqCst) == 0 {
+                    turn().unwrap();
+                }
+                kept.lock().unwrap().push(way(&context, Arc::clone(&ran))); // Between two turns.
+                while ran.load(Ordering::SeqCst) == 1 {
+                    turn().unwrap();
+                }
+                kept.lock().unwrap().clear();
+                assert_eq!(ran.load(Ordering::SeqCst), 2);
+            };
+            context.enter_home(test).unwrap();
+        }
+    }
 }
 
 // SPEC G3, W1: turns of our own between the foreign loop's.
