@@ -368,7 +368,8 @@ impl BottomHalf {
         self.context.shorten_wait();
     }
 
-    /// Takes a schedule back. Any thread; one that runs already goes on.
+    /// Takes a schedule back. Any thread; one that runs already goes on. Its place is
+    /// kept: scheduled again before that comes, it runs there, also in the same turn.
     #[doc(alias = "qemu_bh_cancel")]
     pub fn cancel(&self) {
         match self
