@@ -139,9 +139,10 @@ impl Local {
     }
 
     /// After a request has been queued, or a deadline come nearer, which might be outside of any
-    /// turn: a loop that the context is in is told.
+    /// turn or within polling: a loop that the context is in is told, and polling ends.
     #[inline]
     pub(crate) fn tell_foreign_loop(&self) {
+        self.polling.hurry();
         self.foreign.tell(&self.context);
     }
 

@@ -92,6 +92,8 @@ pub(in super::super) struct Polling {
     obstacles: Cell<usize>,
     /// See I2.
     polled: RefCell<Vec<Rc<Entry>>>,
+    /// The home has asked for something, from within polling, that is due before it was to end.
+    is_hurried: Cell<bool>,
 }
 
 /// What one turn polls, with what is to be called after it.
@@ -106,6 +108,7 @@ impl Polling {
             able: Cell::new(0),
             obstacles: Cell::new(0),
             polled: RefCell::default(),
+            is_hurried: Cell::new(false),
         };
         polling.set_params(params);
         polling
@@ -114,6 +117,13 @@ impl Polling {
     #[inline]
     pub(in super::super) fn is_on(&self) -> bool {
         self.is_on.get()
+    }
+
+    /// The home has armed a timer for earlier, queued a request or watches another descriptor: what is polled for is to be
+    /// looked at anew.
+    #[inline]
+    pub(in super::super) fn hurry(&self) {
+        self.is_hurried.set(true);
     }
 
     fn set_params(&self, params: PollParams) {
@@ -133,6 +143,9 @@ impl Polling {
         let can_poll = entry.poll.get().is_some_and(|state| state.can_poll());
         let is_watched = entry.events() != 0 && !is_notifier;
         count(&self.obstacles, &entry.obstructs, is_watched && !can_poll);
+        if is_watched && !can_poll {
+            self.hurry(); // The kernel is to be asked.
+        }
         count(&self.able, &entry.able, can_poll && !entry.removed.get());
         self.decide();
     }
@@ -244,6 +257,7 @@ impl Local {
             self.leave_idle(began_ns);
         }
         let (snapshot, time_ns) = self.snapshot();
+        polling.is_hurried.set(false);
         // Till the next timer at most; 0 if there is something to do.
         let wait_ns = self.timeout_ns().unwrap_or(u64::MAX);
         let mut budget = polling.budget.get();
@@ -271,7 +285,7 @@ impl Local {
                 state.wasted_ns.set(state.wasted_ns.get() + taken_ns);
             }
         }
-        Ok(found || self.must_stop())
+        Ok(found || self.must_stop() || self.has_half_due(taken_ns))
     }
 
     /// Those that are polled and wait for something, and the largest of their times.
@@ -297,7 +311,12 @@ impl Local {
             if self.round(snapshot, false) {
                 return true;
             }
-            if self.must_stop() || timer::now_ns().saturating_sub(began_ns) >= limit_ns {
+            let taken_ns = timer::now_ns().saturating_sub(began_ns);
+            if taken_ns >= limit_ns
+                || self.must_stop()
+                || self.polling.is_hurried.get()
+                || self.has_half_due(taken_ns)
+            {
                 return false;
             }
             core::hint::spin_loop();
@@ -330,6 +349,13 @@ impl Local {
         self.context.inner().notify.is_notified()
             || self.has_home_work()
             || self.monitor.has_something(self)
+    }
+
+    /// Whether a bottom half is to run after so long a polling: one that a callback of polling has
+    /// scheduled, or an idle one, of which nobody is notified.
+    fn has_half_due(&self, taken_ns: u64) -> bool {
+        let timeout_ns = self.context.inner().bottom_halves.timeout_ns();
+        timeout_ns.is_some_and(|timeout_ns| timeout_ns <= taken_ns)
     }
 
     /// Those that have had no event for long are polled no more, until their next (SPEC P3).
