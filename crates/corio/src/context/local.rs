@@ -19,7 +19,7 @@ use super::handler::{Call, Entry, Interest, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
 use super::polling::Polling;
 use super::ring::ContextRing;
-use super::{AioContext, PollStats, timer};
+use super::{AioContext, PollStats, guarded, timer};
 use crate::error::Error;
 use crate::sys::clock::Moment;
 use crate::{coroutine, tls, track};
@@ -434,21 +434,33 @@ impl Local {
         self.ring.get().is_some_and(|ring| ring.in_flight() > 0)
     }
 
+    /// Before the home lets go of the rest: their handlers are withdrawn from the monitor one by
+    /// one, and what they wait for may need the loop.
+    pub(super) fn drop_attachments(&self) {
+        let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
+        for (_, attachment) in attachments {
+            guarded(|| drop(attachment));
+        }
+    }
+
     /// Lets go of everything registered here, and of its descriptors: whoever waits for the home's
     /// end may reuse them.
     pub(super) fn clear(&self) {
-        // These first: their handlers are withdrawn from the monitor one by one.
-        let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
-        drop(attachments);
         let entries = self.handlers.clear();
         self.polling.clear();
-        for entry in entries.iter().filter(|entry| entry.is_remote()) {
+        // A foreign loop has the epoll set by a number of its own, and may wait for it still.
+        let outlives = self.foreign.is_active();
+        for entry in entries.iter().filter(|it| outlives || it.is_remote()) {
             // Its descriptor lives on. A refusal leaves it to the monitor's own end.
             let _ = self.monitor.update(self, entry);
         }
         self.foreign.end(&self.context);
         self.monitor.finish(self);
         self.put_back_remote(entries);
+        // What destructors have added is of no home; the next one's tokens begin anew.
+        for entry in self.handlers.clear() {
+            guarded(|| drop(entry));
+        }
     }
 }
 
