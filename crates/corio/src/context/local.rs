@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::embed::Foreign;
 use super::handler::remote::Shared;
-use super::handler::{Call, Entry, Interest, Readiness, Table};
+use super::handler::{Call, Entry, Interest, POLLED, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
 use super::polling::Polling;
 use super::ring::ContextRing;
@@ -371,14 +371,36 @@ impl Local {
             state.begin_wait();
         }
         let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
+        let left = self.ready.borrow().len();
         let waited = self.monitor.wait(self, timeout_ns);
         if blocking {
             state.end_wait();
+        }
+        if left > 0 {
+            self.merge_ready(left);
         }
         waited?;
         self.skipped_turns.set(0);
         self.last_look.set(Moment::now());
         Ok(())
+    }
+
+    /// The first `left` are an outer turn's, or one's that panicked, which a wait has found again.
+    /// Each is called once: the call may drain what both saw.
+    #[cold]
+    fn merge_ready(&self, left: usize) {
+        let mut ready = self.ready.borrow_mut();
+        for (token, revents) in ready.split_off(left) {
+            let found_before = ready
+                .iter_mut()
+                .take(left)
+                // What polling has found is another callback's.
+                .find(|(of, before)| *of == token && *before & POLLED == 0);
+            match found_before {
+                Some((_, before)) => *before |= revents,
+                None => ready.push_back((token, revents)),
+            }
+        }
     }
 
     /// How long the next wait may last.
