@@ -418,7 +418,12 @@ impl Local {
 
     /// True if the turn has something to do whatever the descriptors say.
     fn has_work(&self) -> bool {
-        !self.ready.borrow().is_empty() || self.monitor.need_wait(self) || self.is_urgent()
+        // A notification that this turn accepts may be of what came after it took the mailbox.
+        !self.context.inner().mailbox.is_empty()
+            || !self.arrivals.borrow().is_empty()
+            || !self.ready.borrow().is_empty()
+            || self.monitor.need_wait(self)
+            || self.is_urgent()
     }
 
     /// True if something that is no descriptor's nor timer's is to be run at once.
