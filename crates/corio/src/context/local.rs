@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use super::embed::Foreign;
 use super::handler::remote::Shared;
-use super::handler::{Call, Entry, Interest, Readiness, Table};
+use super::handler::{Call, Entry, Interest, POLLED, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
 use super::polling::Polling;
 use super::ring::ContextRing;
-use super::{AioContext, PollStats, timer};
+use super::{AioContext, PollStats, guarded, timer};
 use crate::error::Error;
 use crate::sys::clock::Moment;
 use crate::{coroutine, tls, track};
@@ -138,15 +138,11 @@ impl Local {
         &self.foreign
     }
 
-    /// After a request has been queued, which might be outside of any turn: a loop that the context is in is told.
+    /// After a request has been queued, or a deadline come nearer, which might be outside of any
+    /// turn or within polling: a loop that the context is in is told, and polling ends.
     #[inline]
     pub(crate) fn tell_foreign_loop(&self) {
-        self.foreign.tell(&self.context);
-    }
-
-    /// After the home has armed a timer that is due before all others.
-    pub(crate) fn deadline_came_nearer(&self) {
-        self.polling.note_nearer();
+        self.polling.hurry();
         self.foreign.tell(&self.context);
     }
 
@@ -375,14 +371,36 @@ impl Local {
             state.begin_wait();
         }
         let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
+        let left = self.ready.borrow().len();
         let waited = self.monitor.wait(self, timeout_ns);
         if blocking {
             state.end_wait();
+        }
+        if left > 0 {
+            self.merge_ready(left);
         }
         waited?;
         self.skipped_turns.set(0);
         self.last_look.set(Moment::now());
         Ok(())
+    }
+
+    /// The first `left` are an outer turn's, or one's that panicked, which a wait has found again.
+    /// Each is called once: the call may drain what both saw.
+    #[cold]
+    fn merge_ready(&self, left: usize) {
+        let mut ready = self.ready.borrow_mut();
+        for (token, revents) in ready.split_off(left) {
+            let found_before = ready
+                .iter_mut()
+                .take(left)
+                // What polling has found is another callback's.
+                .find(|(of, before)| *of == token && *before & POLLED == 0);
+            match found_before {
+                Some((_, before)) => *before |= revents,
+                None => ready.push_back((token, revents)),
+            }
+        }
     }
 
     /// How long the next wait may last.
@@ -400,7 +418,12 @@ impl Local {
 
     /// True if the turn has something to do whatever the descriptors say.
     fn has_work(&self) -> bool {
-        !self.ready.borrow().is_empty() || self.monitor.need_wait(self) || self.is_urgent()
+        // A notification that this turn accepts may be of what came after it took the mailbox.
+        !self.context.inner().mailbox.is_empty()
+            || !self.arrivals.borrow().is_empty()
+            || !self.ready.borrow().is_empty()
+            || self.monitor.need_wait(self)
+            || self.is_urgent()
     }
 
     /// True if something that is no descriptor's nor timer's is to be run at once.
@@ -438,21 +461,33 @@ impl Local {
         self.ring.get().is_some_and(|ring| ring.in_flight() > 0)
     }
 
+    /// Before the home lets go of the rest: their handlers are withdrawn from the monitor one by
+    /// one, and what they wait for may need the loop.
+    pub(super) fn drop_attachments(&self) {
+        let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
+        for (_, attachment) in attachments {
+            guarded(|| drop(attachment));
+        }
+    }
+
     /// Lets go of everything registered here, and of its descriptors: whoever waits for the home's
     /// end may reuse them.
     pub(super) fn clear(&self) {
-        // These first: their handlers are withdrawn from the monitor one by one.
-        let attachments = core::mem::take(&mut *self.attachments.borrow_mut());
-        drop(attachments);
         let entries = self.handlers.clear();
         self.polling.clear();
-        for entry in entries.iter().filter(|entry| entry.is_remote()) {
+        // A foreign loop has the epoll set by a number of its own, and may wait for it still.
+        let outlives = self.foreign.is_active();
+        for entry in entries.iter().filter(|it| outlives || it.is_remote()) {
             // Its descriptor lives on. A refusal leaves it to the monitor's own end.
             let _ = self.monitor.update(self, entry);
         }
         self.foreign.end(&self.context);
         self.monitor.finish(self);
         self.put_back_remote(entries);
+        // What destructors have added is of no home; the next one's tokens begin anew.
+        for entry in self.handlers.clear() {
+            guarded(|| drop(entry));
+        }
     }
 }
 

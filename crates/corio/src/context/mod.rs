@@ -388,17 +388,17 @@ impl AioContext {
         let mut local = Local::new(self.clone(), monitor);
         state.context.set(ptr::from_ref(&local).cast());
         state.context_id.set(self.id());
+        let current = CurrentScope; // Before `local` goes, whatever panics.
         let notifier = self.watch_notifier(&local);
         let result = notifier.is_ok().then(|| {
             *self.0.ended.lock() = false;
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
         });
         let clean = leave(&local);
-        let watched = notifier.map(drop);
+        local.drop_attachments();
+        let watched = notifier.map(drop); // Until here they can be notified.
         local.clear();
-        let state = tls::thread();
-        state.context.set(ptr::null());
-        state.context_id.set(0);
+        drop(current);
         if !clean {
             local.leak_ring();
         }
@@ -443,6 +443,24 @@ struct HomeScope<'a>(&'a AioContext);
 impl Drop for HomeScope<'_> {
     fn drop(&mut self) {
         self.0.0.home.store(0, Ordering::Release);
+    }
+}
+
+/// Has this thread be home no more, before what it was home with goes.
+struct CurrentScope;
+
+impl Drop for CurrentScope {
+    fn drop(&mut self) {
+        let state = tls::thread();
+        state.context.set(ptr::null());
+        state.context_id.set(0);
+    }
+}
+
+/// Runs destructors of the user's, and keeps their panic here: the hook has reported it.
+fn guarded(f: impl FnOnce()) {
+    if let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+        core::mem::forget(payload); // Its destructor could panic again.
     }
 }
 

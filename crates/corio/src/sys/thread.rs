@@ -17,7 +17,8 @@ pub(crate) fn prepare_loop_thread() {
 /// Has this thread, and those that it starts from now on, run on these processors only.
 pub(crate) fn set_cpus(cpus: &[usize]) -> Result<(), Error> {
     let mut set = CpuSet::new();
-    for &cpu in cpus {
+    // No kernel has one of a larger number, and `set` panics.
+    for &cpu in cpus.iter().filter(|&&cpu| cpu < CpuSet::MAX_CPU) {
         set.set(cpu);
     }
     sched_setaffinity(None, &set).map_err(|errno| Error::Os {

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use super::super::list::{Linked, List};
 use super::super::local::Local;
-use super::super::{AioContext, Inner};
+use super::super::{AioContext, Inner, guarded};
 use super::state::State;
 use super::{Call, Entry, Interest, Readiness};
 use crate::atomic::{AtomicPtr, Ordering};
@@ -83,10 +83,7 @@ impl Drop for Mailbox {
         self.0.drain(|shared| {
             let payload = shared.payload.lock().take();
             // A destructor that panics must not keep the others.
-            let dropped = std::panic::AssertUnwindSafe(|| drop(payload));
-            if let Err(payload) = std::panic::catch_unwind(dropped) {
-                core::mem::forget(payload);
-            }
+            guarded(|| drop(payload));
         });
     }
 }
@@ -266,28 +263,33 @@ impl Local {
 
     /// At the home's end, when no callback is on the stack: the next home takes them up.
     pub(in super::super) fn put_back_remote(&self, entries: Vec<Rc<Entry>>) {
-        let mailbox = &self.context.inner().mailbox.0;
         for entry in entries {
-            let Some(Entry {
-                call: Call::Remote(Adopted { shared, payload }),
-                ..
-            }) = Rc::into_inner(entry)
-            else {
-                continue;
-            };
-            shared.token.store(NO_TOKEN, Ordering::Relaxed);
-            *shared.payload.lock() = Some(payload);
-            if shared.state.is_removed() {
-                // Its handle may have looked for the payload before it was there.
-                let payload = shared.payload.lock().take();
-                drop(payload);
-            } else if shared.state.requeue() {
-                mailbox.push(shared);
-            }
+            // A destructor that panics must not keep the others.
+            guarded(|| self.put_back(entry));
         }
+        let mailbox = &self.context.inner().mailbox.0;
         // QUEUED still (state I1).
         for shared in self.arrivals.take() {
             mailbox.push(shared);
+        }
+    }
+
+    fn put_back(&self, entry: Rc<Entry>) {
+        let Some(Entry {
+            call: Call::Remote(Adopted { shared, payload }),
+            ..
+        }) = Rc::into_inner(entry)
+        else {
+            return;
+        };
+        shared.token.store(NO_TOKEN, Ordering::Relaxed);
+        *shared.payload.lock() = Some(payload);
+        if shared.state.is_removed() {
+            // Its handle may have looked for the payload before it was there.
+            let payload = shared.payload.lock().take();
+            drop(payload);
+        } else if shared.state.requeue() {
+            self.context.inner().mailbox.0.push(shared);
         }
     }
 }

@@ -94,6 +94,14 @@ impl EpollMonitor {
         Ok(())
     }
 
+    /// See [`Monitor::finish`](super::Monitor::finish).
+    pub(super) fn remove_ring(&self, ring: &ContextRing) {
+        if self.ring_added.replace(false) {
+            // A refusal leaves it to the ring's own end.
+            let _ = self.epoll.delete(ring.ring().as_fd());
+        }
+    }
+
     /// See [`Monitor::submit_for_foreign`](super::Monitor::submit_for_foreign). A refusal is met
     /// again by the turn that follows, which reports it.
     pub(super) fn submit_for_foreign(&self, local: &Local) -> Option<u64> {

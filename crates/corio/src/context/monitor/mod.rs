@@ -290,10 +290,16 @@ impl Monitor {
     }
 
     /// At the end of a home, once its handlers are removed: lets go of their descriptors. Closing
-    /// an epoll set does that by itself; closing a ring does, too, but some time later.
+    /// an epoll set does that by itself; closing a ring does, too, but some time later. The set may
+    /// live on in a foreign loop, and a ring that is leaked as well.
     pub(super) fn finish(&self, local: &Local) {
-        if let (Backend::Uring, Some(ring)) = (&*self.0.borrow(), local.ring_if_made()) {
-            uring::finish(ring);
+        let Some(ring) = local.ring_if_made() else {
+            return;
+        };
+        match &*self.0.borrow() {
+            Backend::Poll(_) => {}
+            Backend::Epoll(monitor) => monitor.remove_ring(ring),
+            Backend::Uring => uring::finish(ring),
         }
     }
 

@@ -92,8 +92,8 @@ pub(in super::super) struct Polling {
     obstacles: Cell<usize>,
     /// See I2.
     polled: RefCell<Vec<Rc<Entry>>>,
-    /// A deadline has come nearer than it was when polling began.
-    nearer: Cell<bool>,
+    /// The home has asked for something, from within polling, that is due before it was to end.
+    is_hurried: Cell<bool>,
 }
 
 /// What one turn polls, with what is to be called after it.
@@ -108,7 +108,7 @@ impl Polling {
             able: Cell::new(0),
             obstacles: Cell::new(0),
             polled: RefCell::default(),
-            nearer: Cell::new(false),
+            is_hurried: Cell::new(false),
         };
         polling.set_params(params);
         polling
@@ -119,10 +119,11 @@ impl Polling {
         self.is_on.get()
     }
 
-    /// After the home has armed a timer that is due before all others, perhaps in a callback that
-    /// is called while polling.
-    pub(in super::super) fn note_nearer(&self) {
-        self.nearer.set(true);
+    /// The home has armed a timer for earlier, queued a request or watches another descriptor: what
+    /// is polled for is to be looked at anew.
+    #[inline]
+    pub(in super::super) fn hurry(&self) {
+        self.is_hurried.set(true);
     }
 
     fn set_params(&self, params: PollParams) {
@@ -142,6 +143,9 @@ impl Polling {
         let can_poll = entry.poll.get().is_some_and(|state| state.can_poll());
         let is_watched = entry.events() != 0 && !is_notifier;
         count(&self.obstacles, &entry.obstructs, is_watched && !can_poll);
+        if is_watched && !can_poll {
+            self.hurry(); // The kernel is to be asked.
+        }
         count(&self.able, &entry.able, can_poll && !entry.removed.get());
         self.decide();
     }
@@ -253,7 +257,7 @@ impl Local {
             self.leave_idle(began_ns);
         }
         let (snapshot, time_ns) = self.snapshot();
-        polling.nearer.set(false);
+        polling.is_hurried.set(false);
         // Till the next timer at most; 0 if there is something to do.
         let wait_ns = self.timeout_ns().unwrap_or(u64::MAX);
         let mut budget = polling.budget.get();
@@ -307,8 +311,8 @@ impl Local {
             if self.round(snapshot, false) {
                 return true;
             }
-            let elapsed_ns = timer::now_ns().saturating_sub(began_ns);
-            if elapsed_ns >= limit_ns || self.must_stop(elapsed_ns) {
+            let taken_ns = timer::now_ns().saturating_sub(began_ns);
+            if taken_ns >= limit_ns || self.must_stop(taken_ns) || self.polling.is_hurried.get() {
                 return false;
             }
             core::hint::spin_loop();
@@ -336,16 +340,15 @@ impl Local {
         found
     }
 
-    /// Looks at what ends polling without asking the kernel (SPEC N5). What callbacks, and signal
-    /// handlers of this thread, schedule and arm meanwhile comes without a notification, as do idle
-    /// bottom halves.
+    /// Looks at what there is to do, without asking the kernel (SPEC N5). What callbacks, and signal
+    /// handlers of this thread, schedule meanwhile comes without a notification, as do idle bottom
+    /// halves.
     fn must_stop(&self, elapsed_ns: u64) -> bool {
         let inner = self.context.inner();
         let limit_ns = inner.bottom_halves.timeout_ns();
         inner.notify.is_notified()
             || limit_ns.is_some_and(|limit_ns| limit_ns <= elapsed_ns)
             || self.has_home_work()
-            || self.polling.nearer.get()
             || self.monitor.has_something(self)
     }
 
