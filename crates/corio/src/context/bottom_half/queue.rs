@@ -151,7 +151,7 @@ pub(super) trait Linked: Chained {
 pub(super) enum Popped<T> {
     /// It belongs to the caller.
     Once(*mut T),
-    /// Its callback is to run; [`Queue::ran`] has to follow. It stays until then.
+    /// Its callback is to run; [`Section::ran`] has to follow. It stays until then.
     Run { node: *mut T, hurry: Hurry },
     /// Nothing: it was cancelled, or waits for a run of its own to end.
     Skip,
