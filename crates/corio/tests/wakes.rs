@@ -65,7 +65,7 @@ fn wake(monitor: MonitorChoice, count: u64) {
 #[test]
 fn a_blocked_loop_is_woken_as_often_as_it_is_notified() {
     for monitor in MONITORS {
-        wake(monitor, if is_soak() { 1_000_000 } else { 100_000 });
+        wake(monitor, if is_soak() { 1_000_000 } else { 50_000 });
     }
 }
 
