@@ -28,6 +28,8 @@ use crate::{coroutine, tls, track};
 const SKIPPED_TURNS_MAX: u32 = 61;
 /// The same in time, in ns.
 const SKIPPED_NS_MAX: u64 = 50_000;
+/// Events of a turn that a home has room for from the beginning.
+const READY_ROOM: usize = 16;
 
 /// A function, and what it is called with.
 #[derive(Clone, Copy)]
@@ -65,7 +67,8 @@ impl Local {
             ring: OnceCell::new(),
             handlers: Table::default(),
             arrivals: RefCell::default(),
-            ready: RefCell::default(),
+            // So that the first events of a home do not allocate.
+            ready: RefCell::new(VecDeque::with_capacity(READY_ROOM)),
             polling,
             rearm: RefCell::default(),
             drain: Cell::new(None),
@@ -265,6 +268,7 @@ impl Local {
     }
 
     /// Runs the handlers that a wait found ready. True: progress.
+    #[inline(never)] // Out of the way of turns without any.
     fn dispatch_ready(&self) -> io::Result<bool> {
         let mut progress = false;
         let mut result = Ok(());
@@ -328,9 +332,11 @@ impl Local {
         if let Some(ring) = self.ring.get() {
             progress |= ring.dispatch();
         }
-        match self.dispatch_ready() {
-            Ok(ran) => progress |= ran,
-            Err(error) => result = result.and(Err(error)),
+        if !self.ready.borrow().is_empty() {
+            match self.dispatch_ready() {
+                Ok(ran) => progress |= ran,
+                Err(error) => result = result.and(Err(error)),
+            }
         }
         if let Some(ring) = self.ring.get()
             && ring.pending() > 0

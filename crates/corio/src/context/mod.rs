@@ -263,7 +263,8 @@ impl AioContext {
     #[track_caller]
     pub fn poll(&self, blocking: bool) -> io::Result<bool> {
         local::refuse_in_coroutine();
-        let Some(local) = Local::current().filter(|local| local.context().id() == self.id()) else {
+        let Some(local) = Local::current().filter(|local| Arc::ptr_eq(&local.context().0, &self.0))
+        else {
             panic!(
                 "AioContext::poll of `{}` was called off its home thread: call it inside `enter_home`",
                 self.name()
