@@ -356,7 +356,7 @@ const SECOND: PollParams = PollParams {
     ..PollParams::IO_THREAD
 };
 
-// SPEC P5
+// SPEC H4, P5
 #[test]
 fn begin_comes_before_the_first_round_and_end_before_the_last_look() {
     on_each_monitor(SECOND, |context| {

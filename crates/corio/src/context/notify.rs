@@ -175,6 +175,33 @@ impl NotifyState {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    // SPEC N2, N3
+    #[test]
+    fn only_who_may_be_blocked_costs_a_system_call() {
+        let state = NotifyState::new();
+        assert!(!state.notify(), "nobody waits");
+        assert!(state.is_notified(), "set all the same");
+        state.accept();
+        state.begin_wait();
+        state.begin_wait(); // A nested poll.
+        assert!(state.notify(), "two polls may be blocked");
+        state.end_wait();
+        state.accept();
+        assert!(state.notify(), "the outer one goes on");
+        state.end_wait();
+        state.accept();
+        state.begin_foreign();
+        assert!(state.notify(), "a foreign loop may wait");
+        state.end_foreign();
+        state.accept();
+        assert!(!state.notify() && !state.shorten_wait());
+    }
+}
+
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
