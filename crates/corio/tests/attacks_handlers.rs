@@ -103,6 +103,7 @@ fn a_monitor_that_changes_in_the_middle_of_a_turn_loses_nothing() {
         type Handlers = Rc<RefCell<Vec<Option<Handler<UnixStream>>>>>;
         let local = context.local().unwrap();
         let handlers: Handlers = Rc::default();
+        let refused: Rc<RefCell<Option<Handler<std::fs::File>>>> = Rc::default();
         let calls = Rc::new(RefCell::new(vec![0u32; 300]));
         let removed = Rc::new(RefCell::new(vec![false; 300]));
         let mut partners = Vec::new();
@@ -110,8 +111,9 @@ fn a_monitor_that_changes_in_the_middle_of_a_turn_loses_nothing() {
         for index in 0..40 {
             let (ours, theirs) = loaded();
             partners.push(theirs);
-            let (handlers_too, calls, removed, crowd, context) = (
+            let (handlers_too, refused_too, calls, removed, crowd, context) = (
                 Rc::clone(&handlers),
+                Rc::clone(&refused),
                 Rc::clone(&calls),
                 Rc::clone(&removed),
                 Rc::clone(&crowd),
@@ -137,7 +139,8 @@ fn a_monitor_that_changes_in_the_middle_of_a_turn_loses_nothing() {
                     let file = tempfile::tempfile().unwrap();
                     let calls = Rc::clone(&calls);
                     let count = move |_| calls.borrow_mut()[140] += 1;
-                    std::mem::forget(local.add_handler(file, Interest::READ, count).unwrap());
+                    let added = local.add_handler(file, Interest::READ, count).unwrap();
+                    *refused_too.borrow_mut() = Some(added);
                     context.poll(false).unwrap();
                 }
             };

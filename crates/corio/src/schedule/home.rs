@@ -87,7 +87,10 @@ impl AioContext {
             Ok(Err(error)) => {
                 tracing::error!(context = self.name(), "the loop's wait failed: {error}")
             }
-            Err(payload) => core::mem::forget(payload),
+            Err(payload) => {
+                let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                core::mem::forget(dropped); // A destructor's panic, whose own could panic again.
+            }
         }
     }
 }
