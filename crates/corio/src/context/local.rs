@@ -351,7 +351,7 @@ impl Local {
 
     /// Looks at the descriptors, and waits for them if nothing else is to be done.
     fn wait(&self, blocking: bool) -> io::Result<()> {
-        if blocking && self.polling.is_on() {
+        if blocking && self.polling.is_on() && self.may_poll() {
             return self.poll_and_wait();
         }
         self.wait_in_monitor(blocking)

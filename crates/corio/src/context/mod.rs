@@ -434,6 +434,12 @@ impl AioContext {
                 write: false,
             })
             .map_err(refused)?;
+        // Whoever notifies a loop that polls need not write the eventfd (SPEC N5).
+        let context = self.clone();
+        handler.set_poll(
+            Box::new(move || context.0.notify.is_notified()),
+            Box::new(|| ()),
+        );
         Ok(handler)
     }
 }
