@@ -64,10 +64,16 @@ const SKIPPED_UNDER_ASAN: &[(&str, &str)] = &[
     ),
 ];
 /// Tests that valgrind is not given, and why.
-const SKIPPED_UNDER_VALGRIND: &[(&str, &str)] = &[(
-    "an_alternate_stack_is_used_if_it_is_large_enough_and_put_back_if_not",
-    "valgrind tells of the last alternate stack where none is set",
-)];
+const SKIPPED_UNDER_VALGRIND: &[(&str, &str)] = &[
+    (
+        "an_alternate_stack_is_used_if_it_is_large_enough_and_put_back_if_not",
+        "valgrind tells of the last alternate stack where none is set",
+    ),
+    (
+        "a_regular_file_is_always_ready",
+        "valgrind refuses rings, and it looks at one",
+    ),
+];
 /// What is in the names of unit tests that need no stack, for ThreadSanitizer.
 const STACKLESS: &str = "plain_threads";
 
