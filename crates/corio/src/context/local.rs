@@ -144,7 +144,7 @@ impl Local {
     /// After a request has been queued, or a deadline come nearer, which might be outside of any
     /// turn or within polling: a loop that the context is in is told, and polling ends.
     #[inline]
-    pub(crate) fn tell_foreign_loop(&self) {
+    pub(crate) fn hurry(&self) {
         self.polling.hurry();
         self.foreign.tell(&self.context);
     }
@@ -155,7 +155,7 @@ impl Local {
         self.monitor.pollable()
     }
 
-    /// Before a foreign loop waits; see [`Monitor::submit`].
+    /// Before a foreign loop waits; see [`Monitor::submit_for_foreign`].
     pub(super) fn submit_for_foreign(&self) -> Option<u64> {
         self.monitor.submit_for_foreign(self)
     }

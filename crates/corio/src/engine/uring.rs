@@ -111,7 +111,7 @@ fn run_once(
         // queued meanwhile.
         let _ = ring.submit();
     }
-    local.tell_foreign_loop();
+    local.hurry();
     let mut asked = false;
     loop {
         if let Some(result) = record.result.get() {

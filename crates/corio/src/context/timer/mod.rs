@@ -112,7 +112,7 @@ impl Timer {
         // The home thread looks at the deadlines anew before it waits, unless another loop does.
         if earlier {
             match Local::current().filter(|local| local.context().id() == self.context.id()) {
-                Some(local) => local.tell_foreign_loop(),
+                Some(local) => local.hurry(),
                 None => self.context.notify(),
             }
         }

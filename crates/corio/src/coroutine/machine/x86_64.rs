@@ -47,6 +47,8 @@ const _: () = assert!(offset_of!(Machine, resumer) == 8);
 
 /// What lies below the body on a new stack, in bytes: see the picture.
 const BELOW_BODY: usize = 32;
+// `corio_machine_begin` has both by number.
+const _: () = assert!(BELOW_BODY == 32 && size_of::<Begin>() == 8);
 type Begin = unsafe extern "C" fn(&Machine, *mut u8) -> !;
 type Discard = unsafe fn(*mut u8);
 
