@@ -74,7 +74,7 @@ impl Figure {
         figure.peer = Some(Peer {
             name: peer,
             value,
-            ratio: stats::ratio(metric.better, figure.value, value),
+            ratio: ours.ratio(metric.better, theirs),
         });
         figure.spread = figure.spread.max(theirs.spread());
         figure
@@ -168,7 +168,7 @@ impl Report {
         }
         writeln!(
             self.prose,
-            "ratio: below 1 is better. spread: width of the middle half / median, of the noisier side."
+            "ratio: median of the rounds' ratios; below 1 is better. spread: width of the middle half / median, of the noisier side."
         )
     }
 

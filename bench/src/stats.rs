@@ -1,4 +1,4 @@
-//! Medians and ratios.
+//! Medians and ratios, which are medians of the ratios of each round.
 
 /// Which way a figure is better, and so which way its ratio is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,21 @@ impl Samples {
         }
     }
 
+    /// Ours to theirs, round by round, and of that the median: the sides took turns, so that a round
+    /// of one and a round of the other saw the same of a machine that is now fast and now slow.
+    ///
+    /// # Panics
+    ///
+    /// Without a sample, or with more of one side than of the other.
+    pub(crate) fn ratio(&self, better: Better, theirs: &Samples) -> f64 {
+        assert_eq!(self.0.len(), theirs.0.len(), "the sides take turns");
+        let rounds = self.0.iter().zip(&theirs.0);
+        rounds
+            .map(|(&ours, &theirs)| ratio(better, ours, theirs))
+            .collect::<Samples>()
+            .median()
+    }
+
     fn sorted(&self) -> Vec<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -63,7 +78,7 @@ impl FromIterator<f64> for Samples {
 
 /// Ours against theirs, so that below 1 is always better. Two nothings, as of allocations, are
 /// equal.
-pub(crate) fn ratio(better: Better, ours: f64, theirs: f64) -> f64 {
+fn ratio(better: Better, ours: f64, theirs: f64) -> f64 {
     if ours == 0.0 && theirs == 0.0 {
         return 1.0;
     }
@@ -104,6 +119,20 @@ mod tests {
     #[should_panic(expected = "no round was measured")]
     fn median_of_nothing_is_a_bug() {
         Samples::default().median();
+    }
+
+    #[test]
+    fn ratio_is_the_median_of_the_rounds_not_of_the_sides() {
+        // The machine was slow in the first two rounds; ours is always a fifth slower.
+        let (ours, theirs) = (samples(&[12.0, 12.0, 6.0]), samples(&[10.0, 10.0, 5.0]));
+        assert_eq!(ours.ratio(Better::Lower, &theirs), 1.2);
+        assert_eq!(theirs.ratio(Better::Higher, &ours), 1.2);
+    }
+
+    #[test]
+    #[should_panic(expected = "the sides take turns")]
+    fn ratio_of_sides_that_did_not_take_turns_is_a_bug() {
+        samples(&[1.0]).ratio(Better::Lower, &samples(&[1.0, 2.0]));
     }
 
     #[test]

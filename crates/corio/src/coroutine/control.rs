@@ -65,7 +65,7 @@ pub(super) mod key {
     /// Running, or waiting for one that it has entered itself.
     pub(crate) const ENTERED: u64 = 8;
     /// Has suspended to leave for another thread, or is on its way there. One that others move
-    /// keeps the state it was in.
+    /// keeps the state it was in. The states before this one are run from a queue.
     pub(crate) const DEPARTING: u64 = 8 | SETTLE;
     /// Its body has returned.
     pub(crate) const ENDED: u64 = 10 | SETTLE;

@@ -71,6 +71,18 @@ impl CoRef {
         self.block().phase()
     }
 
+    /// A wake token of it is about to be made (stack::word I7).
+    #[inline]
+    pub(crate) fn share(self) {
+        self.slot().word.share(self.generation(), self.is_parked());
+    }
+
+    /// True if it is parked, or scheduled by whoever woke it from there.
+    #[inline]
+    pub(crate) fn is_parked(self) -> bool {
+        self.key() == key::of(self.generation()) + key::PARKED
+    }
+
     /// A number that no other coroutine has or had, for tracking; not 0.
     pub(crate) fn id(self) -> u64 {
         id(self.slot(), self.generation())
@@ -94,6 +106,15 @@ impl CoRef {
     /// RUNNING (stack::word I6).
     pub(crate) fn queue_wake(self, co: CoRef) {
         co.set_queued();
+        self.block().suspend_having_woken();
+        self.block().woken.push(co.slot());
+    }
+
+    /// As [`queue_wake`](Self::queue_wake), for one whose key says that it is parked.
+    #[inline]
+    pub(crate) fn queue_parked(self, co: CoRef) {
+        debug_assert!(co.is_parked());
+        co.block().set_state(key::QUEUED);
         self.block().suspend_having_woken();
         self.block().woken.push(co.slot());
     }
@@ -523,6 +544,7 @@ impl Builder {
     }
 
     /// A stack for [`create_on`]. The caller uses it at once.
+    #[inline]
     pub(crate) fn reserve_stack(&self) -> Result<&'static Slot, Error> {
         let size = match self.stack_size {
             None => stack::SIZE_DEFAULT,
@@ -636,12 +658,13 @@ impl Coroutine {
     #[inline(always)]
     pub(crate) fn enter_parked(&self) -> bool {
         let thread = tls::thread();
-        // What has ended, or moves, is not parked.
+        // The key first: what has ended, or moves, may not be looked at otherwise.
         let parked = thread.current.get().is_null()
             && !thread.traced.get()
+            && self.co.key() == self.base + key::PARKED
             && self.slot.word.claim_parked_now(self.base);
         if parked {
-            switch::enter_untraced(thread, self.co, self.base);
+            switch::enter_first(thread, self.co, self.base);
         }
         parked
     }

@@ -168,12 +168,13 @@ fn switch_into(block: &ControlBlock, base: u64) -> bool {
     if thread.traced.get() {
         return traced_switch(block, base);
     }
-    switch(thread, block, base)
+    switch(thread, thread.current.get(), block, base)
 }
 
+/// As [`switch_into`]; `caller` is the running coroutine's block, or null.
 #[inline(always)]
-fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> bool {
-    block.hot.caller.set(thread.current.get());
+fn switch(thread: &tls::ThreadState, caller: *const (), block: &ControlBlock, base: u64) -> bool {
+    block.hot.caller.set(caller);
     block.set_key(base + key::ENTERED);
     thread.current.set(ptr::from_ref(block).cast());
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
@@ -190,7 +191,8 @@ fn traced_switch(block: &ControlBlock, base: u64) -> bool {
     let co = reference(block);
     let caller = running().map_or(0, |caller| reference(caller).id());
     track::emit(Kind::Entered, caller, co.id(), 0);
-    let plain = switch(block.hot.thread.get(), block, base);
+    let thread = block.hot.thread.get();
+    let plain = switch(thread, thread.current.get(), block, base);
     if block.key() != base + key::ENDED {
         track::emit(Kind::Yielded, co.id(), caller, 0);
     }
@@ -211,10 +213,11 @@ pub(super) fn enter_as(co: CoRef, base: u64) {
     }
 }
 
-/// As [`enter_as`], for who knows that nothing is traced. `thread` is this one.
+/// As [`enter_as`], for who knows that no coroutine runs and nothing is traced. `thread` is this
+/// one.
 #[inline(always)]
-pub(super) fn enter_untraced(thread: &tls::ThreadState, co: CoRef, base: u64) {
-    if !switch(thread, co.block(), base) {
+pub(super) fn enter_first(thread: &tls::ThreadState, co: CoRef, base: u64) {
+    if !switch(thread, ptr::null(), co.block(), base) {
         after_run(co);
     }
 }
@@ -257,16 +260,12 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         let co = super::of_slot(slot);
         let block = co.block();
         let state = block.state(block.generation);
+        if state >= key::DEPARTING {
+            leaves(co, state);
+            continue;
+        }
         if state == key::QUEUED || state == key::CREATED_QUEUED {
             block.suspend_plainly(); // stack::word I6.
-        } else if state == key::DEPARTING {
-            if let Some(departure) = block.departure.take() {
-                departure(co);
-            }
-            continue;
-        } else if state == key::ENDED {
-            give_up(co); // `ended_queued` has done the rest.
-            continue;
         } else {
             slot.word.claim(block.generation);
         }
@@ -285,6 +284,17 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
     }
     if let Some(payload) = panic {
         resume_unwind(payload);
+    }
+}
+
+/// Takes one off a queue that is not to be run from it.
+#[cold]
+#[inline(never)]
+fn leaves(co: CoRef, state: u64) {
+    if state == key::ENDED {
+        give_up(co); // `ended_queued` has done the rest.
+    } else if let Some(departure) = co.block().departure.take() {
+        departure(co);
     }
 }
 

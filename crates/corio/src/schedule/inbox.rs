@@ -235,10 +235,14 @@ mod tests {
     #[test]
     fn wakes_of_plain_threads_bring_along_what_was_done_before() {
         let pushed: &'static Pushed<Node> = Box::leak(Box::new(Pushed::new()));
-        let node = |_| Node {
-            word: SlotWord::new(),
-            next: AtomicPtr::new(ptr::null_mut()),
-            gift: UnsafeCell::new(0),
+        let node = |_| {
+            let word = SlotWord::new();
+            word.share(1, false);
+            Node {
+                word,
+                next: AtomicPtr::new(ptr::null_mut()),
+                gift: UnsafeCell::new(0),
+            }
         };
         let nodes: &'static [Node] = (0..NODES).map(node).collect::<Vec<_>>().leak();
         let wakers: [_; WAKERS] = core::array::from_fn(|first| {

@@ -52,10 +52,27 @@ pub struct CoWaker {
 }
 
 impl CoWaker {
+    /// The one place where a token is made of a coroutine, which is of this thread.
     fn of(co: CoRef) -> Self {
+        co.share();
+        Self::name(co)
+    }
+
+    /// What will be a token once it is [shared](Self::share), and does not leave the thread before:
+    /// until then the coroutine parks without locked instructions (stack::word I7).
+    fn name(co: CoRef) -> Self {
         Self {
             index: co.slot().index(),
             generation: co.generation(),
+        }
+    }
+
+    /// Makes a token of a coroutine's name, in its thread. Nothing, if the coroutine is gone.
+    fn share(self) {
+        if let Some(slot) = stack::slot_at(self.index)
+            && slot.word.generation() == self.generation
+        {
+            coroutine::of_slot(slot).share();
         }
     }
 
@@ -84,9 +101,7 @@ impl CoWaker {
     #[must_use]
     #[inline]
     pub fn current() -> Option<Self> {
-        coroutine::current()
-            .filter(|co| !co.inbox().is_null())
-            .map(Self::of)
+        wakeable().map(Self::of)
     }
 
     /// Gets the coroutine going again if it is parked, or keeps its next park from waiting. Any
@@ -114,7 +129,7 @@ impl CoWaker {
     fn wake_beside(self, running: CoRef, slot: &'static Slot) {
         if slot.word.wake_here(self.generation) == Wake::Queue {
             self.trace(inbox_of(slot));
-            running.queue_wake(coroutine::of_slot(slot));
+            running.queue_parked(coroutine::of_slot(slot));
         }
     }
 
@@ -153,6 +168,48 @@ impl CoWaker {
         }
         coroutine::enter(co);
     }
+}
+
+/// What a token is for whoever stays in the coroutine's thread: to make it does not share the
+/// coroutine's word (stack::word I7).
+#[derive(Clone, Copy)]
+pub(crate) struct Neighbour {
+    slot: &'static Slot,
+    generation: u32,
+}
+
+impl Neighbour {
+    fn of(co: CoRef) -> Self {
+        Self {
+            slot: co.slot(),
+            generation: co.generation(),
+        }
+    }
+
+    /// As [`CoWaker::wake`]. Its thread only.
+    fn wake(self) {
+        let Self { slot, generation } = self;
+        if slot.word.generation() != generation {
+            return; // It is gone.
+        }
+        let co = coroutine::of_slot(slot);
+        // At home it goes on the running coroutine's wake queue.
+        match coroutine::current() {
+            Some(running) if ptr::eq(running.inbox(), co.inbox()) && co.is_parked() => {
+                if slot.word.claim_parked(generation) {
+                    CoWaker::name(co).trace(co.inbox());
+                    running.queue_parked(co);
+                }
+            }
+            _ => CoWaker::of(co).wake(),
+        }
+    }
+}
+
+/// The running coroutine, if one runs and it has a context to be woken in.
+#[inline]
+fn wakeable() -> Option<CoRef> {
+    coroutine::current().filter(|co| !co.inbox().is_null())
 }
 
 /// Where the wakes of the slot's coroutine go.

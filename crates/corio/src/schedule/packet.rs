@@ -178,6 +178,24 @@ impl<O, W, const LOCAL: bool> Packet<O, W, LOCAL> {
         }
     }
 
+    /// As [`wait_as`](Self::wait_as), for who mostly is the first to wait; true if it is to wait.
+    #[inline(always)]
+    pub(super) fn wait_first_as(&self, waiter: W) -> bool {
+        if self.state.load(Ordering::Relaxed) != EMPTY {
+            return self.wait_as(waiter).is_ok();
+        }
+        put(&self.waiter, waiter); // P2.
+        // Release and acquire: as in `wait_as`.
+        let waits = self
+            .state
+            .change::<LOCAL>([EMPTY, WAITING], Ordering::Release, Ordering::Acquire)
+            .is_ok();
+        if !waits {
+            drop(take(&self.waiter)); // P3.
+        }
+        waits
+    }
+
     /// The handle's side: the outcome, once it is there, and once only.
     pub(super) fn take(&self) -> Option<O> {
         self.is_done().then(|| take(&self.outcome)).flatten()
@@ -216,6 +234,17 @@ fn put<T>(cell: &UnsafeCell<Option<T>>, value: T) {
     cell.with_mut(put);
 }
 
+/// Whether something is in the cell, which is the caller's: see [`take`].
+#[inline(always)]
+fn is_some<T>(cell: &UnsafeCell<Option<T>>) -> bool {
+    // SAFETY: the caller's promise.
+    let is_some = |cell: *const Option<T>| unsafe { (*cell).is_some() };
+    #[cfg(not(loom))]
+    return is_some(cell.get());
+    #[cfg(loom)]
+    cell.with(is_some)
+}
+
 /// As [`put`].
 #[inline(always)]
 fn take<T>(cell: &UnsafeCell<Option<T>>) -> Option<T> {
@@ -251,6 +280,17 @@ impl<O, W, const LOCAL: bool> Shared<O, W, LOCAL> {
     pub(super) fn as_ptr(&self) -> NonNull<Packet<O, W, LOCAL>> {
         self.0
     }
+
+    /// Frees it with what nobody has asked for.
+    #[cold]
+    #[inline(never)]
+    fn free_with_rest(&self) {
+        let left = (take(&self.outcome), take(&self.waiter));
+        // SAFETY: nobody refers to it any more, and nothing is left in it; it was made by `pair`.
+        // Freed before the rest is dropped, so that a panic in a destructor does not keep it.
+        unsafe { recycle::free(self.0.cast(), Layout::new::<Packet<O, W, LOCAL>>()) };
+        drop(left);
+    }
 }
 
 impl<O, W, const LOCAL: bool> Deref for Shared<O, W, LOCAL> {
@@ -275,11 +315,11 @@ impl<O, W, const LOCAL: bool> Drop for Shared<O, W, LOCAL> {
                 return;
             }
         }
-        let left = (take(&self.outcome), take(&self.waiter));
+        if is_some(&self.outcome) || is_some(&self.waiter) {
+            return self.free_with_rest();
+        }
         // SAFETY: nobody refers to it any more, and nothing is left in it; it was made by `pair`.
-        // Freed before the rest is dropped, so that a panic in a destructor does not keep it.
         unsafe { recycle::free(self.0.cast(), Layout::new::<Packet<O, W, LOCAL>>()) };
-        drop(left);
     }
 }
 

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, Thread};
 
 use super::inbox::Inbox;
-use super::{CoWaker, packet, park};
+use super::{CoWaker, Neighbour, packet, park};
 use crate::context::{AioContext, Local, LocalContext};
 use crate::coroutine::{self, Builder, Cancelled, Home, Unfinished};
 use crate::error::Error;
@@ -47,7 +47,7 @@ pub enum JoinError {
     Leaked,
     /// No stack could be had for it.
     #[error("no stack for the coroutine: {0}")]
-    NoStack(Error),
+    NoStack(Box<Error>),
 }
 
 impl JoinError {
@@ -67,7 +67,12 @@ struct Unjoined<T>(Option<Outcome<T>>);
 
 impl<T> Unjoined<T> {
     fn join(mut self) -> Outcome<T> {
-        self.0.take().unwrap_or(Err(JoinError::Cancelled))
+        let outcome = self.0.take();
+        core::mem::forget(self); // Nothing is in it any more.
+        match outcome {
+            Some(outcome) => outcome,
+            None => Err(JoinError::Cancelled),
+        }
     }
 }
 
@@ -82,6 +87,8 @@ impl<T> Drop for Unjoined<T> {
 /// Who waits for the result.
 pub(crate) enum Waiter {
     Coroutine(CoWaker),
+    /// A coroutine of the same thread, of which no token need have been made.
+    Neighbour(Neighbour),
     Thread(Thread),
     Task(Waker),
 }
@@ -94,6 +101,7 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
         match self.finish(Unjoined(Some(outcome))) {
             None => {}
             Some(Waiter::Coroutine(waker)) => waker.wake(),
+            Some(Waiter::Neighbour(neighbour)) => neighbour.wake(),
             Some(Waiter::Thread(thread)) => thread.unpark(),
             Some(Waiter::Task(waker)) => wake_task(waker),
         }
@@ -106,8 +114,10 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
                 park();
             }
         }
-        self.take()
-            .map_or(Err(JoinError::Cancelled), Unjoined::join)
+        match self.take() {
+            Some(outcome) => outcome.join(),
+            None => Err(JoinError::Cancelled),
+        }
     }
 
     /// True if the running coroutine is to be woken at the end, and so has to park until then.
@@ -116,8 +126,13 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
         if self.is_done() {
             return false;
         }
-        if let Some(waker) = CoWaker::current() {
-            return self.wait_as(Waiter::Coroutine(waker)).is_ok();
+        if let Some(co) = super::wakeable() {
+            let waiter = if LOCAL {
+                Waiter::Neighbour(Neighbour::of(co))
+            } else {
+                Waiter::Coroutine(CoWaker::of(co))
+            };
+            return self.wait_first_as(waiter);
         }
         assert!(
             Local::current().is_none(),
@@ -135,7 +150,11 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
     fn ask_to_end(&self) -> Result<(), Error> {
         coroutine::can_cancel()?;
         if let Some(token) = self.cancel() {
-            CoWaker::unpack(token).cancel();
+            let token = CoWaker::unpack(token);
+            if LOCAL {
+                token.share();
+            }
+            token.cancel();
         }
         Ok(())
     }
@@ -328,8 +347,8 @@ impl<T> LocalJoinHandle<T> {
     /// point. If it goes on without the result it may be woken by it later.
     #[track_caller]
     pub(crate) fn wait_while(&self, waits: impl Fn() -> bool) -> bool {
-        let waker = CoWaker::of(super::parkable("join"));
-        if !self.packet.is_done() && self.packet.wait_as(Waiter::Coroutine(waker)).is_ok() {
+        let waiter = Waiter::Neighbour(Neighbour::of(super::parkable("join")));
+        if !self.packet.is_done() && self.packet.wait_as(waiter).is_ok() {
             while waits() && !self.packet.is_done() {
                 park();
             }
@@ -405,7 +424,7 @@ impl<T: 'static, F: FnOnce() -> T + 'static, const LOCAL: bool> Spawn<T, F, LOCA
             Err(error) => {
                 let Work { f, finisher } = self.work;
                 drop(f);
-                finisher.0.end(Err(JoinError::NoStack(error)));
+                finisher.0.end(Err(JoinError::NoStack(Box::new(error))));
             }
         }
     }
@@ -420,7 +439,12 @@ impl<T: 'static, F: FnOnce() -> T + 'static, const LOCAL: bool> Spawn<T, F, LOCA
         // stays.
         let made = unsafe {
             co.set_unfinished(packet);
-            packet.as_ref().set_target(CoWaker::of(co).pack())
+            let token = if LOCAL {
+                CoWaker::name(co)
+            } else {
+                CoWaker::of(co)
+            };
+            packet.as_ref().set_target(token.pack())
         };
         if !made {
             return coroutine::discard(co); // Cancelled before it was made.
@@ -560,11 +584,19 @@ impl Builder {
 }
 
 #[track_caller]
+#[inline]
 fn assert_home(what: &str) {
-    assert!(
-        Local::current().is_some(),
+    if Local::current().is_none() {
+        not_home(what);
+    }
+}
+
+#[cold]
+#[track_caller]
+fn not_home(what: &str) -> ! {
+    panic!(
         "{what} was called on a thread that is no context's home: use `AioContext::spawn`, or call it inside `enter_home`"
-    );
+    )
 }
 
 impl LocalContext<'_> {

@@ -9,7 +9,10 @@
 //!   PARKED ---------------------------------> SCHEDULED -----------+
 //!             another thread's wake: whoever wins queues it
 //!
-//!   from any of them: the coroutine ends, RUNNING of the next generation
+//!   ALONE, while there is no token (I7): the first one makes it RUNNING, or PARKED if the
+//!   coroutine is parked, which the key in its control block tells
+//!
+//!   from any of them: the coroutine ends, ALONE of the next generation
 //! ```
 //!
 //! Invariants
@@ -17,25 +20,30 @@
 //!   the home thread. A token of an older generation therefore never changes a word again.
 //! - I2 Exactly one wins a word that is PARKED: a waker, which queues the slot exactly once, or the
 //!   home thread, which enters it or queues it.
-//! - I3 Every transition but the last is a read-modify-write, so that a waker that finds SCHEDULED
-//!   or NOTIFIED and does nothing is ordered before the claim or the park that follows, which then
-//!   sees what the waker published. The end of a generation is a plain store (`retire`): no wake of
-//!   it is of use any more.
+//! - I3 Every transition that a token can race with, but the last, is a read-modify-write, so that a
+//!   waker that finds SCHEDULED or NOTIFIED and does nothing is ordered before the claim or the park
+//!   that follows, which then sees what the waker published. The end of a generation is a plain
+//!   store (`retire`): no wake of it is of use any more.
 //! - I4 A wake is used up by the park that consumes it or by the entry that it brought about, by
 //!   nothing else: yielding keeps it.
-//! - I5 RUNNING also stands for a coroutine that is suspended without being parked, and for a free
-//!   slot. No waker queues either.
+//! - I5 RUNNING and ALONE also stand for a coroutine that is suspended without being parked, ALONE
+//!   for a free slot. No waker queues either.
 //! - I6 What the home thread queues by itself (a yield, by name, a wake beside the waker) is RUNNING,
 //!   and the control block's key says that it is queued. One that was parked it wins by PARKED ->
 //!   RUNNING. Who is woken meanwhile is found RUNNING, and the wake is left for its next park.
+//! - I7 While a word is ALONE there is no token of its generation, and only the home thread looks at
+//!   it: the control block's key alone tells whether the coroutine is parked. Whoever makes a token
+//!   has the word leave ALONE first (`share`), in the home thread; it does not come back to it in
+//!   that generation.
 
 use crate::atomic::{AtomicU64, Ordering};
 
 const STATE_BITS: u32 = 32;
-const RUNNING: u64 = 0;
-const NOTIFIED: u64 = 1;
-const PARKED: u64 = 2;
-const SCHEDULED: u64 = 3;
+const ALONE: u64 = 0;
+const RUNNING: u64 = 1;
+const NOTIFIED: u64 = 2;
+const PARKED: u64 = 3;
+const SCHEDULED: u64 = 4;
 
 /// What a wake must do next.
 #[must_use]
@@ -63,7 +71,20 @@ pub(crate) struct SlotWord(AtomicU64);
 
 impl SlotWord {
     pub(crate) fn new() -> Self {
-        Self(AtomicU64::new(pack(1, RUNNING)))
+        Self(AtomicU64::new(pack(1, ALONE)))
+    }
+
+    /// A token of the living coroutine is about to be made: from here on others may wake it (I7).
+    /// Home thread only.
+    #[inline]
+    pub(crate) fn share(&self, generation: u32, is_parked: bool) {
+        if self.0.load(Ordering::Relaxed) == pack(generation, ALONE) {
+            // Planted: a wake finds it running, and leaves it parked.
+            let is_parked = is_parked && !planted!("word_shared_parked");
+            let next = if is_parked { PARKED } else { RUNNING };
+            // Relaxed: published with the token.
+            self.0.store(pack(generation, next), Ordering::Relaxed);
+        }
     }
 
     /// The generation that a coroutine made now in this slot has. Home thread only.
@@ -101,6 +122,10 @@ impl SlotWord {
                 return Wake::Nothing;
             }
             let state = state(seen);
+            debug_assert!(
+                state != ALONE,
+                "a token was made without a word to the slot"
+            );
             let next = match state {
                 RUNNING => NOTIFIED,
                 PARKED => woken,
@@ -127,6 +152,10 @@ impl SlotWord {
     /// generation, in place. Its own thread.
     #[inline(always)]
     pub(crate) fn park_now(&self, packed: u64) -> bool {
+        if self.is_alone(packed) {
+            return true; // I7.
+        }
+        core::hint::cold_path(); // Longer anyway.
         // AcqRel: pairs with `wake` both ways.
         self.0
             .compare_exchange(
@@ -138,21 +167,20 @@ impl SlotWord {
             .is_ok()
     }
 
+    /// True if there is no token of the generation, `packed` in place (I7). Home thread only.
+    #[inline(always)]
+    pub(crate) fn is_alone(&self, packed: u64) -> bool {
+        self.0.load(Ordering::Relaxed) == packed | ALONE
+    }
+
     /// The running coroutine is about to park. Its own thread.
     pub(crate) fn park(&self, generation: u32) -> Park {
-        // AcqRel: pairs with `wake` both ways.
-        match self.0.compare_exchange(
-            pack(generation, RUNNING),
-            pack(generation, PARKED),
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        ) {
-            Ok(_) => Park::Suspend,
-            Err(_) => {
-                let _ = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
-                Park::Notified
-            }
+        if self.park_now(pack(generation, 0)) {
+            return Park::Suspend;
         }
+        // AcqRel: pairs with `wake`, as does a park.
+        let _ = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
+        Park::Notified
     }
 
     /// The home thread is about to enter a coroutine that it took from the queue.
@@ -165,15 +193,20 @@ impl SlotWord {
         );
     }
 
-    /// The home thread wants to enter a parked coroutine without a queue (to cancel it, or for
-    /// `aio_co_wake`). False: it is not parked; if it is scheduled it will come out of the queue.
+    /// The home thread wants to enter a coroutine whose key says that it is parked, without a queue
+    /// (to cancel it, or for `aio_co_wake`). False: it is scheduled, and will come out of the queue.
     pub(crate) fn claim_parked(&self, generation: u32) -> bool {
-        self.claim_parked_now(pack(generation, RUNNING))
+        self.claim_parked_now(pack(generation, 0))
     }
 
     /// The same; `packed` is the generation, in place.
     #[inline(always)]
     pub(crate) fn claim_parked_now(&self, packed: u64) -> bool {
+        if self.is_alone(packed) {
+            return true; // I7.
+        }
+        core::hint::cold_path(); // Longer anyway.
+        // AcqRel: pairs with `wake` both ways.
         self.0
             .compare_exchange(
                 packed | PARKED,
@@ -185,7 +218,7 @@ impl SlotWord {
     }
 
     /// The home thread wants to queue a coroutine by name, or to enter it. False: a waker has queued
-    /// it. Otherwise none does from here on: it is RUNNING, or NOTIFIED.
+    /// it. Otherwise none does from here on: it is not parked.
     #[inline]
     pub(crate) fn claim_by_name(&self, generation: u32) -> bool {
         if self.is_running() {
@@ -202,7 +235,7 @@ impl SlotWord {
         self.0.load(Ordering::Acquire) == pack(generation, PARKED)
     }
 
-    /// True if it is neither parked nor scheduled, so that it may be entered by hand.
+    /// True if it is neither parked nor scheduled, so that it may be entered by hand; or ALONE.
     #[inline]
     pub(crate) fn is_running(&self) -> bool {
         state(self.0.load(Ordering::Relaxed)) < PARKED
@@ -237,11 +270,11 @@ impl SlotWord {
         };
         match generation.checked_add(1) {
             Some(next) => {
-                set(pack(next, RUNNING));
+                set(pack(next, ALONE));
                 true
             }
             None => {
-                set(pack(0, RUNNING));
+                set(pack(0, ALONE));
                 false
             }
         }
@@ -279,14 +312,36 @@ mod tests {
     #[test]
     fn a_wake_while_it_is_queued_at_home_is_kept() {
         let word = SlotWord::new();
+        word.share(1, false);
         assert_eq!(word.park(1), Park::Suspend);
         assert_eq!(word.wake_here(1), Wake::Queue);
         assert!(word.is_running() && !word.is_scheduled() && !word.is_parked());
         assert_eq!(word.wake_here(1), Wake::Nothing);
         assert_eq!(word.wake(1), Wake::Nothing);
         assert_eq!(word.park(1), Park::Notified);
-        assert!(word.park_now(pack(1, RUNNING)));
+        assert!(word.park_now(pack(1, 0)));
         assert!(word.is_parked());
+    }
+
+    // SPEC S7: without a token the key tells all; the first token may be made at any time.
+    #[test]
+    fn a_word_is_shared_when_the_first_token_is_made() {
+        let word = SlotWord::new();
+        assert!(word.park_now(pack(1, 0)) && word.is_alone(pack(1, 0)) && !word.is_parked());
+        assert!(word.claim_parked(1) && word.is_alone(pack(1, 0)));
+        assert!(word.park_now(pack(1, 0)));
+        word.share(1, true);
+        assert!(word.is_parked() && word.is_parked_as(1) && !word.is_alone(pack(1, 0)));
+        assert_eq!(word.wake(1), Wake::Queue);
+        word.share(1, true);
+        assert!(word.is_scheduled(), "a second token changes nothing");
+        word.claim(1);
+        word.share(1, false);
+        assert_eq!(word.wake(1), Wake::Nothing);
+        assert_eq!(word.park(1), Park::Notified);
+        assert!(word.retire(1));
+        word.share(1, false);
+        assert!(word.is_alone(pack(2, 0)), "it is another's");
     }
 }
 
@@ -307,12 +362,18 @@ mod loom_tests {
 
     impl Model {
         fn new() -> Arc<Self> {
-            Arc::new(Self {
+            let model = Self::idle();
+            model.word.share(1, false);
+            Arc::new(model)
+        }
+
+        fn idle() -> Self {
+            Self {
                 word: SlotWord::new(),
                 queued: Mutex::new(0),
                 queue: Condvar::new(),
                 work: [AtomicBool::new(false), AtomicBool::new(false)],
-            })
+            }
         }
 
         fn wake(&self, generation: u32) {
@@ -324,6 +385,10 @@ mod loom_tests {
 
         /// The home thread's loop: takes the slot off the queue once it is on it.
         fn claim(&self) {
+            self.claim_as(1);
+        }
+
+        fn claim_as(&self, generation: u32) {
             let mut queued = self.queued.lock().unwrap();
             while *queued == 0 {
                 queued = self.queue.wait(queued).unwrap();
@@ -331,7 +396,7 @@ mod loom_tests {
             assert_eq!(*queued, 1, "one wake wins, and queues once");
             *queued = 0;
             drop(queued);
-            self.word.claim(1);
+            self.word.claim(generation);
         }
 
         /// A coroutine that waits for its work, the way every wait in the runtime does.
@@ -402,6 +467,35 @@ mod loom_tests {
         });
     }
 
+    // SPEC L7, S7: one that has parked without a token gets its first one then: a wake with it, in
+    // another thread, is not lost, nor one with a token of the generation before a wake of this one.
+    #[test]
+    fn loom_first_token_of_a_parked_one() {
+        model::check(None, || {
+            let model = Arc::new(Model::idle());
+            model.word.share(1, false);
+            let stale = {
+                let model = Arc::clone(&model);
+                loom::thread::spawn(move || model.wake(1))
+            };
+            assert!(model.word.retire(1));
+            assert!(model.word.park_now(pack(2, 0)));
+            model.word.share(2, true);
+            model.work[1].store(true, Ordering::Relaxed);
+            let waker = {
+                let model = Arc::clone(&model);
+                loom::thread::spawn(move || {
+                    model.work[0].store(true, Ordering::Relaxed);
+                    model.wake(2);
+                })
+            };
+            model.claim_as(2);
+            assert!(model.work[0].load(Ordering::Relaxed));
+            waker.join().unwrap();
+            stale.join().unwrap();
+        });
+    }
+
     // SPEC L7, S7: a token of a coroutine that has ended never queues the one that has its slot
     // now.
     #[test]
@@ -419,6 +513,7 @@ mod loom_tests {
             }
             assert!(model.word.retire(1));
             assert_eq!(model.word.generation(), 2);
+            model.word.share(2, false);
             assert_eq!(model.word.park(2), Park::Suspend, "no wake of its own came");
             waker.join().unwrap();
             assert!(model.word.is_parked());

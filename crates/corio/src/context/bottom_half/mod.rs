@@ -182,6 +182,11 @@ impl BottomHalves {
     /// progress. Home thread.
     #[inline]
     pub(super) fn run(&self) -> bool {
+        !self.queue.is_empty() && self.run_queued()
+    }
+
+    #[inline(never)] // Out of the way of turns without any.
+    fn run_queued(&self) -> bool {
         let Some(mut section) = self.queue.section() else {
             return false;
         };

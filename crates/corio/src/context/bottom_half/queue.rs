@@ -196,6 +196,12 @@ impl<T: Linked> Queue<T> {
         Some(Section(self))
     }
 
+    /// True if there is nothing in it. Home thread.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty() && self.oldest.load(Ordering::Relaxed).is_null()
+    }
+
     /// Schedules it from another thread, or where there is no section to be had.
     pub(super) fn ask(&self, node: &T, hurry: Hurry) {
         if node.link().ask(hurry) {
