@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::ptr::null_mut;
 
-use corio::{AioContext, Coroutine};
+use corio::{AioContext, CoWaker, Coroutine};
 
 const TEST: &str = "a_raw_round_executes_no_locked_instruction";
 /// Rounds between two breakpoints.
@@ -28,7 +28,8 @@ fn breakpoint() {
     unsafe { asm!("int3") };
 }
 
-/// The traced process: rounds of a raw coroutine, and then of one that parks.
+/// The traced process: rounds of a raw coroutine, of one that parks and of which nobody has a token,
+/// and of one of which somebody could have.
 fn child() {
     // SAFETY: asks to be traced by the parent; touches no memory.
     let (traced, thread) = unsafe {
@@ -54,9 +55,10 @@ fn child() {
         breakpoint();
     });
     let context = AioContext::new().unwrap();
-    context
-        .enter_home(|| {
-            let co = Coroutine::new(|| {
+    for has_token in [false, true] {
+        let exercise = || {
+            let co = Coroutine::new(move || {
+                let _token = has_token.then(CoWaker::current);
                 loop {
                     corio::park();
                 }
@@ -67,8 +69,9 @@ fn child() {
                 co.wake();
             }
             breakpoint();
-        })
-        .unwrap();
+        };
+        context.enter_home(exercise).unwrap();
+    }
 }
 
 /// Whether an instruction locks the bus: by the prefix, or because it exchanges with memory.
@@ -172,7 +175,8 @@ impl Drop for Reaped {
     }
 }
 
-// SPEC S8: no locked instruction in a raw round; one that parks makes itself wakeable by one.
+// SPEC S8: no locked instruction in a raw round; one that parks makes itself wakeable by one, once
+// there is anybody who could.
 #[test]
 fn a_raw_round_executes_no_locked_instruction() {
     if std::env::var_os("CORIO_RAW_SWITCH_CHILD").is_some() {
@@ -205,16 +209,22 @@ fn a_raw_round_executes_no_locked_instruction() {
     let traced = Traced(thread.parse().unwrap());
     assert!(traced.stops());
     let raw = traced.steps();
-    traced.go_on();
-    let parked = traced.steps();
+    let [alone, parked] = [(); 2].map(|()| {
+        traced.go_on();
+        traced.steps()
+    });
     traced.ptrace(libc::PTRACE_DETACH, null_mut());
     said.for_each(drop);
     assert!(process.0.wait().unwrap().success());
 
-    println!("{ROUNDS} raw rounds, parks and wakes: {raw:?}, {parked:?} (instructions, locked)");
+    println!(
+        "{ROUNDS} raw rounds, parks and wakes without a token and with one: {raw:?}, {alone:?}, \
+         {parked:?} (instructions, locked)"
+    );
     let rounds = usize::try_from(ROUNDS).unwrap();
     assert!(raw.0 > 10 * rounds, "something was looked at");
     assert_eq!(raw.1, 0);
+    assert_eq!(alone.1, 0);
     // To park, and to win the wake; were none seen here, nothing would be proven above.
     assert_eq!(parked.1, 2 * rounds);
 }

@@ -422,7 +422,9 @@ impl AioContext {
         let context = self.clone();
         let handler = local
             .add_handler(&self.0.notifier, move |_| {
-                context.0.notifier.clear();
+                if !Local::current().is_some_and(|local| local.monitor.forgets_notifier()) {
+                    context.0.notifier.clear();
+                }
             })
             .map_err(refused)?;
         self.0

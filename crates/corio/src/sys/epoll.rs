@@ -11,6 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use crate::error::Error;
 
+/// Beside the conditions that are asked for: only what comes is reported, not what is there still.
+pub(crate) const EDGE: u32 = epoll::EventFlags::ET.bits();
+
 /// How many reports one wait takes at most.
 const EVENTS_MAX: usize = 128;
 

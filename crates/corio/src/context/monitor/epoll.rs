@@ -1,5 +1,6 @@
 //! The epoll monitor: level-triggered, with the ring's descriptor in the set while disk requests
-//! are in flight.
+//! are in flight. The context's own descriptor is edge-triggered: each write ends one wait, and none
+//! has to be read.
 //!
 //! The set knows a descriptor once. A second handler of the same number is registered under a
 //! number of its own, a duplicate that is closed with the registration.
@@ -15,7 +16,7 @@ use super::super::local::Local;
 use super::super::ring::ContextRing;
 use super::beside;
 use crate::error::Error;
-use crate::sys::epoll::Epoll;
+use crate::sys::epoll::{EDGE, Epoll};
 
 /// What the ring's descriptor is registered as; no handler's token has its top bit set.
 const RING: u64 = u64::MAX;
@@ -36,8 +37,11 @@ impl EpollMonitor {
         })
     }
 
-    pub(super) fn update(&self, entry: &Entry) -> io::Result<()> {
-        let wanted = entry.events();
+    pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
+        let mut wanted = entry.events();
+        if wanted != 0 && local.is_notifier(entry.token) {
+            wanted |= EDGE;
+        }
         let armed = entry.armed.replace(wanted);
         let fd = borrow(self.duplicate_of(entry.token).unwrap_or(entry.fd));
         let result = match (armed, wanted) {

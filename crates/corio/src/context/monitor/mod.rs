@@ -123,6 +123,12 @@ impl Monitor {
         Ok((Self(RefCell::new(backend)), MonitorInfo { kind, reason }))
     }
 
+    /// True if what the context's own descriptor was written need not be read for the next wait to
+    /// block.
+    pub(super) fn forgets_notifier(&self) -> bool {
+        matches!(&*self.0.borrow(), Backend::Epoll(_))
+    }
+
     /// EBADF for what is no descriptor, where registering it would not tell.
     pub(super) fn check(&self, fd: RawFd) -> io::Result<()> {
         match &*self.0.borrow() {
@@ -135,7 +141,7 @@ impl Monitor {
     pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
         let refused = match &*self.0.borrow() {
             Backend::Uring => return uring::update(local.ring()?, entry),
-            Backend::Epoll(monitor) => match monitor.update(entry) {
+            Backend::Epoll(monitor) => match monitor.update(local, entry) {
                 // A foreign loop waits for this very set.
                 Err(error)
                     if entry.armed.get() == 0
@@ -183,7 +189,7 @@ impl Monitor {
         let register = |epoll: &epoll::EpollMonitor| {
             entries.iter().try_for_each(|entry| {
                 entry.armed.set(0);
-                epoll.update(entry)
+                epoll.update(local, entry)
             })
         };
         let made = epoll::EpollMonitor::new().map_err(|error| error.to_string());
