@@ -49,6 +49,27 @@ where
     })
 }
 
+/// A processor for each of two threads; the same one twice if there is but one.
+pub(crate) fn processors() -> [usize; 2] {
+    let allowed = rustix::thread::sched_getaffinity(None).expect("a thread knows its processors");
+    let mut all = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
+    let first = all.next().expect("this thread runs somewhere");
+    [first, all.next().unwrap_or(first)]
+}
+
+/// Runs `f` in a thread of its own on processor `cpu`.
+pub(crate) fn on<T: Send + 'static>(
+    cpu: usize,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> std::thread::JoinHandle<T> {
+    std::thread::spawn(move || {
+        let mut only = rustix::thread::CpuSet::new();
+        only.set(cpu);
+        rustix::thread::sched_setaffinity(None, &only).expect("it is one of those allowed");
+        f()
+    })
+}
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread()
         .build()

@@ -3,10 +3,11 @@
 //!
 //! mio's loop does the same: a wait, and for its event a read of the eventfd that the token names.
 //!
-//! With `_reads`, a file is read meanwhile, 4 KiB at a time past the page cache where the file
-//! system can: ours by a coroutine of the same context, whose completions come in the same turns;
-//! beside mio by a thread that does nothing else. There a round is over when the eventfd's handler
-//! has run.
+//! With `_reads`, a file is read meanwhile by the same thread, 4 KiB at a time past the page cache
+//! where the file system can: ours by a coroutine of the same context, whose completions come in the
+//! same turns; mio watches the descriptor of an io_uring beside the eventfds, and its program takes
+//! the completion and submits the next read. There a round is over when the eventfd's handler has
+//! run.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::reads::{self, Reader};
+use super::reads::{self, Reader, RingReader};
 use crate::contest::{Lap, Stopwatch};
 use crate::tally::Tally;
 
@@ -114,18 +115,30 @@ fn ours_in<const IDLE: usize>(rounds: u32, beside: impl FnOnce() -> Option<Reade
 }
 
 pub(super) fn mio<const IDLE: usize>(rounds: u32) -> Lap {
+    mio_in::<IDLE>(rounds, None)
+}
+
+pub(super) fn mio_beside_reads<const IDLE: usize>(rounds: u32) -> Lap {
+    mio_in::<IDLE>(rounds, Some(RingReader::new()))
+}
+
+const RING: Token = Token(usize::MAX - 1);
+
+fn mio_in<const IDLE: usize>(rounds: u32, mut beside: Option<RingReader>) -> Lap {
     let tally = Tally::leak();
     let fds = all::<IDLE>();
     let mut poll = Poll::new().expect("no descriptor for an epoll set");
     let mut events = Events::with_capacity(128);
-    for (number, fd) in fds.iter().enumerate() {
+    let watch_fd = |poll: &Poll, fd: i32, token| {
         poll.registry()
-            .register(
-                &mut SourceFd(&fd.as_raw_fd()),
-                Token(number),
-                Interest::READABLE,
-            )
-            .expect("an eventfd can be watched");
+            .register(&mut SourceFd(&fd), token, Interest::READABLE)
+            .expect("a descriptor can be watched");
+    };
+    for (number, fd) in fds.iter().enumerate() {
+        watch_fd(&poll, fd.as_raw_fd(), Token(number));
+    }
+    if let Some(reader) = &beside {
+        watch_fd(&poll, reader.fd(), RING);
     }
     let mut at = 0;
     let watch = Stopwatch::start();
@@ -136,7 +149,9 @@ pub(super) fn mio<const IDLE: usize>(rounds: u32) -> Lap {
             poll.poll(&mut events, None)
                 .expect("the peer's wait failed");
             for event in &events {
-                if event.is_readable() {
+                if event.token() == RING {
+                    beside.as_mut().expect("it is watched").turn();
+                } else if event.is_readable() {
                     read(&fds[event.token().0]);
                     tally.work();
                 }
@@ -145,13 +160,8 @@ pub(super) fn mio<const IDLE: usize>(rounds: u32) -> Lap {
     }
     let lap = watch.stop();
     assert_eq!(tally.count(), rounds);
-    lap
-}
-
-pub(super) fn mio_beside_reads<const IDLE: usize>(rounds: u32) -> Lap {
-    let reader = reads::by_thread();
-    reader.begin(std::thread::yield_now);
-    let lap = mio::<IDLE>(rounds);
-    reader.end(std::thread::yield_now);
+    if let Some(reader) = beside {
+        reader.end();
+    }
     lap
 }

@@ -39,7 +39,7 @@ const MILLIONS: Size = Size {
     repeats: 3,
 };
 
-const CONTESTS: [Contest; 13] = [
+const CONTESTS: [Contest; 16] = [
     Contest {
         name: "bh_schedule_dispatch",
         size: BATCHES,
@@ -107,15 +107,33 @@ const CONTESTS: [Contest; 13] = [
         theirs: &[("tokio", remote::tokio_hop)],
     },
     Contest {
+        name: "hop_polled",
+        size: HOPS,
+        ours: remote::ours_hop_polled,
+        theirs: &[("tokio", remote::tokio_hop)],
+    },
+    Contest {
         name: "remote_bh",
         size: MILLIONS,
         ours: remote::ours_oneshots,
         theirs: &[("tokio", remote::tokio_oneshots)],
     },
     Contest {
+        name: "remote_bh_polled",
+        size: MILLIONS,
+        ours: remote::ours_oneshots_polled,
+        theirs: &[("tokio", remote::tokio_oneshots)],
+    },
+    Contest {
         name: "remote_wake",
         size: HOPS,
         ours: remote::ours_wake,
+        theirs: &[("tokio", remote::tokio_wake)],
+    },
+    Contest {
+        name: "remote_wake_polled",
+        size: HOPS,
+        ours: remote::ours_wake_polled,
         theirs: &[("tokio", remote::tokio_wake)],
     },
 ];

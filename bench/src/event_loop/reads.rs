@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use corio::fs::{AlignedBuf, File};
+use io_uring::{IoUring, opcode, types};
 
 /// Of a file that no drive keeps in its own cache for long.
 const SIZE: u64 = 64 << 20;
@@ -96,31 +97,77 @@ pub(super) fn by_coroutine() -> Reader {
     }
 }
 
-/// Reads by a thread.
-pub(super) fn by_thread() -> Reader {
-    let (stop, reads) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-    let thread = std::thread::spawn({
-        let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
-        move || {
-            use std::os::unix::fs::OpenOptionsExt;
-            let (path, flags) = file();
-            let file = fs::OpenOptions::new()
-                .read(true)
-                .custom_flags(flags)
-                .open(path)
-                .expect("it is open");
-            let mut block = AlignedBuf::zeroed(BLOCK, BLOCK).expect("there is memory");
-            let mut offset = 0;
-            while !stop.load(Ordering::Relaxed) {
-                rustix::io::pread(file.as_fd(), &mut block[..], next(&mut offset))
-                    .expect("it is that long");
-                reads.fetch_add(1, Ordering::Relaxed);
-            }
+/// Reads by a ring of the peer's thread, one at a time, as a program on mio would: the ring's
+/// descriptor is watched beside the others.
+pub(super) struct RingReader {
+    ring: IoUring,
+    file: fs::File,
+    block: AlignedBuf,
+    offset: u64,
+    reads: u64,
+}
+
+impl RingReader {
+    /// The first read is in flight.
+    pub(super) fn new() -> Self {
+        use std::os::unix::fs::OpenOptionsExt;
+        let (path, flags) = file();
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)
+            .expect("it is open");
+        let mut reader = Self {
+            ring: IoUring::new(8).expect("no ring for the peer"),
+            file,
+            block: AlignedBuf::zeroed(BLOCK, BLOCK).expect("there is memory"),
+            offset: 0,
+            reads: 0,
+        };
+        reader.submit();
+        reader
+    }
+
+    /// What tells that a read has been done.
+    pub(super) fn fd(&self) -> i32 {
+        self.ring.as_raw_fd()
+    }
+
+    #[allow(unsafe_code)] // The block is in place until the read has been done.
+    fn submit(&mut self) {
+        let at = self.block.as_mut_ptr();
+        let length = u32::try_from(BLOCK).expect("it is small");
+        let read = opcode::Read::new(types::Fd(self.file.as_raw_fd()), at, length)
+            .offset(next(&mut self.offset))
+            .build();
+        // SAFETY: one read is in flight at a time, and `end` waits for the last one.
+        unsafe { self.ring.submission().push(&read) }.expect("there is room for one");
+        self.ring.submit().expect("a read can be submitted");
+    }
+
+    /// Takes what has been done, and has the next one read.
+    pub(super) fn turn(&mut self) {
+        while self.take() {
+            self.submit();
         }
-    });
-    Reader {
-        stop,
-        reads,
-        is_finished: Box::new(move || thread.is_finished()),
+    }
+
+    fn take(&mut self) -> bool {
+        let Some(done) = self.ring.completion().next() else {
+            return false;
+        };
+        assert_eq!(done.result(), i32::try_from(BLOCK).expect("it is small"));
+        self.reads += 1;
+        true
+    }
+
+    /// Waits for the last one. Some have been done.
+    pub(super) fn end(mut self) {
+        while !self.take() {
+            self.ring
+                .submit_and_wait(1)
+                .expect("the ring can be waited for");
+        }
+        assert!(self.reads > 1, "nothing was read meanwhile");
     }
 }

@@ -10,6 +10,11 @@
 //!
 //! `remote_wake`: a coroutine on each thread wakes the other and parks; a round is one wake. tokio's
 //! tasks do the same by their wakers.
+//!
+//! Each thread has a processor of its own, on both sides alike: where the scheduler puts two threads
+//! that wake each other is a matter of luck, and changes the times tenfold. A wake then has to get
+//! an idle processor going. `_polled`: the IoThreads poll for up to [`POLL_MAX_NS`] before they
+//! block, which tokio's loops cannot.
 
 #![allow(unsafe_code)] // `move_to` asks for a promise.
 
@@ -17,21 +22,41 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Waker};
-use std::thread;
 use std::time::Instant;
 
+use corio::context::PollParams;
 use corio::{CoWaker, IoThread};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::contest::Lap;
 use crate::place;
 
-fn io_thread() -> IoThread {
-    IoThread::builder().spawn().expect("no loop for a side")
+/// As long as it takes to get an idle processor going in a virtual machine, several times over.
+const POLL_MAX_NS: u64 = 200_000;
+
+/// An IoThread for side 0 or 1. It polls for `poll_max_ns` at most, 0: not at all.
+fn io_thread(side: usize, poll_max_ns: u64) -> IoThread {
+    let params = PollParams {
+        max_ns: poll_max_ns,
+        ..PollParams::IO_THREAD
+    };
+    IoThread::builder()
+        .cpus([place::processors()[side]])
+        .poll_params(params)
+        .spawn()
+        .expect("no loop for a side")
 }
 
 pub(super) fn ours_hop(rounds: u32) -> Lap {
-    let (here, there) = (io_thread(), io_thread());
+    hop(rounds, 0)
+}
+
+pub(super) fn ours_hop_polled(rounds: u32) -> Lap {
+    hop(rounds, POLL_MAX_NS)
+}
+
+fn hop(rounds: u32, poll_max_ns: u64) -> Lap {
+    let (here, there) = (io_thread(0, poll_max_ns), io_thread(1, poll_max_ns));
     let (home, other) = (here.context().clone(), there.context().clone());
     let elapsed = here.context().spawn(move || {
         let hop = |to: &corio::AioContext| {
@@ -51,23 +76,26 @@ pub(super) fn ours_hop(rounds: u32) -> Lap {
 pub(super) fn tokio_hop(rounds: u32) -> Lap {
     let (to_there, mut at_there) = unbounded_channel::<u32>();
     let (to_here, mut at_here) = unbounded_channel::<u32>();
-    let there = thread::spawn(move || {
+    let there = place::on(place::processors()[1], move || {
         place::task(async move {
             while let Some(message) = at_there.recv().await {
                 to_here.send(message + 1).expect("the other side is there");
             }
         });
     });
-    let elapsed = place::task(async move {
-        let start = Instant::now();
-        let mut hops = 0;
-        for _ in 0..rounds / 2 {
-            to_there.send(hops + 1).expect("the other side is there");
-            hops = at_here.recv().await.expect("the other side is there");
-        }
-        assert_eq!(hops, rounds / 2 * 2);
-        start.elapsed()
+    let here = place::on(place::processors()[0], move || {
+        place::task(async move {
+            let start = Instant::now();
+            let mut hops = 0;
+            for _ in 0..rounds / 2 {
+                to_there.send(hops + 1).expect("the other side is there");
+                hops = at_here.recv().await.expect("the other side is there");
+            }
+            assert_eq!(hops, rounds / 2 * 2);
+            start.elapsed()
+        })
     });
+    let elapsed = here.join().expect("it does not panic");
     there.join().expect("it does not panic");
     Lap::of_threads(elapsed)
 }
@@ -96,22 +124,33 @@ impl Count {
 }
 
 pub(super) fn ours_oneshots(rounds: u32) -> Lap {
-    let io = io_thread();
+    oneshots(rounds, 0)
+}
+
+pub(super) fn ours_oneshots_polled(rounds: u32) -> Lap {
+    oneshots(rounds, POLL_MAX_NS)
+}
+
+fn oneshots(rounds: u32, poll_max_ns: u64) -> Lap {
+    let io = io_thread(1, poll_max_ns);
     let (count, told) = Count::new(rounds);
-    let start = Instant::now();
-    for _ in 0..rounds {
-        let count = Arc::clone(&count);
-        io.context().schedule_oneshot("bench", move || count.one());
-    }
-    told.recv().expect("all run");
-    Lap::of_threads(start.elapsed())
+    let giver = place::on(place::processors()[0], move || {
+        let start = Instant::now();
+        for _ in 0..rounds {
+            let count = Arc::clone(&count);
+            io.context().schedule_oneshot("bench", move || count.one());
+        }
+        told.recv().expect("all run");
+        start.elapsed()
+    });
+    Lap::of_threads(giver.join().expect("it does not panic"))
 }
 
 pub(super) fn tokio_oneshots(rounds: u32) -> Lap {
     type Work = Box<dyn FnOnce() + Send>;
     let (sender, mut receiver): (UnboundedSender<Work>, UnboundedReceiver<Work>) =
         unbounded_channel();
-    let there = thread::spawn(move || {
+    let there = place::on(place::processors()[1], move || {
         place::task(async move {
             while let Some(work) = receiver.recv().await {
                 work();
@@ -119,16 +158,18 @@ pub(super) fn tokio_oneshots(rounds: u32) -> Lap {
         });
     });
     let (count, told) = Count::new(rounds);
-    let start = Instant::now();
-    for _ in 0..rounds {
-        let count = Arc::clone(&count);
-        assert!(sender.send(Box::new(move || count.one())).is_ok());
-    }
-    told.recv().expect("all run");
-    let lap = Lap::of_threads(start.elapsed());
-    drop(sender);
+    let giver = place::on(place::processors()[0], move || {
+        let start = Instant::now();
+        for _ in 0..rounds {
+            let count = Arc::clone(&count);
+            assert!(sender.send(Box::new(move || count.one())).is_ok());
+        }
+        told.recv().expect("all run");
+        start.elapsed()
+    });
+    let elapsed = giver.join().expect("it does not panic");
     there.join().expect("it does not panic");
-    lap
+    Lap::of_threads(elapsed)
 }
 
 /// Whose turn it is, and how each side is woken: one is even, the other odd.
@@ -159,8 +200,16 @@ impl<W> Table<W> {
 const SIDES: [u32; 2] = [0, 1];
 
 pub(super) fn ours_wake(rounds: u32) -> Lap {
+    wake(rounds, 0)
+}
+
+pub(super) fn ours_wake_polled(rounds: u32) -> Lap {
+    wake(rounds, POLL_MAX_NS)
+}
+
+fn wake(rounds: u32, poll_max_ns: u64) -> Lap {
     let table = Table::<CoWaker>::new();
-    let threads = SIDES.map(|_| io_thread());
+    let threads = [0, 1].map(|side| io_thread(side, poll_max_ns));
     let sides = [0, 1].map(|number| {
         let table = Arc::clone(&table);
         threads[number].context().spawn(move || {
@@ -218,12 +267,12 @@ pub(super) fn tokio_wake(rounds: u32) -> Lap {
         }
         start.elapsed()
     };
-    let there = {
+    let threads = [0, 1].map(|number| {
         let table = Arc::clone(&table);
-        thread::spawn(move || place::task(side(1, table)))
-    };
-    let here = place::task(side(0, Arc::clone(&table)));
-    let there = there.join().expect("it does not panic");
+        let cpu = place::processors()[number];
+        place::on(cpu, move || place::task(side(number, table)))
+    });
+    let [here, there] = threads.map(|thread| thread.join().expect("it does not panic"));
     assert_eq!(table.turn.load(Ordering::Relaxed), rounds / 2 * 2);
     Lap::of_threads(here.max(there))
 }
