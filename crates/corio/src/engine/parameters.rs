@@ -9,8 +9,8 @@ use crate::context::AioContext;
 use crate::error::Error;
 
 impl AioContext {
-    /// Changes how many disk requests gather in the context's ring at most before they are handed
-    /// to the kernel together; the loop hands over fewer when it turns. 0, as at first: the engine
+    /// Changes how many disk requests gather at most before they are handed to the kernel together,
+    /// by io_uring or Linux AIO; the loop hands over fewer when it turns. 0, as at first: the engine
     /// chooses. Any thread, at any time. Worker threads take requests one by one.
     ///
     /// # Errors
