@@ -12,6 +12,9 @@ use crate::coroutine::{self, CoRef};
 use crate::track::{self, Kind};
 use crate::{schedule, sys};
 
+/// How long a worker waits at most before it makes a request again that ended with EAGAIN.
+const RETRY_NS: u64 = 10_000_000;
+
 /// What is to be done to a file. Short results are the caller's to continue.
 pub(crate) enum Request<'a, 'b> {
     Read {
@@ -69,7 +72,14 @@ impl Request<'_, '_> {
 
     fn run_on_worker(&mut self, local: &Local, fd: BorrowedFd<'_>) -> io::Result<usize> {
         loop {
-            match threads::run(local, fd, || self.block(fd)) {
+            let attempt = || {
+                let result = self.block(fd);
+                if matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EAGAIN)) {
+                    wait_for_readiness(fd);
+                }
+                result
+            };
+            match threads::run(local, fd, attempt) {
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
                     if let Some(outcome) = settle(-i64::from(libc::EAGAIN)) {
                         return outcome;
@@ -95,6 +105,16 @@ impl Request<'_, '_> {
             }
         }
     }
+}
+
+/// On a worker, before a request is made again that would have had to wait: not at full speed, and
+/// not for so long that a cancellation of its coroutine goes unseen.
+#[cold]
+fn wait_for_readiness(fd: BorrowedFd<'_>) {
+    let either = u32::from((libc::POLLIN | libc::POLLOUT).cast_unsigned());
+    let mut entry = [sys::poll::entry(fd.as_raw_fd(), either)];
+    // An error, or an interruption, only makes it come earlier.
+    let _ = sys::poll::wait(&mut entry, Some(RETRY_NS));
 }
 
 /// What a result of the kernel's, a count or an errno negated, is to the request; None: it was
