@@ -4,8 +4,8 @@
 //! calls block. On a loop's thread outside a coroutine they panic: they would stop the loop.
 //!
 //! Reading, writing, syncing and allocating are cancellation points: who has been asked to end
-//! unwinds before the next request. One that is in flight then is asked back from the kernel, where
-//! it is io_uring's, and waited for.
+//! unwinds before the next request. One that is in flight then is asked back, from the kernel or
+//! from the queue of an engine or of the workers, and waited for where it cannot be had.
 
 #![allow(unsafe_code)] // AlignedBuf's memory.
 

@@ -81,3 +81,87 @@ fn hand_over(local: &Local, engine: &HomeEngine) {
         aio.submit();
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::context::AioContext;
+    use crate::coroutine::Coroutine;
+    use crate::engine::{EngineChoice, EngineKind};
+    use crate::fs::{AlignedBuf, File, OpenOptions};
+
+    /// Starts `count` coroutines, each of which makes a request.
+    fn start(file: &Arc<File>, count: usize) -> Vec<Coroutine> {
+        let one = |_| {
+            let file = Arc::clone(file);
+            let reader = Coroutine::new(move || {
+                let mut block = AlignedBuf::zeroed(4096, 4096).unwrap();
+                file.read_exact_at(&mut block, 0).unwrap();
+            });
+            reader.enter();
+            reader
+        };
+        (0..count).map(one).collect()
+    }
+
+    /// Runs `test` at home with a file of 4096 bytes in an engine, then waits for its coroutines;
+    /// `queued` says how many requests wait to be handed over.
+    fn check(choice: EngineChoice, file: File, kind: EngineKind, queued: impl Fn(&Local) -> usize) {
+        let (context, file) = (AioContext::new().unwrap(), Arc::new(file));
+        context.set_engine(choice);
+        let test = || {
+            let local = Local::current().unwrap();
+            let mut all = start(&file, 1);
+            let used = context
+                .direct_engine()
+                .unwrap_or_else(|| context.engine().unwrap());
+            if used.kind != kind {
+                return println!("SKIPPED: gathered requests: {}", used.reason);
+            }
+            context.poll(false).unwrap();
+            gather(|| {
+                all.extend(start(&file, 5));
+                gather(|| all.extend(start(&file, 5)));
+                assert_eq!(queued(local), 10, "{kind:?}: the inner end hands over");
+            });
+            assert_eq!(queued(local), 0, "{kind:?}: the end does not");
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                gather(|| {
+                    all.extend(start(&file, 5));
+                    panic!("expected by the test");
+                })
+            }));
+            caught.unwrap_err();
+            assert_eq!(queued(local), 0, "{kind:?}: a panic is no end");
+            while all.iter().any(|reader| !reader.is_done()) {
+                context.poll(true).unwrap();
+            }
+        };
+        context.enter_home(test).unwrap();
+    }
+
+    // SPEC E1
+    #[test]
+    fn the_outermost_gather_hands_all_requests_over() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let (ring, kind) = (EngineChoice::IoUring, EngineKind::IoUring);
+        check(ring, OwnedFd::from(file).into(), kind, |local| {
+            local.ring_if_made().map_or(0, |ring| ring.pending())
+        });
+        let named = tempfile::NamedTempFile::new().unwrap();
+        named.as_file().set_len(4096).unwrap();
+        let file = match OpenOptions::new().read(true).direct(true).open(&named) {
+            Ok(file) => file,
+            Err(error) => return println!("SKIPPED: gathered direct requests: {error}"),
+        };
+        let (aio, kind) = (EngineChoice::LinuxAio, EngineKind::LinuxAio);
+        check(aio, file, kind, |local| {
+            let engine = super::super::of_home(local);
+            engine.aio().map_or(0, |aio| aio.queued())
+        });
+    }
+}

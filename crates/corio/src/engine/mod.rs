@@ -16,6 +16,7 @@
 //! borrows, cannot go before the kernel or the worker is done (DESIGN "Ownership in flight").
 
 mod gather;
+mod job;
 mod linux_aio;
 mod parameters;
 mod pool;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub use gather::gather;
+pub use job::BlockingJob;
 pub use threads::unblock;
 
 pub(crate) use request::Request;

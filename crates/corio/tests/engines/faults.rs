@@ -1,7 +1,8 @@
 //! What devices do wrong, and what never answers.
 
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use corio::AioContext;
 use corio::context::MonitorChoice;
@@ -9,7 +10,7 @@ use corio::fs::File;
 
 use super::faulty::{self, Faulty};
 use super::log::logged;
-use super::{Mode, buffer, errno, eventually, in_modes, settle};
+use super::{Mode, buffer, errno, in_modes, settle};
 
 /// Past the page cache, which has errors and retries of its own.
 fn modes() -> impl Iterator<Item = Mode> {
@@ -115,10 +116,8 @@ fn a_cancelled_request_is_waited_for() {
             (mode, io, reader, ended)
         })
         .collect();
+    faulty.wait_for_held(waiting.len());
     for (mode, io, reader, ended) in &waiting {
-        let asked = || io.context().direct_engine().is_some();
-        assert!(eventually(asked), "{mode:?}");
-        settle(io); // It is in the kernel.
         reader.cancel().unwrap();
         settle(io);
         assert!(ended.try_recv().is_err(), "{mode:?}: the buffer is gone");
@@ -132,7 +131,7 @@ fn a_cancelled_request_is_waited_for() {
 }
 
 /// Leaves a home in which a request never ends; what is logged.
-fn leave_one_behind(mode: Mode, path: PathBuf) -> Vec<String> {
+fn leave_one_behind(mode: Mode, path: PathBuf, is_held: &AtomicBool) -> Vec<String> {
     logged(|| {
         let context = AioContext::builder().monitor(mode.monitor).build().unwrap();
         context.set_engine(mode.choice);
@@ -143,11 +142,10 @@ fn leave_one_behind(mode: Mode, path: PathBuf) -> Vec<String> {
                 let mut on_stack = buffer(4096, 0);
                 let _ = file.read_at(&mut on_stack, faulty::HELD);
             });
-            let asked = || context.direct_engine().is_some();
-            while !asked() {
-                context.poll(true).unwrap();
+            while !is_held.load(Ordering::Acquire) {
+                context.poll(false).unwrap();
+                std::thread::yield_now();
             }
-            context.poll(false).unwrap(); // Handed over.
         };
         context.enter_home(home).unwrap();
     })
@@ -161,15 +159,16 @@ fn a_request_that_never_ends_is_leaked_with_its_home_and_named() {
         return;
     };
     let path = faulty.path(faulty::FILE);
+    let is_held = Arc::new(AtomicBool::new(false));
     let leavers: Vec<_> = modes()
         .map(|mode| {
-            let path = path.clone();
-            (
-                mode,
-                std::thread::spawn(move || leave_one_behind(mode, path)),
-            )
+            let (path, is_held) = (path.clone(), Arc::clone(&is_held));
+            let leave = move || leave_one_behind(mode, path, &is_held);
+            (mode, std::thread::spawn(leave))
         })
         .collect();
+    faulty.wait_for_held(leavers.len());
+    is_held.store(true, Ordering::Release);
     for (mode, leaver) in leavers {
         let said = leaver.join().unwrap();
         let [line] = &said[..] else {

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Answered with what every byte of the file is.
 pub(crate) const GOOD: u64 = 0;
@@ -38,6 +38,7 @@ const LIFE_S: u32 = 100;
 /// The file system, while it is there.
 pub(crate) struct Faulty {
     server: Child,
+    said: BufReader<ChildStdout>,
     dir: PathBuf,
     _temp: tempfile::TempDir,
 }
@@ -59,12 +60,7 @@ impl Faulty {
             .spawn()
             .unwrap();
         let mut said = BufReader::new(server.stdout.take().unwrap());
-        let mut line = String::new();
-        // The test's harness speaks, too.
-        while !line.contains("faulty: ") {
-            line.clear();
-            assert!(said.read_line(&mut line).unwrap() > 0, "the server is gone");
-        }
+        let line = next_line(&mut said);
         if !line.contains("faulty: ready") {
             let _ = server.wait();
             println!("SKIPPED: {name}: {}", line.trim());
@@ -72,6 +68,7 @@ impl Faulty {
         }
         Some(Self {
             server,
+            said,
             dir,
             _temp: temp,
         })
@@ -81,11 +78,29 @@ impl Faulty {
         self.dir.join(name)
     }
 
+    /// Waits until so many more requests are held.
+    pub(crate) fn wait_for_held(&mut self, count: usize) {
+        for _ in 0..count {
+            let line = next_line(&mut self.said);
+            assert!(line.contains("faulty: holds"), "{line}");
+        }
+    }
+
     /// Ends all that is held, with ECONNABORTED.
     pub(crate) fn abort(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
     }
+}
+
+/// What the server says next; the test's harness speaks, too.
+fn next_line(said: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    while !line.contains("faulty: ") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "the server is gone");
+    }
+    line
 }
 
 impl Drop for Faulty {
@@ -266,7 +281,10 @@ impl Server {
             BAD => Answer::Errno(libc::EIO),
             BUSY => self.each_other(0, libc::EAGAIN, good),
             INTERRUPTED => self.each_other(1, libc::EINTR, good),
-            HELD => Answer::Nothing,
+            HELD => {
+                println!("faulty: holds");
+                Answer::Nothing
+            }
             _ => Answer::Bytes(good),
         }
     }

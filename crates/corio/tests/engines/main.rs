@@ -17,7 +17,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use corio::IoThread;
 use corio::context::MonitorChoice;
@@ -171,18 +171,6 @@ fn buffer(len: usize, byte: u8) -> AlignedBuf {
 fn errno(result: io::Result<()>) -> i32 {
     let error = result.expect_err("it is refused");
     error.raw_os_error().expect("the kernel's own error")
-}
-
-/// Whether `condition` comes true while a test can wait.
-fn eventually(condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1)); // Between two looks.
-    }
-    true
 }
 
 /// In a coroutine: lets every other that can run do so, until it waits.
