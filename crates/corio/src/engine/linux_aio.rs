@@ -139,7 +139,7 @@ impl LinuxAio {
     }
 
     /// How many requests wait to be handed over.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn queued(&self) -> usize {
         self.core.queue.borrow().len()
     }

@@ -77,7 +77,7 @@ impl RawJob {
     }
 
     /// The pointer it was made with.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn data(&self) -> NonNull<()> {
         self.data
     }
