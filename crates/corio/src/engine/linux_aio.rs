@@ -468,7 +468,7 @@ mod tests {
             let child = context.local().unwrap().spawn(move || {
                 let file = tempfile::tempfile().unwrap();
                 let local = Local::current().unwrap();
-                let mut is_left = |mut request: Request<'_, '_>| {
+                let is_left = |mut request: Request<'_, '_>| {
                     let carried = run(local, &aio, file.as_fd(), &mut request, 0);
                     matches!(carried, Carried::Not)
                 };

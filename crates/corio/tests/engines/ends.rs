@@ -1,11 +1,12 @@
 //! Requests whose coroutine, neighbour or home ends meanwhile.
 
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use corio::Coroutine;
 use corio::engine::{EngineKind, gather};
+use corio::{AioContext, Coroutine};
 
 use super::{Mode, PATIENCE, Scratch, buffer, in_each_mode, settle_here};
 
@@ -227,4 +228,47 @@ fn a_panic_next_to_requests_in_flight_leaves_them_alone() {
             }
         }
     });
+}
+
+// SPEC E1, A1: a callback that polls gets what an outer turn asked for, and what came with it.
+#[test]
+fn a_nested_poll_hands_over_and_takes_completions() {
+    for mode in Mode::all() {
+        let context = AioContext::builder().monitor(mode.monitor).build().unwrap();
+        context.set_engine(mode.choice);
+        let scratch = mode.scratch();
+        std::fs::write(&scratch.named, [4; 65_536]).unwrap();
+        let read = Arc::new(AtomicUsize::new(0));
+        let (file, count) = (Arc::new(scratch.file), Arc::clone(&read));
+        let readers = move || {
+            for at in 0..16 {
+                let (file, count) = (Arc::clone(&file), Arc::clone(&count));
+                let _detached = corio::spawn_local(move || {
+                    let mut own = buffer(4096, 0);
+                    file.read_exact_at(&mut own, 4096 * at).unwrap();
+                    assert!(own.iter().all(|byte| *byte == 4));
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        };
+        let (own, ran) = (context.clone(), Arc::clone(&read));
+        let polls = move || {
+            let begin = Instant::now();
+            while ran.load(Ordering::Relaxed) < 16 {
+                own.poll(false).unwrap();
+                assert!(begin.elapsed() < PATIENCE, "{mode:?}: it is not seen");
+            }
+        };
+        let home = || {
+            let all = context.spawn(readers);
+            context.schedule_oneshot("polls", polls);
+            context.poll(true).unwrap(); // One turn of the outer loop.
+            assert_eq!(read.load(Ordering::Relaxed), 16, "{mode:?}");
+            while !all.is_finished() {
+                context.poll(true).unwrap();
+            }
+            all.join().unwrap();
+        };
+        context.enter_home(home).unwrap();
+    }
 }
