@@ -136,7 +136,7 @@ pub(crate) const JOBS: &[Job] = &[
     }),
     Job {
         tools: &[tools::OBSERVERS],
-        ..job("corio", "the runtime's tests", 610, |r| {
+        ..job("corio", "the runtime's tests", 640, |r| {
             r.test(&["-p", "corio"])
         })
     },

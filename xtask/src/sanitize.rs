@@ -30,7 +30,7 @@ const REPORTS_MAX: usize = 4;
 const NOT_RUN: &[&str] = &["compile_fail"];
 /// Test programs that valgrind is not given, and why.
 const NOT_UNDER_VALGRIND: &[(&str, &str)] = &[
-    ("fs", "most of it would go by io_uring"),
+    ("engines", "most of it would go by io_uring"),
     ("net", "most of it would go by io_uring"),
     ("attacks_loop", "its loads take very long there"),
     (

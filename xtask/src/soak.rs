@@ -37,7 +37,7 @@ const RUNS: &[Job] = &[
     },
     Job {
         limit: LIMIT,
-        ..job("fallbacks", "what the environment refuses", 4, |r| {
+        ..job("fallbacks", "what the environment refuses", 9, |r| {
             soak(r, "fallbacks")
         })
     },

@@ -295,11 +295,13 @@ pub(crate) enum Discard {
 /// `--engine`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
-    /// io_uring where it works, else threads
+    /// io_uring where it works; else Linux AIO with --cache none, else threads
     Auto,
     /// io_uring; where it is refused, threads, with a warning
     #[value(name = "io_uring")]
     IoUring,
+    /// Linux AIO, of an image with --cache none; where it is refused, threads, with a warning
+    LinuxAio,
     /// A pool of threads that make blocking calls
     Threads,
 }

@@ -225,6 +225,16 @@ fn image_without_permission_is_refused() {
         .refused(1, &["/usr/s", "Permission denied"]);
 }
 
+// SPEC E2: through the page cache it would block the loop, and threads were not asked for.
+#[test]
+fn linux_aio_without_o_direct_is_refused() {
+    let (_dir, path) = image();
+    let aio = |serve: Serve| serve.args(["--engine", "linux-aio"]);
+    aio(serve(&path)).refused(1, &[path.to_str().unwrap(), "--cache none"]);
+    aio(Serve::bare().unix()).refused(1, &["memory disk", "--engine io_uring"]);
+    aio(serve(&path)).args(["--cache", "none"]).start().stop();
+}
+
 #[test]
 fn wrong_command_lines_are_one_line_and_exit_2() {
     let refused = |args: &[&str], words: &[&str]| Serve::bare().args(args).refused(2, words);
@@ -244,7 +254,8 @@ fn wrong_command_lines_are_one_line_and_exit_2() {
     refused(&["a.raw", "b.raw"], &["b.raw"]);
     refused(&["a.raw", "--memory", "1M"], &["--memory"]);
     refused(&["a.raw", "--format", "vmdk"], &["vmdk", "raw"]);
-    refused(&["--engine", "steam"], &["steam", "io_uring", "threads"]);
+    let engines = ["steam", "io_uring", "linux-aio", "threads"];
+    refused(&["--engine", "steam"], &engines);
     refused(&["--monitor", "lizard"], &["lizard", "epoll"]);
     refused(&["--cache", "maybe"], &["maybe"]);
     refused(&["--discard", "sometimes"], &["sometimes"]);

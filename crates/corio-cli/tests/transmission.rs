@@ -289,6 +289,14 @@ fn odd_sized_image_is_served_to_the_byte(combo: Combo) {
     }
 }
 
+// SPEC E2: the loops are told of completions whichever way they wait.
+#[test]
+fn direct_image_serves_unaligned_requests_by_linux_aio() {
+    for combo in [Combo::EPOLL_AIO, Combo::URING_AIO] {
+        direct_image_serves_unaligned_requests(combo);
+    }
+}
+
 fn direct_image_serves_unaligned_requests(combo: Combo) {
     need!(combo);
     let (_dir, image, mut bytes) = random_image(2 * MIB);

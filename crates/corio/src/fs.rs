@@ -4,8 +4,8 @@
 //! calls block. On a loop's thread outside a coroutine they panic: they would stop the loop.
 //!
 //! Reading, writing, syncing and allocating are cancellation points: who has been asked to end
-//! unwinds before the next request. One that is in flight then is asked back from the kernel, where
-//! it is io_uring's, and waited for.
+//! unwinds before the next request. One that is in flight then is asked back, from the kernel or
+//! from the queue of an engine or of the workers, and waited for where it cannot be had.
 
 #![allow(unsafe_code)] // AlignedBuf's memory.
 
@@ -204,6 +204,9 @@ pub struct File {
     fd: OwnedFd,
     /// Alignment for direct I/O; 0 if it goes through the page cache.
     direct_alignment: u32,
+    /// Opened with O_DIRECT, and a file or a block device: Linux AIO can carry its requests. A pipe
+    /// has that flag in another sense, and would block.
+    is_direct_disk: bool,
     /// RWF_NOWAIT is not known here.
     waits_always: AtomicBool,
     /// The errno with which a flush failed: data may be lost, so every later one fails too.
@@ -243,9 +246,11 @@ impl File {
         } else {
             0
         };
+        let is_direct_disk = direct && sys::file::size(fd.as_fd()).is_ok();
         Self {
             fd,
             direct_alignment,
+            is_direct_disk,
             waits_always: AtomicBool::new(direct),
             flush_errno: AtomicI32::new(0),
             data_run: Mutex::default(),
@@ -279,7 +284,7 @@ impl File {
                 bufs: &mut [IoSliceMut::new(&mut buf[done..])],
                 offset: at,
             }
-            .run(self.fd.as_fd())?;
+            .run(self.fd.as_fd(), self.is_direct_disk)?;
             done += n;
             if self.is_end(n) {
                 break;
@@ -314,7 +319,7 @@ impl File {
                 bufs: &mut *rest,
                 offset: at,
             }
-            .run(self.fd.as_fd())?;
+            .run(self.fd.as_fd(), self.is_direct_disk)?;
             done += n;
             if self.is_end(n) {
                 break;
@@ -388,7 +393,7 @@ impl File {
                 offset: at,
                 durable,
             })
-            .run(self.fd.as_fd())?
+            .run(self.fd.as_fd(), self.is_direct_disk)?
             {
                 0 => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
                 n => {
@@ -412,7 +417,7 @@ impl File {
             errno => Err(io::Error::from_raw_os_error(errno)),
         };
         sticky()?;
-        if let Err(error) = Request::SyncData.run(self.fd.as_fd()) {
+        if let Err(error) = Request::SyncData.run(self.fd.as_fd(), self.is_direct_disk) {
             // ECANCELED, and what has no errno of the kernel's, is our own: it was not asked.
             if let Some(errno) = error.raw_os_error()
                 && errno != libc::ECANCELED
@@ -518,7 +523,7 @@ impl File {
 
     fn allocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
         Request::Allocate { mode, offset, len }
-            .run(self.fd.as_fd())
+            .run(self.fd.as_fd(), self.is_direct_disk)
             .map(drop)
     }
 

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 
 use corio::context::{Interest, MonitorChoice, MonitorInfo, MonitorKind};
 use corio::engine::{EngineChoice, EngineInfo, EngineKind};
-use corio::fs::File;
+use corio::fs::{AlignedBuf, File, OpenOptions};
 use corio::{AioContext, Error, IoThread};
 
 const CHILD: &str = "CORIO_FALLBACK_CHILD";
@@ -74,6 +74,11 @@ fn assert_fell_back((monitor, engine): &(MonitorInfo, EngineInfo)) {
 
 /// Has `call` fail with EPERM for this thread and all that it starts.
 fn refuse(call: libc::c_long) -> std::io::Result<()> {
+    refuse_with(call, libc::EPERM)
+}
+
+/// The same with another error.
+fn refuse_with(call: libc::c_long, errno: i32) -> std::io::Result<()> {
     let instruction = |code: u32, jt: u8, k: u32| libc::sock_filter {
         code: u16::try_from(code).unwrap(),
         jt,
@@ -85,7 +90,7 @@ fn refuse(call: libc::c_long) -> std::io::Result<()> {
         libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
         libc::BPF_RET | libc::BPF_K,
     );
-    let refused = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap();
+    let refused = libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap();
     let mut code = [
         instruction(load, 0, 0), // seccomp_data.nr
         instruction(jump, 1, u32::try_from(call).unwrap()),
@@ -127,6 +132,141 @@ fn a_filter_that_refuses_rings_leaves_epoll_and_threads() {
         return;
     }
     assert_fell_back(&what_works());
+}
+
+/// Reads a file past the page cache in a loop that asks for `choice`, and says which engine did
+/// so; None: there is no O_DIRECT here, which is said.
+fn direct_engine(choice: EngineChoice) -> Option<EngineInfo> {
+    let io = IoThread::builder().engine(choice).spawn().unwrap();
+    let read = io.context().spawn(|| {
+        let named = tempfile::NamedTempFile::new()?;
+        fs::write(&named, [7; 4096])?;
+        let file = OpenOptions::new().read(true).direct(true).open(&named)?;
+        let mut block = AlignedBuf::zeroed(4096, 4096)?;
+        file.read_exact_at(&mut block, 0)?;
+        file.sync_data()?;
+        assert_eq!(block[4095], 7);
+        Ok::<_, std::io::Error>(())
+    });
+    match read.join().unwrap() {
+        Ok(()) => Some(io.context().direct_engine().unwrap()),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            println!("SKIPPED: direct files: no O_DIRECT here");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+// SPEC E2, E4: without rings it is Linux AIO for direct files, and threads for the others.
+#[test]
+fn a_filter_that_refuses_rings_leaves_linux_aio_for_direct_files() {
+    if !in_child("a_filter_that_refuses_rings_leaves_linux_aio_for_direct_files") {
+        return;
+    }
+    if let Err(error) = refuse(libc::SYS_io_uring_setup) {
+        println!("SKIPPED: a filter that refuses rings: seccomp is refused: {error}");
+        return;
+    }
+    assert_fell_back(&what_works());
+    let Some(auto) = direct_engine(EngineChoice::Auto) else {
+        return;
+    };
+    assert_eq!(auto.kind, EngineKind::LinuxAio, "{auto:?}");
+    assert!(auto.reason.starts_with("io_uring is refused"), "{auto:?}");
+    let asked = direct_engine(EngineChoice::IoUring).unwrap();
+    assert_eq!(asked.kind, EngineKind::Threads, "not asked for: {asked:?}");
+    assert!(asked.reason.starts_with("io_uring is refused"), "{asked:?}");
+    let asked = direct_engine(EngineChoice::LinuxAio).unwrap();
+    assert_eq!(asked.kind, EngineKind::LinuxAio);
+    assert_eq!(asked.reason, "asked for");
+}
+
+/// What a loop says of direct files when `call` fails with `errno`, and io_uring with EPERM.
+fn without_linux_aio(call: libc::c_long, errno: i32, words: &str) {
+    for (call, errno) in [(libc::SYS_io_uring_setup, libc::EPERM), (call, errno)] {
+        if let Err(error) = refuse_with(call, errno) {
+            println!("SKIPPED: a filter that refuses Linux AIO: seccomp is refused: {error}");
+            return;
+        }
+    }
+    for choice in [EngineChoice::Auto, EngineChoice::LinuxAio] {
+        let Some(engine) = direct_engine(choice) else {
+            return;
+        };
+        assert_eq!(engine.kind, EngineKind::Threads, "{engine:?}");
+        let why = format!("Linux AIO is refused: {words}");
+        assert!(engine.reason.contains(&why), "{engine:?}");
+        let because_of_ring = engine.reason.contains("io_uring is refused");
+        assert_eq!(because_of_ring, choice == EngineChoice::Auto, "{engine:?}");
+    }
+}
+
+// SPEC E2
+#[test]
+fn a_filter_that_refuses_linux_aio_leaves_threads() {
+    if in_child("a_filter_that_refuses_linux_aio_leaves_threads") {
+        without_linux_aio(libc::SYS_io_setup, libc::EPERM, "io_setup: ");
+    }
+}
+
+// SPEC E2: it is tried out before anything relies on it.
+#[test]
+fn a_filter_that_lets_contexts_be_made_and_not_used_leaves_threads() {
+    if in_child("a_filter_that_lets_contexts_be_made_and_not_used_leaves_threads") {
+        without_linux_aio(libc::SYS_io_submit, libc::EPERM, "io_submit: ");
+    }
+}
+
+// SPEC E2
+#[test]
+fn a_kernel_without_linux_aio_leaves_threads() {
+    if in_child("a_kernel_without_linux_aio_leaves_threads") {
+        without_linux_aio(libc::SYS_io_setup, libc::ENOSYS, "io_setup: ");
+    }
+}
+
+/// What is said when the machine's limit is reached.
+const LIMIT_REACHED: &str = "io_setup (is fs.aio-max-nr reached?): ";
+
+// SPEC E2: as the kernel answers when fs.aio-max-nr is reached.
+#[test]
+fn too_many_requests_of_the_whole_machine_leave_threads() {
+    if in_child("too_many_requests_of_the_whole_machine_leave_threads") {
+        without_linux_aio(libc::SYS_io_setup, libc::EAGAIN, LIMIT_REACHED);
+    }
+}
+
+// SPEC E2: the same for real, where nothing runs beside it: the limit is the whole machine's.
+#[test]
+fn a_limit_that_is_reached_leaves_threads_until_it_is_not() {
+    if std::env::var_os("CORIO_SOAK").is_none() {
+        println!(
+            "SKIPPED: fs.aio-max-nr reached: it is the whole machine's; `cargo xtask soak` does it"
+        );
+        return;
+    }
+    // One request at a time at the end, so that not even one is left.
+    let (mut contexts, mut requests) = (Vec::new(), 1u32 << 20);
+    while requests > 0 {
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: the kernel writes one number.
+        match unsafe { libc::syscall(libc::SYS_io_setup, requests, &raw mut context) } {
+            0 => contexts.push(context),
+            _ => requests /= 2,
+        }
+    }
+    let during = direct_engine(EngineChoice::LinuxAio);
+    for context in contexts {
+        // SAFETY: it is ours, and has no requests.
+        unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    }
+    let (Some(during), Some(after)) = (during, direct_engine(EngineChoice::LinuxAio)) else {
+        return;
+    };
+    assert_eq!(during.kind, EngineKind::Threads);
+    assert!(during.reason.contains(LIMIT_REACHED), "{during:?}");
+    assert_eq!(after.kind, EngineKind::LinuxAio, "{after:?}");
 }
 
 /// Sets the soft limit, and the hard one if that is lower.

@@ -49,8 +49,13 @@ pub fn run(program: &str, args: &[&str]) -> Result<String, String> {
     }
 }
 
-/// The engines that disk requests may use.
-pub const ENGINES: [EngineChoice; 2] = [EngineChoice::IoUring, EngineChoice::Threads];
+/// The engines that disk requests may use. Linux AIO leaves what is not opened with O_DIRECT to
+/// threads.
+pub const ENGINES: [EngineChoice; 3] = [
+    EngineChoice::IoUring,
+    EngineChoice::LinuxAio,
+    EngineChoice::Threads,
+];
 
 /// A loop whose disk requests use this engine.
 pub fn io_thread(engine: EngineChoice) -> IoThread {

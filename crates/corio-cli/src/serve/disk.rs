@@ -11,7 +11,7 @@ use corio_block::{Error, Length, Node, memory, probe, raw};
 use corio_nbd::server::{Export, Server, ServerConfig};
 
 use super::address::shell_word;
-use crate::args::{Cache, Discard, MEMORY_DEFAULT, ServeArgs};
+use crate::args::{Cache, Discard, Engine, MEMORY_DEFAULT, ServeArgs};
 use crate::report::Failure;
 
 /// How long a locked image or a device in use is tried again.
@@ -23,8 +23,9 @@ const LOCK_STEP: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The image cannot be opened or locked, or its content looks like another format than raw and
-/// nobody has said that it is raw.
+/// nobody has said that it is raw; Linux AIO is asked for without O_DIRECT.
 pub(crate) fn open(args: &ServeArgs) -> Result<Arc<Node>> {
+    refuse_cached_aio(args)?;
     let Some(path) = &args.image else {
         let size = Length(args.memory.unwrap_or(MEMORY_DEFAULT));
         let memory = memory::Options::new(size).read_only(args.read_only);
@@ -39,6 +40,25 @@ pub(crate) fn open(args: &ServeArgs) -> Result<Arc<Node>> {
         refuse_other_formats(path, &node)?;
     }
     Ok(node)
+}
+
+/// Through the page cache Linux AIO would only block the loop. Threads in its place, which the
+/// runtime uses then, are not what was asked for.
+fn refuse_cached_aio(args: &ServeArgs) -> Result<()> {
+    if args.engine != Engine::LinuxAio || args.image.is_some() && args.cache == Cache::None {
+        return Ok(());
+    }
+    let what = args.image.as_ref().map_or_else(
+        || "a memory disk".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let failure = Failure::new(format!("cannot serve {what} with --engine linux-aio"))
+        .why("Linux AIO is for images that are opened past the page cache");
+    let advice = match args.image {
+        Some(_) => "add --cache none, or use --engine io_uring or threads",
+        None => "use --engine io_uring or threads",
+    };
+    Err(failure.advice(advice).into())
 }
 
 /// Opens an image, and tries again for a moment while it is locked or in use: the kernel takes

@@ -171,6 +171,7 @@ impl From<Engine> for EngineChoice {
         match engine {
             Engine::Auto => Self::Auto,
             Engine::IoUring => Self::IoUring,
+            Engine::LinuxAio => Self::LinuxAio,
             Engine::Threads => Self::Threads,
         }
     }

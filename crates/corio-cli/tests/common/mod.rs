@@ -48,6 +48,16 @@ impl Combo {
         monitor: "io_uring",
         engine: "threads",
     };
+    /// For images past the page cache only.
+    pub(crate) const EPOLL_AIO: Combo = Combo {
+        monitor: "epoll",
+        engine: "linux-aio",
+    };
+    /// As that.
+    pub(crate) const URING_AIO: Combo = Combo {
+        monitor: "io_uring",
+        engine: "linux-aio",
+    };
     /// What a user gets who asks for nothing.
     pub(crate) const AUTO: Combo = Combo {
         monitor: "auto",

@@ -28,6 +28,8 @@ use crate::{coroutine, tls, track};
 const SKIPPED_TURNS_MAX: u32 = 61;
 /// The same in time, in ns; looked at when as many have gone by as a power of two.
 const SKIPPED_NS_MAX: u64 = 50_000;
+/// How long a wait lasts at most while an engine has what a busy kernel has not taken.
+const SUBMIT_RETRY_NS: u64 = 1_000_000;
 /// Events of a turn that a home has room for from the beginning.
 const READY_ROOM: usize = 16;
 
@@ -52,6 +54,9 @@ pub(crate) struct Local {
     /// What a layer above runs in the turn after [`Local::drain_soon`].
     drain: Cell<Option<Drain>>,
     drain_due: Cell<bool>,
+    /// What an engine has run before the next wait after [`Local::submit_soon`].
+    submit: Cell<Option<Drain>>,
+    submit_due: Cell<bool>,
     skipped_turns: Cell<u32>,
     last_look: Cell<Moment>,
     foreign: Foreign,
@@ -73,6 +78,8 @@ impl Local {
             rearm: RefCell::default(),
             drain: Cell::new(None),
             drain_due: Cell::new(false),
+            submit: Cell::new(None),
+            submit_due: Cell::new(false),
             skipped_turns: Cell::new(0),
             last_look: Cell::default(),
             foreign: Foreign::default(),
@@ -137,6 +144,35 @@ impl Local {
         }
     }
 
+    /// Has `submit` run once before the wait after each [`submit_soon`](Self::submit_soon): there
+    /// an engine hands over what has gathered.
+    ///
+    /// # Safety
+    /// As [`set_drain`](Self::set_drain)'s.
+    #[allow(unsafe_code)] // As `set_drain`.
+    pub(crate) unsafe fn set_submit(&self, submit: Option<Drain>) {
+        self.submit.set(submit);
+    }
+
+    /// Has the engine hand over what it has before the next wait; what the kernel refuses and is
+    /// due again is tried again soon.
+    #[inline]
+    pub(crate) fn submit_soon(&self) {
+        self.submit_due.set(true);
+    }
+
+    /// See [`submit_soon`](Self::submit_soon).
+    #[inline]
+    #[allow(unsafe_code)] // As `set_drain`.
+    fn submit_if_due(&self) {
+        if self.submit_due.replace(false)
+            && let Some(submit) = self.submit.get()
+        {
+            // SAFETY: as who has set it has promised.
+            unsafe { (submit.run)(submit.with) };
+        }
+    }
+
     pub(super) fn foreign(&self) -> &Foreign {
         &self.foreign
     }
@@ -157,6 +193,7 @@ impl Local {
 
     /// Before a foreign loop waits; see [`Monitor::submit_for_foreign`].
     pub(super) fn submit_for_foreign(&self) -> Option<u64> {
+        self.submit_if_due();
         self.monitor.submit_for_foreign(self)
     }
 
@@ -316,6 +353,7 @@ impl Local {
         if let Some(home) = coroutine::context_home() {
             home.ask_refused(); // Before it waits: they could be what ends the wait.
         }
+        self.submit_if_due();
         if !self.may_skip_monitor() {
             result = self.wait(blocking);
         }
@@ -372,6 +410,7 @@ impl Local {
     }
 
     fn wait_in_monitor(&self, blocking: bool) -> io::Result<()> {
+        self.submit_if_due(); // Polling may have asked for something.
         let state = &self.context.inner().notify;
         if blocking {
             state.begin_wait();
@@ -415,11 +454,11 @@ impl Local {
         if inner.notify.is_notified() || self.has_work() {
             return Some(0);
         }
+        // Nothing but the time tells when the kernel is not busy any more.
+        let retry = self.submit_due.get().then_some(SUBMIT_RETRY_NS);
         let timers = inner.timers.timeout_ns();
-        match (inner.bottom_halves.timeout_ns(), timers) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let bottom_halves = inner.bottom_halves.timeout_ns();
+        [retry, timers, bottom_halves].into_iter().flatten().min()
     }
 
     /// True if the turn has something to do whatever the descriptors say.
@@ -547,7 +586,7 @@ impl LocalHandler {
     }
 
     /// Has it busy-polled, too.
-    pub(super) fn set_poll(&self, poll: Box<dyn Fn() -> bool>, ready: Box<dyn Fn()>) {
+    pub(crate) fn set_poll(&self, poll: Box<dyn Fn() -> bool>, ready: Box<dyn Fn()>) {
         if let Some(local) = self.home() {
             local.set_poll(&self.entry, poll, ready);
         }

@@ -5,10 +5,15 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::FallocateFlags;
 
+use super::linux_aio::{self, Carried};
 use super::{EngineKind, of_home, threads, uring};
 use crate::context::Local;
+use crate::coroutine::{self, CoRef};
 use crate::track::{self, Kind};
-use crate::{coroutine, schedule, sys};
+use crate::{schedule, sys};
+
+/// How long a worker waits at most before it makes a request again that ended with EAGAIN.
+const RETRY_NS: u64 = 10_000_000;
 
 /// What is to be done to a file. Short results are the caller's to continue.
 pub(crate) enum Request<'a, 'b> {
@@ -32,23 +37,56 @@ pub(crate) enum Request<'a, 'b> {
 impl Request<'_, '_> {
     /// Carries the request out: parks the coroutine, or blocks a plain thread. The result is a
     /// count of bytes, or 0. A cancellation point before the request is made, and after it where it
-    /// has come back undone.
+    /// has come back undone. `direct`: the file is one that Linux AIO can carry.
     ///
     /// # Panics
     /// On a loop's thread outside a coroutine.
     #[track_caller]
-    pub(crate) fn run(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+    pub(crate) fn run(&mut self, fd: BorrowedFd<'_>, direct: bool) -> io::Result<usize> {
         let Some(local) = Local::current() else {
             return self.block(fd);
         };
         schedule::parkable("a file operation");
         coroutine::cancellation_point();
-        if coroutine::current().is_some_and(coroutine::CoRef::is_unwinding) {
+        if coroutine::current().is_some_and(CoRef::is_unwinding) {
             return Err(io::Error::from_raw_os_error(libc::ECANCELED));
         }
-        match of_home(local) {
-            (EngineKind::IoUring, batch_max) => uring::run(local, fd, self, batch_max),
-            (EngineKind::Threads, _) => threads::run(local, fd, || self.block(fd)),
+        let engine = of_home(local);
+        match engine.kind_for(local, direct) {
+            EngineKind::IoUring => {
+                let gathers = engine.gathering.is_on();
+                uring::run(local, fd, self, engine.batch_max(), gathers)
+            }
+            EngineKind::Threads => self.run_on_worker(local, fd),
+            EngineKind::LinuxAio => {
+                let carried = engine
+                    .aio()
+                    .map(|aio| linux_aio::run(local, aio, fd, self, engine.batch_max()));
+                match carried {
+                    Some(Carried::Done(outcome)) => outcome,
+                    Some(Carried::Not) | None => self.run_on_worker(local, fd),
+                }
+            }
+        }
+    }
+
+    fn run_on_worker(&mut self, local: &Local, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        loop {
+            let attempt = || {
+                let result = self.block(fd);
+                if matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EAGAIN)) {
+                    wait_for_readiness(fd);
+                }
+                result
+            };
+            match threads::run(local, fd, attempt) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    if let Some(outcome) = settle(-i64::from(libc::EAGAIN)) {
+                        return outcome;
+                    }
+                }
+                outcome => return outcome,
+            }
         }
     }
 
@@ -67,6 +105,45 @@ impl Request<'_, '_> {
             }
         }
     }
+}
+
+/// On a worker, before a request is made again that would have had to wait: not at full speed, and
+/// not for so long that a cancellation of its coroutine goes unseen.
+#[cold]
+fn wait_for_readiness(fd: BorrowedFd<'_>) {
+    let either = u32::from((libc::POLLIN | libc::POLLOUT).cast_unsigned());
+    let mut entry = [sys::poll::entry(fd.as_raw_fd(), either)];
+    // An error, or an interruption, only makes it come earlier.
+    let _ = sys::poll::wait(&mut entry, Some(RETRY_NS));
+}
+
+/// What a result of the kernel's, a count or an errno negated, is to the request; None: it was
+/// interrupted, or the kernel was short of something, and it is to be made again, now that others
+/// had a turn.
+#[inline]
+pub(super) fn settle(result: i64) -> Option<io::Result<usize>> {
+    if result >= 0 {
+        return Some(Ok(usize::try_from(result).unwrap_or(usize::MAX)));
+    }
+    let errno = i32::try_from(-result).unwrap_or(libc::EIO);
+    match errno {
+        // Cancelled before or in the middle of it: not to be asked again.
+        libc::EINTR | libc::EAGAIN | libc::ECANCELED if is_cancelled() => {
+            coroutine::cancellation_point();
+            Some(Err(io::Error::from_raw_os_error(libc::ECANCELED)))
+        }
+        libc::EINTR | libc::EAGAIN => {
+            schedule::yield_now();
+            None
+        }
+        errno => Some(Err(io::Error::from_raw_os_error(errno))),
+    }
+}
+
+/// True once the running coroutine has been asked to end, unless it must not be now.
+#[inline]
+pub(super) fn is_cancelled() -> bool {
+    coroutine::current().is_some_and(CoRef::is_cancelled)
 }
 
 /// Tells that the running coroutine hands a request on; tracking is on.

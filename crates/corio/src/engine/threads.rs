@@ -4,6 +4,8 @@
 //! - I1 A job's record lies in the frame of the coroutine that submitted it, which parks
 //!   uninterruptibly until `done`.
 //! - I2 The worker writes `outcome`, then `done`, and does not touch the record after that.
+//! - I3 Who has been asked to end takes its job out of the queue, where no worker can find it any
+//!   more, or waits for it all the same.
 
 #![allow(unsafe_code)] // Jobs point into the coroutine's frame.
 
@@ -17,8 +19,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::pool::{self, Pool, RawJob};
-use super::request::{trace_completed, trace_submitted};
+use super::request::{is_cancelled, trace_completed, trace_submitted};
 use crate::context::{AioContext, Local};
+use crate::coroutine::{self, CoRef};
 use crate::error::Error;
 use crate::schedule::{self, CoWaker};
 use crate::track;
@@ -50,8 +53,21 @@ unsafe fn work<F: FnOnce() -> T, T>(data: NonNull<()>) {
     waker.wake();
 }
 
-/// What came of a job: an error of its submission, its panic, or what it returned.
+/// What came of a job: an error of its submission, or that it was taken back (ECANCELED); its
+/// panic; or what it returned.
 type Outcome<T> = Result<std::thread::Result<T>, Error>;
+
+fn is_taken_back(error: &Error) -> bool {
+    error.raw_os_error() == Some(libc::ECANCELED)
+}
+
+/// That a job was taken back before a worker had begun with it.
+fn taken_back() -> Error {
+    Error::Os {
+        op: "a job of the thread pool",
+        source: io::Error::from_raw_os_error(libc::ECANCELED),
+    }
+}
 
 /// Runs a request for `fd` on a worker and parks until it is done. Err also if no worker can be
 /// had, or the job panicked.
@@ -69,6 +85,9 @@ pub(super) fn run(
     let outcome = submit(local, job);
     if track::is_enabled() {
         trace_completed(id, result_of(&outcome));
+    }
+    if outcome.as_ref().is_err_and(is_taken_back) {
+        coroutine::cancellation_point();
     }
     outcome?.unwrap_or_else(|payload| {
         core::mem::forget(payload); // Reported by the panic hook; its destructor could panic again.
@@ -105,9 +124,17 @@ fn submit<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> Outcome<T>
     // SAFETY: `work::<F, T>` is called once with the record's address. I1 keeps the record and what
     // the job borrows in place; F and T are Send.
     let job = unsafe { RawJob::new(NonNull::from(&record).cast(), work::<F, T>) };
-    pool.submit(job)?;
+    let id = pool.submit(job)?;
+    let mut asked = false;
     // Acquire pairs with `work`'s release.
     while !record.done.load(Ordering::Acquire) {
+        // What unwinds already has its destructors' jobs done.
+        if !asked && is_cancelled() && !coroutine::current().is_some_and(CoRef::is_unwinding) {
+            asked = true;
+            if pool.cancel(id) {
+                return Err(taken_back());
+            }
+        }
         schedule::park_uninterruptible();
     }
     // SAFETY: written before `done` (I2), read once.
@@ -134,7 +161,7 @@ impl AioContext {
 }
 
 /// The context's pool, made on first use. A pool that cannot be made is an error each time.
-fn pool_of(context: &AioContext) -> Result<Arc<Pool>, Error> {
+pub(super) fn pool_of(context: &AioContext) -> Result<Arc<Pool>, Error> {
     let name = context.name();
     let slot: Arc<Result<Arc<Pool>, ()>> = context.attachment(|| {
         Pool::new(name, 0, WORKERS_MAX, pool::IDLE)
@@ -152,7 +179,8 @@ fn pool_of(context: &AioContext) -> Result<Arc<Pool>, Error> {
 
 /// Runs a blocking closure without blocking the loop: on a worker of the context's pool while the
 /// coroutine is parked, or right here on a plain thread. Borrows are fine: it returns only when the
-/// closure has. Not cancelled while it waits.
+/// closure has. Who is cancelled meanwhile unwinds if no worker has begun with the closure, which
+/// then never runs, and waits for its end otherwise.
 ///
 /// # Errors
 /// No worker thread can be had.
@@ -173,7 +201,11 @@ pub fn unblock<T: Send, F: FnOnce() -> T + Send>(f: F) -> Result<T, Error> {
         return Ok(f());
     };
     schedule::parkable("engine::unblock");
-    match submit(local, f)? {
+    let outcome = submit(local, f);
+    if outcome.as_ref().is_err_and(is_taken_back) {
+        coroutine::cancellation_point();
+    }
+    match outcome? {
         Ok(value) => Ok(value),
         Err(payload) => std::panic::resume_unwind(payload),
     }

@@ -15,10 +15,9 @@ use core::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::Request;
-use super::request::{trace_completed, trace_submitted};
+use super::request::{is_cancelled, settle, trace_completed, trace_submitted};
+use super::{BATCH_LIMIT, Request};
 use crate::context::{Completion, Local};
-use crate::coroutine::{self, CoRef};
 use crate::schedule::{self, CoWaker};
 use crate::sys::uring::{self, opcode, squeue, types};
 use crate::track;
@@ -46,31 +45,24 @@ unsafe fn complete(completion: *const Completion, result: i32) {
     waker.wake_here();
 }
 
-/// Runs a request on the ring; the caller has checked that there is a coroutine to park.
+/// Runs a request on the ring; the caller has checked that there is a coroutine to park. While
+/// somebody gathers the ring is filled, unless less is asked for.
 pub(super) fn run(
     local: &Local,
     fd: BorrowedFd<'_>,
     request: &mut Request<'_, '_>,
     batch_max: usize,
+    gathers: bool,
 ) -> io::Result<usize> {
     let batch_max = match batch_max {
+        0 if gathers => BATCH_LIMIT,
         0 => SUBMIT_BATCH,
         set => set,
     };
     loop {
         let result = run_once(local, fd, request, batch_max)?;
-        if result >= 0 {
-            return Ok(usize::try_from(result).unwrap_or(0));
-        }
-        match -result {
-            // Cancelled before or in the middle of it (I2): not to be asked again.
-            libc::EINTR | libc::EAGAIN | libc::ECANCELED if is_cancelled() => {
-                coroutine::cancellation_point();
-                return Err(io::Error::from_raw_os_error(libc::ECANCELED));
-            }
-            // Interrupted, or the kernel was short of something: again, after others had a turn.
-            libc::EINTR | libc::EAGAIN => schedule::yield_now(),
-            errno => return Err(io::Error::from_raw_os_error(errno)),
+        if let Some(outcome) = settle(result.into()) {
+            return outcome;
         }
     }
 }
@@ -127,11 +119,6 @@ fn run_once(
         }
         schedule::park_uninterruptible();
     }
-}
-
-/// True once the running coroutine has been asked to end, unless it must not be now.
-fn is_cancelled() -> bool {
-    coroutine::current().is_some_and(CoRef::is_cancelled)
 }
 
 fn entry(fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> squeue::Entry {

@@ -13,6 +13,7 @@ pub(crate) mod file;
 // Models have another word, and their own way to wait for it.
 #[cfg(not(loom))]
 pub(crate) mod futex;
+pub(crate) mod linux_aio;
 pub(crate) mod mem;
 pub(crate) mod poll;
 #[cfg(feature = "power-loss-shim")]

@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -114,34 +113,6 @@ fn urgent_data_does_not_spin_the_loop() {
         for reader in readers {
             reader.join().unwrap().unwrap();
         }
-    }
-}
-
-// SPEC E1: more completions than the ring's queue holds.
-#[test]
-fn ten_thousand_requests_in_flight_all_complete() {
-    for monitor in MONITORS {
-        let io = IoThread::builder()
-            .monitor(monitor)
-            .engine(EngineChoice::IoUring)
-            .spawn()
-            .unwrap();
-        let all = io.context().spawn(|| {
-            let file = Rc::new(File::from(OwnedFd::from(tempfile::tempfile().unwrap())));
-            file.write_all_at(&[1; 4096], 0).unwrap();
-            let read_one = |_| {
-                let file = Rc::clone(&file);
-                corio::spawn_local(move || {
-                    let mut buf = [0; 64];
-                    file.read_exact_at(&mut buf, 64).unwrap();
-                    buf == [1; 64]
-                })
-            };
-            let handles: Vec<_> = (0..10_000).map(read_one).collect();
-            let right = handles.into_iter().map(|handle| handle.join().unwrap());
-            right.filter(|right| *right).count()
-        });
-        assert_eq!(all.join().unwrap(), 10_000, "{monitor:?}");
     }
 }
 

@@ -1,0 +1,245 @@
+//! What is written is what is read.
+
+use std::io;
+use std::rc::Rc;
+
+use corio::context::MonitorChoice;
+use corio::engine::EngineKind;
+use corio::fs::{ExtentKind, File, ZeroFlags};
+
+use super::{Mode, buffer, in_each_mode, in_modes};
+
+// SPEC E1, E2, E3
+#[test]
+fn what_is_written_is_read_back_at_every_size() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        let unit = file.unit();
+        let at = 12_345usize.next_multiple_of(unit) as u64;
+        for len in [1usize, 511, 512, 4096, 65_537, 8 << 20] {
+            let len = len.next_multiple_of(unit);
+            let mut data = buffer(len, 0);
+            for (byte, value) in data.iter_mut().zip((0..=250u8).cycle()) {
+                *byte = value;
+            }
+            file.write_all_at(&data, at).unwrap();
+            let mut back = buffer(len, 1);
+            file.read_exact_at(&mut back, at).unwrap();
+            assert!(*back == *data, "{len} bytes");
+        }
+        file.sync_data().unwrap();
+    });
+}
+
+// SPEC E1, E2: where a file ends in the middle of a block, too.
+#[test]
+fn a_read_ends_with_the_file() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        let end = 3 * 4096 + 100;
+        std::fs::write(&file.named, vec![7; end]).unwrap();
+        let mut buf = buffer(4 * 4096, 1);
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), end);
+        assert!(buf[..end].iter().all(|byte| *byte == 7));
+        assert_eq!(file.read_at(&mut buf, 3 * 4096).unwrap(), 100);
+        assert_eq!(file.read_at(&mut buf, 4 * 4096).unwrap(), 0);
+        assert_eq!(file.read_at(&mut buf, 1 << 40).unwrap(), 0);
+        let short = file.read_exact_at(&mut buf, 0).unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+    });
+}
+
+// SPEC E1, E2
+#[test]
+fn vectored_and_durable_writes_arrive_whole() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        let unit = file.unit();
+        let at = 10usize.next_multiple_of(unit) as u64;
+        let parts =
+            [1, 0, 3, 1].map(|units| buffer(units * unit, b'0' + u8::try_from(units).unwrap()));
+        let slices = parts.each_ref().map(|part| io::IoSlice::new(part));
+        file.write_all_vectored_at(&slices, at, true).unwrap();
+        let mut back = buffer(5 * unit, 0);
+        file.read_exact_at(&mut back, at).unwrap();
+        let expected: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
+        assert!(*back == *expected);
+        let (mut a, mut b) = (buffer(2 * unit, 0), buffer(3 * unit, 0));
+        let mut bufs = [io::IoSliceMut::new(&mut a), io::IoSliceMut::new(&mut b)];
+        assert_eq!(file.read_vectored_at(&mut bufs, at).unwrap(), 5 * unit);
+        assert!(*a == expected[..2 * unit] && *b == expected[2 * unit..]);
+    });
+}
+
+// SPEC E1: more vectors than one call takes (IOV_MAX).
+#[test]
+fn thousands_of_vectors_arrive_whole() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        let unit = file.unit();
+        let mut parts: Vec<_> = (0..2500u32)
+            .map(|part| buffer(unit, u8::try_from(part % 251).unwrap()))
+            .collect();
+        let slices: Vec<_> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
+        file.write_all_vectored_at(&slices, 0, false).unwrap();
+        let mut back = buffer(2500 * unit, 0);
+        file.read_exact_at(&mut back, 0).unwrap();
+        assert!(back.chunks(unit).eq(parts.iter().map(|part| &**part)));
+        parts.iter_mut().for_each(|part| part.fill(0));
+        let mut bufs: Vec<_> = parts
+            .iter_mut()
+            .map(|part| io::IoSliceMut::new(part))
+            .collect();
+        assert_eq!(file.read_vectored_at(&mut bufs, 0).unwrap(), 2500 * unit);
+        assert!(back.chunks(unit).eq(parts.iter().map(|part| &**part)));
+    });
+}
+
+// SPEC E1, E2
+#[test]
+fn zeroes_and_discard_read_as_zeroes_and_leave_holes() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        file.write_all_at(&buffer(1 << 20, 0xa5), 0).unwrap();
+        file.write_zeroes(4096, 8192, ZeroFlags::empty()).unwrap();
+        file.write_zeroes(65_536, 65_536, ZeroFlags::MAY_UNMAP)
+            .unwrap();
+        file.discard(1 << 19, 65_536).unwrap();
+        let mut back = buffer(1 << 20, 1);
+        file.read_exact_at(&mut back, 0).unwrap();
+        for (i, byte) in back.iter().enumerate() {
+            let zero = (4096..12_288).contains(&i)
+                || (65_536..131_072).contains(&i)
+                || (1 << 19..(1 << 19) + 65_536).contains(&i);
+            assert_eq!(*byte, if zero { 0 } else { 0xa5 }, "byte {i}");
+        }
+        let hole = file.extent_at(1 << 19).unwrap();
+        assert_eq!((hole.kind, hole.len), (ExtentKind::Hole, 65_536));
+        assert_eq!(file.extent_at(0).unwrap().kind, ExtentKind::Data);
+        assert!(file.extent_at(1 << 20).is_err());
+        // What was never written is a hole, too, before the end of the file and past it.
+        file.write_all_at(&buffer(4096, 1), 4 << 20).unwrap();
+        file.read_exact_at(&mut back[..4096], 2 << 20).unwrap();
+        assert!(back[..4096].iter().all(|byte| *byte == 0));
+    });
+}
+
+// SPEC Q4: somebody else may cut the file off.
+#[test]
+fn an_extent_ends_where_the_file_does_now() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        std::fs::write(&file.named, vec![1; 1 << 20]).unwrap();
+        let found = file.extent_at(0).unwrap();
+        assert_eq!((found.kind, found.len), (ExtentKind::Data, 1 << 20));
+        file.named.as_file().set_len(8192).unwrap();
+        let past = file.extent_at(65_536).unwrap_err();
+        assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(file.read_at(&mut buffer(4096, 0), 65_536).unwrap(), 0);
+        assert_eq!(file.extent_at(4096).unwrap().len, 4096);
+    });
+}
+
+// SPEC E1: what the page cache has is read without waiting, and never what is past it.
+#[test]
+fn only_cached_files_are_read_without_waiting() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        let unit = file.unit().max(512);
+        file.write_all_at(&buffer(unit, 9), 0).unwrap();
+        let mut back = buffer(unit, 0);
+        let read = file.try_read_at(&mut back, 0).unwrap();
+        assert_eq!(read, (!mode.direct).then_some(unit));
+        assert_eq!(file.read_at(&mut back, 0).unwrap(), unit);
+        assert!(back.iter().all(|byte| *byte == 9));
+    });
+}
+
+// SPEC E1, E2: more than fit in any queue, or in the kernel at once.
+#[test]
+fn ten_thousand_requests_in_flight_all_complete() {
+    // Workers are the same whatever the loop waits with, and take their time.
+    let modes = Mode::all()
+        .filter(|mode| mode.kind != EngineKind::Threads || mode.monitor == MonitorChoice::Epoll);
+    in_modes(modes, |mode| {
+        let file = Rc::new(mode.scratch());
+        let unit = file.unit().max(64);
+        let mut data = buffer(256 * unit, 0);
+        for (byte, block) in data.chunks_mut(unit).zip(0..=255) {
+            byte.fill(block);
+        }
+        file.write_all_at(&data, 0).unwrap();
+        let read_one = |at: u32| {
+            let file = Rc::clone(&file);
+            corio::spawn_local(move || {
+                let block = u8::try_from(at % 256).unwrap();
+                let mut buf = buffer(unit, 0);
+                let offset = usize::from(block) * unit;
+                file.read_exact_at(&mut buf, offset as u64).unwrap();
+                buf.iter().all(|byte| *byte == block)
+            })
+        };
+        let handles: Vec<_> = (0..10_000).map(read_one).collect();
+        assert!(handles.into_iter().all(|handle| handle.join().unwrap()));
+    });
+}
+
+// SPEC E1: a gather holds requests back until its end, and nested ones until the outermost one's.
+#[test]
+fn gathered_requests_all_complete() {
+    in_each_mode(|mode| {
+        let file = Rc::new(mode.scratch());
+        let write = |at: u8| {
+            let file = Rc::clone(&file);
+            corio::spawn_local(move || {
+                let data = buffer(4096, at);
+                file.write_all_at(&data, 4096 * u64::from(at)).unwrap();
+            })
+        };
+        let handles = corio::engine::gather(|| {
+            let mut handles: Vec<_> = (0..100).map(write).collect();
+            corio::engine::gather(|| handles.extend((100..200).map(write)));
+            corio::yield_now(); // The loop turns: they do not wait for the end.
+            let last = handles.pop().unwrap();
+            last.join().unwrap();
+            handles
+        });
+        assert!(handles.into_iter().all(|handle| handle.join().is_ok()));
+        let mut back = buffer(200 * 4096, 0);
+        file.read_exact_at(&mut back, 0).unwrap();
+        for (block, at) in back.chunks(4096).zip(0..) {
+            assert!(block.iter().all(|byte| *byte == at));
+        }
+    });
+}
+
+// SPEC E1: coroutines of different loops, one file.
+#[test]
+fn loops_share_a_file() {
+    let modes: Vec<_> = Mode::on(MonitorChoice::Epoll).collect();
+    in_modes(modes.into_iter(), |mode| {
+        let scratch = mode.scratch();
+        let file = std::sync::Arc::new(mode.open(scratch.named.path()).unwrap());
+        let others: Vec<_> = (1..=4u8).map(|other| (other, mode.spawn())).collect();
+        let writers: Vec<_> = others
+            .iter()
+            .map(|(other, io)| {
+                let (file, other): (std::sync::Arc<File>, _) = (file.clone(), *other);
+                io.context().spawn(move || {
+                    for at in 0..64 {
+                        let at = 4096 * (4 * at + u64::from(other) - 1);
+                        file.write_all_at(&buffer(4096, other), at).unwrap();
+                    }
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .for_each(|writer| writer.join().unwrap());
+        let mut back = buffer(256 * 4096, 0);
+        file.read_exact_at(&mut back, 0).unwrap();
+        for (block, at) in back.chunks(4096).zip((1..=4u8).cycle()) {
+            assert!(block.iter().all(|byte| *byte == at));
+        }
+    });
+}
