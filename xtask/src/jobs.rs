@@ -146,7 +146,7 @@ pub(crate) const JOBS: &[Job] = &[
             r.test(&["-p", "corio-block"])
         })
     },
-    job("nbd", "tests of the codec and the server", 86, |r| {
+    job("nbd", "tests of the codec and the server", 118, |r| {
         r.test(&["-p", "corio-nbd"])
     }),
     Job {
@@ -171,7 +171,7 @@ pub(crate) const JOBS: &[Job] = &[
         ..job(
             "clients",
             "the program against real NBD clients",
-            263,
+            297,
             clients,
         )
     },

@@ -44,8 +44,10 @@ pub(crate) enum Command {
 /// For every address it listens on, one line `listening URI` goes to standard output, then one
 /// line with a client command to try. Messages go to standard error.
 ///
-/// Clients are not authenticated and nothing is encrypted: listen on loopback or on a Unix socket
-/// (the default is loopback only), or on a network where every machine may read and write the disk.
+/// Without TLS (--tls-cert), clients are not authenticated and nothing is encrypted: listen on
+/// loopback or on a Unix socket (the default is loopback only), or on a network where every machine
+/// may read and write the disk. With it nothing can be read or changed on the way; who may connect
+/// is decided by --tls-client-ca alone.
 #[derive(Args, Debug)]
 #[command(after_long_help = MANUAL)]
 pub(crate) struct ServeArgs {
@@ -164,6 +166,40 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) unix_mode: Option<u32>,
 
+    /// Speak TLS, and show this certificate to clients
+    ///
+    /// A PEM file: the server's own certificate first, then those between it and its CA. Clients
+    /// that check it look for the name they connect to, such as localhost. TLS 1.2 and 1.3 are
+    /// spoken, from NBD's STARTTLS on; Unix sockets speak it too.
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of the certificate
+    ///
+    /// A PEM file with an RSA, ECDSA or Ed25519 key (PKCS#8, PKCS#1 or SEC1), not encrypted.
+    /// Certificates and keys are read once, at the start.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Serve only clients that show a certificate signed by one of these CAs
+    ///
+    /// A PEM file. Without it every client is served that reaches the server.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+
+    /// Whether clients may do without TLS [default: required]
+    ///
+    /// Where it is only allowed, somebody between client and server can make both believe that the
+    /// other does not speak it, unless the client insists.
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_enum,
+        requires = "tls_cert",
+        help_heading = "TLS"
+    )]
+    pub(crate) tls: Option<TlsMode>,
+
     /// Clients served at the same time; one more is refused at once
     ///
     /// It is told why when it asks for the export. In a rush of clients some are refused without a
@@ -245,6 +281,16 @@ Examples:
           disk.raw for the programs of this machine that may write to the socket
   corio serve disk.raw --listen localhost:0 --run 'nbdcopy \"$uri\" copy.raw'
           Copies through a server that lives as long as the copy
+  corio serve disk.raw --listen '*:10809' --tls-cert server-cert.pem --tls-key server-key.pem \\
+      --tls-client-ca ca-cert.pem
+          disk.raw for every client that has a certificate of that CA, encrypted, at nbds://HOST/
+
+TLS:
+  libnbd's tools take nbds://HOST/?tls-certificates=DIR, where DIR has ca-cert.pem and, if the
+  server asks for a certificate, client-cert.pem and client-key.pem. qemu takes
+  --object tls-creds-x509,id=tls0,endpoint=client,dir=DIR and --image-opts
+  driver=nbd,host=HOST,port=10809,tls-creds=tls0 with the same files. If DIR is where --tls-cert
+  is, the line to try and the uri of --run name it.
 
 Signals:
   SIGTERM, SIGINT and SIGHUP end the program: no new clients, requests under way finish, what was
@@ -290,6 +336,15 @@ pub(crate) enum Discard {
     Unmap,
     /// Nothing: space once used stays allocated
     Ignore,
+}
+
+/// `--tls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TlsMode {
+    /// Clients that do without are refused
+    Required,
+    /// Clients choose
+    Allowed,
 }
 
 /// `--engine`.
@@ -416,8 +471,13 @@ mod tests {
             "--log=debug",
             "--pid-file=/tmp/p",
             "--run=true",
+            "--tls-cert=/tmp/cert",
+            "--tls-key=/tmp/key",
+            "--tls-client-ca=/tmp/ca",
+            "--tls=allowed",
         ])
         .unwrap();
+        assert_eq!(args.tls, Some(TlsMode::Allowed));
         assert_eq!(args.format, Some(Format::Raw));
         assert_eq!(args.listen.len(), 2);
         assert_eq!(args.unix.len(), 2);
@@ -479,6 +539,15 @@ mod tests {
             refused(&["--unix-mode=600"]).kind(),
             ErrorKind::MissingRequiredArgument
         );
+        for half in [
+            &["--tls-cert=c"][..],
+            &["--tls-key=k"],
+            &["--tls-client-ca=a"],
+            &["--tls=required"],
+        ] {
+            let kind = refused(half).kind();
+            assert_eq!(kind, ErrorKind::MissingRequiredArgument, "{half:?}");
+        }
         assert_eq!(refused(&["a", "b"]).kind(), ErrorKind::UnknownArgument);
         assert_eq!(
             refused(&["a", "--format=qcow2"]).kind(),
@@ -498,6 +567,7 @@ mod tests {
         }
         for section in [
             "Examples:",
+            "TLS:",
             "Signals:",
             "Slow and dead clients:",
             "systemd:",

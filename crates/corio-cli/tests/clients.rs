@@ -7,9 +7,10 @@ use std::path::Path;
 use std::process::Command;
 
 use common::data::{self, KIB, MIB};
-use common::serve::{Listening, Serve, Server, image_dir};
+use common::serve::{Addr, Listening, Serve, Server, image_dir};
+use common::tls;
 use common::tool::{self, command, run};
-use common::{Combo, matrix, need};
+use common::{Combo, again_through_tls, matrix, need};
 use serde_json::Value;
 
 matrix!(
@@ -23,6 +24,15 @@ matrix!(
     qemu_io_is_refused_writes_to_a_read_only_export,
     qemu_img_converts_both_ways,
     fio_verifies_random_writes,
+);
+// All but qemu-img and fio: the one's way of naming images with TLS is in `tls`, the other has none.
+again_through_tls!(
+    nbdinfo_describes_the_export,
+    nbdinfo_lists_exports,
+    nbdinfo_map_shows_the_holes,
+    qemu_io_reads_back_what_it_wrote,
+    qemu_io_reads_back_unaligned_pieces,
+    qemu_io_zeroes_and_discards,
 );
 
 /// Every other test here proves what its name says only if the parameters mean something.
@@ -88,7 +98,7 @@ fn nbdinfo_describes_the_export(combo: Combo) {
 fn assert_export_described(at: &Listening) {
     let json: Value = nbdinfo_json(&["--json"], &at.uri);
     assert_eq!(json["protocol"], "newstyle-fixed", "{at}");
-    assert_eq!(json["TLS"], false, "{at}");
+    assert_eq!(json["TLS"], matches!(at.addr, Addr::Tls(_)), "{at}");
     assert_eq!(json["structured"], true, "{at}");
     let export = &json["exports"][0];
     assert_eq!(export["export-name"], "vol", "{at}");
@@ -218,13 +228,9 @@ fn qemu_io_reads_back_what_it_wrote(combo: Combo) {
             format!("read -P {} 8M 40M", pattern + 2),
             format!("read -P {} 67108352 512", pattern + 3),
         ];
-        qemu_io_at(&at.uri, &[&written, &durable, &large, &last, "flush"]).ok();
+        qemu_io_at(at, &[&written, &durable, &large, &last, "flush"]).ok();
         // Another connection sees it, and so does whoever looks at the file.
-        qemu_io_at(
-            &at.uri,
-            &reads.iter().map(String::as_str).collect::<Vec<_>>(),
-        )
-        .ok();
+        qemu_io_at(at, &reads.iter().map(String::as_str).collect::<Vec<_>>()).ok();
         for (offset, len, byte) in [
             (0, 4 * KIB, pattern),
             (4 * KIB, MIB - 4 * KIB, 0),
@@ -474,16 +480,23 @@ fn fio_verifies_random_writes(combo: Combo) {
 
 /// Runs commands of qemu-io against the server's first address.
 fn qemu_io(server: &Server, commands: &[&str]) -> tool::Output {
-    qemu_io_at(&server.first().uri, commands)
+    qemu_io_at(server.first(), commands)
 }
 
-fn qemu_io_at(uri: &str, commands: &[&str]) -> tool::Output {
+fn qemu_io_at(at: &Listening, commands: &[&str]) -> tool::Output {
     let mut qemu_io = Command::new("qemu-io");
-    qemu_io.args(["-f", "raw", "--discard=unmap"]);
+    qemu_io.arg("--discard=unmap");
     for line in commands {
         qemu_io.args(["-c", line]);
     }
-    run(qemu_io.arg(uri))
+    match at.addr {
+        Addr::Tls(_) => {
+            let (object, image) = tls::qemu_words(at);
+            qemu_io.args(["--object", &object, "--image-opts", &image])
+        }
+        _ => qemu_io.args(["-f", "raw", &at.uri]),
+    };
+    run(&mut qemu_io)
 }
 
 fn nbdinfo_json(args: &[&str], uri: &str) -> Value {

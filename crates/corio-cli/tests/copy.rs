@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use common::data::{self, GIB};
 use common::serve::{Serve, Server};
 use common::tool::{SOON, command, run_for};
-use common::{Combo, matrix, need, wait_until};
+use common::{Combo, again_through_tls, matrix, need, wait_until};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 matrix!(nbdcopy_copies_in_and_out);
+again_through_tls!(nbdcopy_copies_in_and_out);
 
 /// How long one copy of 1 GiB may take on a slow and busy machine.
 const COPY_LIMIT: Duration = Duration::from_secs(120);
@@ -111,7 +112,13 @@ fn nbdcopy_copies_in_and_out(combo: Combo) {
     let mut sources = files.sources.iter().cycle();
     let mut connected = 0;
     for (kind, listening) in [("TCP", server.tcp()), ("Unix", server.unix())] {
-        for connections in [1, 4] {
+        // TLS takes its time: either number of connections once will do.
+        let counts: &[usize] = match (combo.tls, kind) {
+            (false, _) => &[1, 4],
+            (true, "TCP") => &[4],
+            (true, _) => &[1],
+        };
+        for &connections in counts {
             let source = sources.next().unwrap();
             for (way, from, to, written) in [
                 (

@@ -6,7 +6,7 @@ mod common;
 use common::data::{self, MIB, assert_same};
 use common::nbd::{self, Handshake, Headers, cmd, flag, opt, rep};
 use common::serve::{Serve, image_dir};
-use common::{Combo, matrix, need};
+use common::{Combo, again_through_tls, matrix, need};
 
 matrix!(
     handshake_offers_what_the_protocol_names,
@@ -14,6 +14,14 @@ matrix!(
     unknown_option_is_answered,
     unknown_export_is_refused_and_the_client_may_go_on,
     old_client_is_served_by_export_name,
+    contexts_are_listed_by_query,
+);
+// All but the old client, which has no options and so no STARTTLS.
+again_through_tls!(
+    handshake_offers_what_the_protocol_names,
+    list_and_info_describe_the_export,
+    unknown_option_is_answered,
+    unknown_export_is_refused_and_the_client_may_go_on,
     contexts_are_listed_by_query,
 );
 

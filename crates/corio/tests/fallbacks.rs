@@ -4,7 +4,7 @@
 #![allow(unsafe_code)] // seccomp(2) and setrlimit(2).
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::mpsc;
@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use corio::context::{Interest, MonitorChoice, MonitorInfo, MonitorKind};
 use corio::engine::{EngineChoice, EngineInfo, EngineKind};
 use corio::fs::{AlignedBuf, File, OpenOptions};
+use corio::net::{TcpListener, TcpStream};
 use corio::{AioContext, Error, IoThread};
 
 const CHILD: &str = "CORIO_FALLBACK_CHILD";
@@ -331,6 +332,50 @@ fn a_kernel_with_rings_switched_off_leaves_epoll_and_threads() {
     let found = what_works();
     drop(restored);
     assert_fell_back(&found);
+}
+
+// SPEC E6
+#[test]
+fn a_client_that_could_not_be_accepted_is_accepted_later() {
+    if !in_child("a_client_that_could_not_be_accepted_is_accepted_later") {
+        return;
+    }
+    let io = IoThread::builder().spawn().unwrap();
+    let accepted = io.context().spawn(|| {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        // The listener has waited once, so that it is known to the monitor.
+        listener_has_waited(&listener)?;
+        let mut client = TcpStream::connect(listener.local_addr()?)?;
+        let next = fs::File::open("/dev/null")?;
+        let first_free = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(&next)).unwrap();
+        drop(next);
+        limit(libc::RLIMIT_NOFILE, first_free, None);
+        for _ in 0..3 {
+            let error = listener.accept().unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        }
+        // Who wants to may wait until descriptors are free again: here they are.
+        limit(libc::RLIMIT_NOFILE, first_free + 16, None);
+        let (mut server, _) = listener.accept()?;
+        client.write_all(b"patient")?;
+        let mut word = [0; 7];
+        server.read_exact(&mut word)?;
+        assert_eq!(&word, b"patient");
+        // And the one after it, for whom the listener waits.
+        let address = listener.local_addr()?;
+        let waiting = corio::spawn_local(move || listener.accept().map(drop));
+        corio::yield_now();
+        drop(TcpStream::connect(address)?);
+        waiting.join().unwrap()
+    });
+    accepted.join().unwrap().unwrap();
+}
+
+fn listener_has_waited(listener: &TcpListener) -> std::io::Result<()> {
+    let address = listener.local_addr()?;
+    let client = corio::spawn_local(move || TcpStream::connect(address).map(drop));
+    listener.accept()?;
+    client.join().unwrap()
 }
 
 fn is_out_of_descriptors(error: &Error) -> bool {

@@ -145,6 +145,19 @@ pub(crate) fn unix_uri(path: &Path, export: &str) -> String {
     uri
 }
 
+/// The same address for clients that speak TLS.
+pub(crate) fn secure_uri(uri: &str) -> String {
+    uri.replacen("nbd", "nbds", 1)
+}
+
+/// The URI with the directory in which libnbd finds the certificates.
+pub(crate) fn uri_with_certificates(uri: &str, directory: &Path) -> String {
+    let separator = if uri.contains('?') { '&' } else { '?' };
+    let mut uri = format!("{uri}{separator}tls-certificates=");
+    percent_encode(&mut uri, directory.as_os_str().as_bytes());
+    uri
+}
+
 /// Appends `bytes`, all but RFC 3986's unreserved characters and `/` as `%XX`.
 fn percent_encode(uri: &mut String, bytes: &[u8]) {
     for &byte in bytes {

@@ -5,18 +5,21 @@ use std::io::{self, Write};
 
 use corio_block::Node;
 
-use super::address::shell_word;
+use super::address::{secure_uri, shell_word};
+use super::tls::Needs;
 use crate::size;
 
 /// Where the client to try comes from, and another one: whoever tries the first time may have none.
 const CLIENTS: &str = "(Debian package libnbd-bin; or qemu-img info, from qemu-utils)";
+/// The same where TLS is spoken, for which qemu-img has no URI.
+const TLS_CLIENTS: &str = "(Debian package libnbd-bin)";
 
 /// Prints `listening URI` for each address, then a client command to try.
 ///
 /// With `--run` standard output belongs to the command, so these lines go to standard error. Nobody
 /// reading them is no reason to fail.
-pub(crate) fn addresses(uris: &[String], stdout_is_taken: bool) {
-    let text = lines(uris);
+pub(crate) fn addresses(uris: &[String], tls: Option<&Needs>, stdout_is_taken: bool) {
+    let text = lines(uris, tls);
     let _ = if stdout_is_taken {
         io::stderr().write_all(text.as_bytes())
     } else {
@@ -27,14 +30,28 @@ pub(crate) fn addresses(uris: &[String], stdout_is_taken: bool) {
     };
 }
 
-fn lines(uris: &[String]) -> String {
+fn lines(uris: &[String], tls: Option<&Needs>) -> String {
+    let shown = |uri: &String| match tls {
+        None => uri.clone(),
+        Some(_) => secure_uri(uri),
+    };
     let mut text: String = uris
         .iter()
-        .map(|uri| format!("listening {uri}\n"))
+        .map(|uri| format!("listening {}\n", shown(uri)))
         .collect();
     if let Some(uri) = uris.first() {
-        let word = shell_word(OsStr::new(uri));
-        text.push_str(&format!("try: nbdinfo {word}   {CLIENTS}\n"));
+        let (uri, clients) = match tls {
+            None => (uri.clone(), CLIENTS.to_owned()),
+            Some(tls) => {
+                let clients = match tls.explain_directory() {
+                    None => TLS_CLIENTS.to_owned(),
+                    Some(text) => format!("{TLS_CLIENTS}\n     {text}"),
+                };
+                (tls.client_uri(uri), clients)
+            }
+        };
+        let word = shell_word(OsStr::new(&uri));
+        text.push_str(&format!("try: nbdinfo {word}   {clients}\n"));
     }
     text
 }
@@ -64,20 +81,45 @@ mod tests {
     #[test]
     fn one_line_for_each_address_and_one_to_try() {
         assert_eq!(
-            lines(&uris(&["nbd://localhost:10809/", "nbd+unix:///?socket=/a"])),
+            lines(
+                &uris(&["nbd://localhost:10809/", "nbd+unix:///?socket=/a"]),
+                None
+            ),
             format!(
                 "listening nbd://localhost:10809/\nlistening nbd+unix:///?socket=/a\n\
                  try: nbdinfo nbd://localhost:10809/   {CLIENTS}\n"
             )
         );
         assert_eq!(
-            lines(&uris(&["nbd+unix:///?socket=/a"])),
+            lines(&uris(&["nbd+unix:///?socket=/a"]), None),
             format!(
                 "listening nbd+unix:///?socket=/a\n\
                  try: nbdinfo 'nbd+unix:///?socket=/a'   {CLIENTS}\n"
             )
         );
-        assert_eq!(lines(&[]), "");
+        assert_eq!(lines(&[], None), "");
+    }
+
+    #[test]
+    fn with_tls_the_command_has_what_the_client_needs() {
+        let mut tls = Needs {
+            client_certificate: false,
+            directory: Some("/c".into()),
+        };
+        let uris = uris(&["nbd://localhost:10809/"]);
+        assert_eq!(
+            lines(&uris, Some(&tls)),
+            format!(
+                "listening nbds://localhost:10809/\n\
+                 try: nbdinfo 'nbds://localhost:10809/?tls-certificates=/c'   {TLS_CLIENTS}\n"
+            )
+        );
+        tls.directory = None;
+        let text = lines(&uris, Some(&tls));
+        assert!(
+            text.contains("tls-certificates=DIR") && text.contains("DIR: a"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use corio_block::{Error, Length, Node, memory, probe, raw};
-use corio_nbd::server::{Export, Server, ServerConfig};
+use corio_nbd::server::{Export, Server, ServerConfig, TlsConfig};
 
 use super::address::shell_word;
 use crate::args::{Cache, Discard, Engine, MEMORY_DEFAULT, ServeArgs};
@@ -140,14 +140,18 @@ fn refuse_other_formats(path: &Path, node: &Node) -> Result<()> {
 }
 
 /// The server for one export of `node`.
-pub(crate) fn export(args: &ServeArgs, node: Arc<Node>) -> Server {
+pub(crate) fn export(args: &ServeArgs, node: Arc<Node>, tls: Option<TlsConfig>) -> Server {
     let export = Export {
         description: args.description.clone(),
         read_only: args.read_only,
         trim: args.discard == Discard::Unmap,
         ..Export::new(args.name.clone(), node)
     };
-    Server::new(ServerConfig::default(), vec![export])
+    let config = ServerConfig {
+        tls,
+        ..ServerConfig::default()
+    };
+    Server::new(config, vec![export])
 }
 
 impl From<Cache> for raw::Cache {

@@ -1,7 +1,7 @@
 //! `corio serve`: one disk, served over NBD until a signal or the end of `--run`.
 //!
 //! ```text
-//! start     signals -> limits -> loops -> disk -> sockets -> accepting -> announce -> --run
+//! start     signals -> limits -> TLS -> loops -> disk -> sockets -> accepting -> announce -> --run
 //! serve     accept thread --client--> door --spawn--> a loop's thread: server (corio-nbd) -> node (corio-block)
 //! stop      sockets closed -> server shut down -> requests done -> flushed -> loops joined
 //! ```
@@ -29,6 +29,7 @@ mod sockets;
 mod stop;
 mod systemd;
 mod tcp;
+mod tls;
 mod unix;
 
 use std::sync::Arc;
@@ -93,9 +94,12 @@ fn start(args: &ServeArgs, litter: Litter) -> Result<Service> {
     if let Some(warning) = limits::raise_open_files(args.connections, args.iothreads) {
         tracing::warn!("{warning}");
     }
+    // First: it can only be wrong, and nothing has been started yet.
+    let tls = tls::load(args)?;
+    let needs = tls::needs(args);
     let threads = start_threads(args)?;
     let node = disk::open(args)?;
-    let server = disk::export(args, Arc::clone(&node));
+    let server = disk::export(args, Arc::clone(&node), tls);
     let sockets = sockets::open(args, &litter)?;
     let door = Door::new(server.clone(), &threads, args.connections);
     let acceptor = Acceptor::start(sockets.listeners, door.into_admit())
@@ -104,13 +108,17 @@ fn start(args: &ServeArgs, litter: Litter) -> Result<Service> {
     if let Some(path) = &args.pid_file {
         pidfile::write(path, &litter)?;
     }
-    announce::addresses(&sockets.uris, args.run.is_some());
+    announce::addresses(&sockets.uris, needs.as_ref(), args.run.is_some());
     systemd::ready(&announce::status(&node, &sockets.uris));
     let uri = sockets.uris.first().map_or("", String::as_str);
+    let uri = match &needs {
+        None => uri.to_owned(),
+        Some(needs) => needs.client_uri(uri),
+    };
     let command = args
         .run
         .as_deref()
-        .map(|command| run::start(command, uri))
+        .map(|command| run::start(command, &uri))
         .transpose()?;
     Ok(Service {
         server,

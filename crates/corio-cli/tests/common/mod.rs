@@ -6,7 +6,8 @@
 //!   the project's codec, so that one mistake cannot hide on both sides;
 //! - [`data`]: patterns, files and their sums;
 //! - [`ledger`]: a write load that keeps book of what must survive a crash;
-//! - [`Combo`]: the monitor and the engine the server is run with.
+//! - [`tls`]: certificates, and the bridge by which [`nbd`] speaks TLS;
+//! - [`Combo`]: the monitor and the engine the server is run with, and whether through TLS.
 //!
 //! Skips and figures are printed: `cargo xtask test` runs the tests with `--show-output`, shows
 //! them and counts the skips.
@@ -18,35 +19,42 @@ pub(crate) mod data;
 pub(crate) mod ledger;
 pub(crate) mod nbd;
 pub(crate) mod serve;
+pub(crate) mod tls;
 pub(crate) mod tool;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One way of running the server: what its loops wait with, and what does its disk I/O.
+/// One way of running the server: what its loops wait with, what does its disk I/O, and whether
+/// clients are to speak TLS.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Combo {
     pub(crate) monitor: &'static str,
     pub(crate) engine: &'static str,
+    pub(crate) tls: bool,
 }
 
 impl Combo {
     pub(crate) const EPOLL_URING: Combo = Combo {
         monitor: "epoll",
         engine: "io_uring",
+        tls: false,
     };
     pub(crate) const EPOLL_THREADS: Combo = Combo {
         monitor: "epoll",
         engine: "threads",
+        tls: false,
     };
     pub(crate) const URING_URING: Combo = Combo {
         monitor: "io_uring",
         engine: "io_uring",
+        tls: false,
     };
     pub(crate) const URING_THREADS: Combo = Combo {
         monitor: "io_uring",
         engine: "threads",
+        tls: false,
     };
     /// For images past the page cache only.
     pub(crate) const EPOLL_AIO: Combo = Combo {
@@ -62,6 +70,13 @@ impl Combo {
     pub(crate) const AUTO: Combo = Combo {
         monitor: "auto",
         engine: "auto",
+        tls: false,
+    };
+
+    /// What a user gets who asks for TLS alone.
+    pub(crate) const TLS: Combo = Combo {
+        tls: true,
+        ..Combo::AUTO
     };
 
     /// True where the server needs a ring.
@@ -72,7 +87,8 @@ impl Combo {
 
 impl fmt::Display for Combo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "monitor {}, engine {}", self.monitor, self.engine)
+        write!(f, "monitor {}, engine {}", self.monitor, self.engine)?;
+        f.write_str(if self.tls { ", through TLS" } else { "" })
     }
 }
 
@@ -105,6 +121,21 @@ macro_rules! matrix {
     )+};
 }
 pub(crate) use matrix;
+
+/// Makes a test of each function `fn(Combo)`: the list again, through TLS.
+macro_rules! again_through_tls {
+    ($($name:ident),+ $(,)?) => {
+        mod through_tls {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name(crate::common::Combo::TLS);
+                }
+            )+
+        }
+    };
+}
+pub(crate) use again_through_tls;
 
 /// Ends the test as skipped, out loud: `skip!("no loop device: {e}")`.
 macro_rules! skip {

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::tool::{self, Output};
-use super::{Combo, wait_until};
+use super::{Combo, tls, wait_until};
 
 /// How long the server may take until it listens, and to end when asked to.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -44,11 +44,24 @@ pub(crate) fn socket_dir() -> TempDir {
 pub(crate) enum Addr {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// One of the others, where STARTTLS comes first.
+    Tls(Box<Addr>),
+}
+
+impl Addr {
+    /// What the stream itself is connected to.
+    fn below(&self) -> &Addr {
+        match self {
+            Addr::Tls(below) => below,
+            addr => addr,
+        }
+    }
 }
 
 /// An address that the server has printed.
 #[derive(Clone, Debug)]
 pub(crate) struct Listening {
+    /// For libnbd's tools; with TLS it says where the client's certificates are.
     pub(crate) uri: String,
     pub(crate) addr: Addr,
 }
@@ -66,6 +79,7 @@ pub(crate) struct Serve {
     args: Vec<OsString>,
     envs: Vec<(OsString, OsString)>,
     sockets: Option<TempDir>,
+    certificates: Option<TempDir>,
     addresses: usize,
 }
 
@@ -75,7 +89,7 @@ impl Serve {
         if combo != Combo::AUTO {
             serve = serve.args(["--monitor", combo.monitor, "--engine", combo.engine]);
         }
-        serve
+        if combo.tls { serve.tls() } else { serve }
     }
 
     /// `corio serve` and not a word more.
@@ -86,6 +100,7 @@ impl Serve {
             args: vec!["serve".into()],
             envs: Vec::new(),
             sockets: None,
+            certificates: None,
             addresses: 0,
         }
     }
@@ -140,6 +155,22 @@ impl Serve {
         let path = dir.path().join("nbd.sock");
         self.sockets = Some(dir);
         self.unix_at(&path)
+    }
+
+    /// Demands TLS, and certificates of the tests' CA from clients.
+    pub(crate) fn tls(mut self) -> Serve {
+        let dir = socket_dir();
+        tls::PKI.write_to(dir.path());
+        let file = |name| dir.path().join(name);
+        self = self
+            .arg("--tls-cert")
+            .arg(file("server-cert.pem"))
+            .arg("--tls-key")
+            .arg(file("server-key.pem"))
+            .arg("--tls-client-ca")
+            .arg(file("ca-cert.pem"));
+        self.certificates = Some(dir);
+        self
     }
 
     pub(crate) fn unix_at(mut self, path: &Path) -> Serve {
@@ -207,6 +238,7 @@ impl Serve {
             command: format!("{command:?}"),
             ended: None,
             _sockets: self.sockets,
+            certificates: self.certificates,
         };
         server.read_addresses(self.addresses);
         server
@@ -244,6 +276,7 @@ pub(crate) struct Server {
     command: String,
     ended: Option<ExitStatus>,
     _sockets: Option<TempDir>,
+    certificates: Option<TempDir>,
 }
 
 impl Server {
@@ -252,12 +285,27 @@ impl Server {
         while self.listening.len() < addresses {
             let line = self.line_before(deadline);
             if let Some(uri) = line.strip_prefix("listening ") {
-                self.listening.push(Listening {
-                    uri: uri.to_owned(),
-                    addr: address(uri),
-                });
+                let addr = address(uri);
+                let uri = self.client_uri(uri);
+                self.listening.push(Listening { uri, addr });
             }
         }
+    }
+
+    fn client_uri(&self, uri: &str) -> String {
+        let Some(dir) = &self.certificates else {
+            return uri.to_owned();
+        };
+        let separator = if uri.contains('?') { '&' } else { '?' };
+        // A temporary directory's name has nothing in it that would have to be encoded.
+        format!("{uri}{separator}tls-certificates={}", dir.path().display())
+    }
+
+    /// Where the certificates are that clients of a server with TLS need.
+    #[track_caller]
+    pub(crate) fn certificates(&self) -> &Path {
+        let dir = self.certificates.as_ref();
+        dir.expect("the server speaks TLS").path()
     }
 
     fn line_before(&mut self, deadline: Instant) -> String {
@@ -302,14 +350,14 @@ impl Server {
     /// Its first TCP address.
     #[track_caller]
     pub(crate) fn tcp(&self) -> &Listening {
-        let tcp = |l: &&Listening| matches!(l.addr, Addr::Tcp(_));
+        let tcp = |l: &&Listening| matches!(l.addr.below(), Addr::Tcp(_));
         self.listening.iter().find(tcp).expect("a TCP address")
     }
 
     /// Its first Unix address.
     #[track_caller]
     pub(crate) fn unix(&self) -> &Listening {
-        let unix = |l: &&Listening| matches!(l.addr, Addr::Unix(_));
+        let unix = |l: &&Listening| matches!(l.addr.below(), Addr::Unix(_));
         self.listening.iter().find(unix).expect("a Unix address")
     }
 
@@ -430,6 +478,9 @@ impl Collected {
 
 /// Reads an address back out of a printed URI.
 fn address(uri: &str) -> Addr {
+    if let Some(rest) = uri.strip_prefix("nbds") {
+        return Addr::Tls(Box::new(address(&format!("nbd{rest}"))));
+    }
     if let Some(rest) = uri.strip_prefix("nbd+unix://") {
         let (_, path) = rest
             .split_once("?socket=")

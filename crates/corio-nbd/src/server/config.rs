@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use corio_block::Node;
 
+use super::tls::TlsConfig;
 use crate::wire::PAYLOAD_PORTABLE_MAX;
 
 /// A disk under a name.
@@ -86,6 +87,8 @@ pub struct ServerConfig {
     pub server_bytes_max: usize,
     /// Bytes of idle buffers that are kept for reuse.
     pub idle_bytes_max: usize,
+    /// What TLS takes; `None`: there is none, and STARTTLS is refused.
+    pub tls: Option<TlsConfig>,
 }
 
 impl Default for ServerConfig {
@@ -101,6 +104,7 @@ impl Default for ServerConfig {
             server_requests_max: 4096,
             server_bytes_max: 512 << 20,
             idle_bytes_max: 64 << 20,
+            tls: None,
         }
     }
 }

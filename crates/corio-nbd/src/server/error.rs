@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use super::deadline::Deadline;
+
 use crate::wire::WireError;
 
 /// Why a connection ended otherwise than by the client's DISC, ABORT or closing.
@@ -29,6 +31,18 @@ pub enum Error {
     /// The handshake took too long.
     #[error("the handshake was not finished within {0:?}")]
     HandshakeTimeout(Duration),
+    /// The TLS handshake failed.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(String),
+    /// The client does without TLS, which this server does not allow.
+    #[error("the client does not begin with STARTTLS, and the server speaks TLS only")]
+    TlsRequired,
+    /// Bytes that came before TLS and would be taken for what is protected by it.
+    #[error(
+        "{0} bytes came in plain text behind STARTTLS: the client does not speak the protocol, or \
+         somebody has put them there"
+    )]
+    PlaintextBehindStartTls(usize),
     /// Too many options.
     #[error("the client sent more than {0} options")]
     TooManyOptions(u32),
@@ -54,5 +68,15 @@ pub enum Error {
 impl Error {
     pub(super) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
+    }
+
+    /// Tells a time-out in the handshake from one elsewhere.
+    pub(super) fn in_handshake(self, deadline: &Deadline) -> Self {
+        match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                Self::HandshakeTimeout(deadline.limit())
+            }
+            error => error,
+        }
     }
 }

@@ -2,19 +2,26 @@
 //!
 //! ```text
 //!   Greeting -> ClientHello -> option* -> EXPORT_NAME | GO | ABORT
+//!                                |                        ^
+//!                            STARTTLS ---> TLS ---> option*
 //! ```
 //!
 //! Everything here is bounded: the time as a whole, the number of options, the length of each. An
 //! option that is refused leaves what was agreed on before as it was, except that SET_META_CONTEXT
 //! always replaces the selection.
-
-use std::time::{Duration, Instant};
+//!
+//! STARTTLS: what was said before it, or came with it, may be another's word. So nothing is kept of
+//! it but that the zeroes after EXPORT_NAME can be left out, which the protocol gives no second
+//! chance to say; and a client that has sent more by the time its STARTTLS is read ends there, as
+//! one that waits for the answer cannot have.
 
 use super::Error;
 use super::config::{Export, ServerConfig};
+use super::deadline::Deadline;
 use super::receive::{READING, Receiver};
 use super::registry::Registry;
 use super::request::Terms;
+use super::tls::TlsPolicy;
 use super::transport::{Transport, write_all};
 use crate::wire::{
     BASE_ALLOCATION, BlockSizes, ClientFlags, ClientHello, ContextId, Decoded, ExportNameReply,
@@ -40,6 +47,36 @@ pub(super) struct Chosen {
     pub(super) terms: Terms,
 }
 
+/// How the option phase ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The client left in good order.
+    Left,
+    /// The client chose.
+    Chosen(Chosen),
+    /// The client waits for TLS, in which the handshake goes on.
+    StartTls(Progress),
+}
+
+/// What TLS means to the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Security {
+    /// There is none to be had.
+    Plain,
+    /// It can be had, or must.
+    Offered(TlsPolicy),
+    /// It is in force.
+    Secured,
+}
+
+/// What a handshake brings over into TLS.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    pub(super) deadline: Deadline,
+    options_left: u32,
+    no_zeroes: bool,
+}
+
 /// A handshake going on.
 pub(super) struct Handshake<'a, S: Transport> {
     pub(super) stream: &'a S,
@@ -47,6 +84,7 @@ pub(super) struct Handshake<'a, S: Transport> {
     pub(super) config: &'a ServerConfig,
     pub(super) exports: &'a [Export],
     pub(super) registry: &'a Registry,
+    pub(super) security: Security,
     /// Why this client is turned away, whatever it asks for.
     pub(super) turned_away: Option<&'a str>,
 }
@@ -64,32 +102,47 @@ struct Agreed {
 enum Next {
     Option,
     Transmission(usize),
+    StartTls,
     End,
 }
 
 impl<S: Transport> Handshake<'_, S> {
-    /// Parks the coroutine while it waits for the client. `None`: the client left in good order.
+    /// From the greeting on. Parks the coroutine while it waits for the client.
     ///
     /// # Errors
     /// The client broke the protocol, took too long, or is gone.
-    pub(super) fn run(mut self) -> Result<Option<Chosen>, Error> {
+    pub(super) fn run(mut self) -> Result<Outcome, Error> {
         let deadline = Deadline::after(self.config.handshake_timeout);
-        let result = self.negotiate(&deadline);
-        match result {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::TimedOut => {
-                Err(Error::HandshakeTimeout(self.config.handshake_timeout))
-            }
-            Ok(Some(chosen)) => {
-                self.stream
-                    .set_timeout(None)
-                    .map_err(Error::io("setting time-outs"))?;
-                Ok(Some(chosen))
-            }
-            other => other,
-        }
+        let result = self.greet(&deadline);
+        let result = match result {
+            Ok(Some(progress)) => self.haggle(progress),
+            Ok(None) => Ok(Outcome::Left),
+            Err(error) => Err(error),
+        };
+        self.end(deadline, result)
     }
 
-    fn negotiate(&mut self, deadline: &Deadline) -> Result<Option<Chosen>, Error> {
+    /// From behind TLS on.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) fn resume(mut self, progress: Progress) -> Result<Outcome, Error> {
+        let result = self.haggle(progress);
+        self.end(progress.deadline, result)
+    }
+
+    fn end(&self, deadline: Deadline, result: Result<Outcome, Error>) -> Result<Outcome, Error> {
+        let outcome = result.map_err(|error| error.in_handshake(&deadline))?;
+        if let Outcome::Chosen(_) = outcome {
+            self.stream
+                .set_timeout(None)
+                .map_err(Error::io("setting time-outs"))?;
+        }
+        Ok(outcome)
+    }
+
+    /// `None`: the client left without a word.
+    fn greet(&mut self, deadline: &Deadline) -> Result<Option<Progress>, Error> {
         let flags = HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES;
         self.send(deadline, &Greeting { flags }.encode())?;
         if !self.await_bytes(deadline, ClientHello::LEN)? {
@@ -105,17 +158,40 @@ impl<S: Transport> Handshake<'_, S> {
             });
         };
         self.receiver.consume(consumed);
-        let mut agreed = Agreed {
+        if !hello.flags.contains(ClientFlags::FIXED_NEWSTYLE) {
+            // The protocol has no TLS for such a client.
+            if self.security == Security::Offered(TlsPolicy::Required) {
+                return Err(Error::TlsRequired);
+            }
+            self.security = Security::Plain;
+        }
+        Ok(Some(Progress {
+            deadline: *deadline,
+            options_left: self.config.options_max,
             no_zeroes: hello.flags.contains(ClientFlags::NO_ZEROES),
+        }))
+    }
+
+    fn haggle(&mut self, progress: Progress) -> Result<Outcome, Error> {
+        let mut agreed = Agreed {
+            no_zeroes: progress.no_zeroes,
             style: HeaderStyle::Simple,
             allocation_of: None,
         };
         let mut out = Vec::new();
-        for _ in 0..self.config.options_max {
-            match self.one_option(deadline, &mut agreed, &mut out)? {
+        for options in 1..=progress.options_left {
+            match self.one_option(&progress.deadline, &mut agreed, &mut out)? {
                 Next::Option => {}
-                Next::End => return Ok(None),
-                Next::Transmission(export) => return Ok(Some(self.chosen(export, &agreed))),
+                Next::End => return Ok(Outcome::Left),
+                Next::Transmission(export) => {
+                    return Ok(Outcome::Chosen(self.chosen(export, &agreed)));
+                }
+                Next::StartTls => {
+                    return Ok(Outcome::StartTls(Progress {
+                        options_left: progress.options_left - options,
+                        ..progress
+                    }));
+                }
             }
         }
         Err(Error::TooManyOptions(self.config.options_max))
@@ -152,12 +228,10 @@ impl<S: Transport> Handshake<'_, S> {
                 .into());
             }
             self.skip(deadline, header.len)?;
-            refuse(
-                header.code,
-                ReplyCode::ERR_TOO_BIG,
-                "the option is too long",
-                out,
-            );
+            if !self.refuse_without_tls(header.code, out)? {
+                let message = "the option is too long";
+                refuse(header.code, ReplyCode::ERR_TOO_BIG, message, out);
+            }
             self.send(deadline, out)?;
             return Ok(Next::Option);
         }
@@ -170,8 +244,20 @@ impl<S: Transport> Handshake<'_, S> {
         self.receiver.consume(len);
         // EXPORT_NAME that cannot be granted has no answer but the end.
         let next = next?;
+        if let Next::StartTls = next {
+            self.refuse_early_bytes()?;
+        }
         self.send(deadline, out)?;
         Ok(next)
+    }
+
+    /// Nothing may have come behind STARTTLS: a client waits for the answer before it begins with
+    /// TLS, so that what is there already is not the client's, or not to be trusted.
+    fn refuse_early_bytes(&self) -> Result<(), Error> {
+        match self.receiver.arrived().len() {
+            0 => Ok(()),
+            len => Err(Error::PlaintextBehindStartTls(len)),
+        }
     }
 
     fn answer(
@@ -181,6 +267,9 @@ impl<S: Transport> Handshake<'_, S> {
         agreed: &mut Agreed,
         out: &mut Vec<u8>,
     ) -> Result<Next, Error> {
+        if self.refuse_without_tls(code, out)? {
+            return Ok(Next::Option);
+        }
         let payload = &self.receiver.arrived()[..len];
         let option = match OptionRequest::parse(code, payload) {
             Ok(option) => option,
@@ -199,6 +288,25 @@ impl<S: Transport> Handshake<'_, S> {
             return next;
         }
         self.grant(code, &option, agreed, out)
+    }
+
+    /// Answers an option that has to wait for TLS, whatever is in it. False: it need not.
+    ///
+    /// # Errors
+    /// EXPORT_NAME, which has no answer that says no.
+    fn refuse_without_tls(&self, code: OptionCode, out: &mut Vec<u8>) -> Result<bool, Error> {
+        let waits = self.security == Security::Offered(TlsPolicy::Required)
+            && self.turned_away.is_none()
+            && !matches!(code, OptionCode::STARTTLS | OptionCode::ABORT);
+        if !waits {
+            return Ok(false);
+        }
+        if code == OptionCode::EXPORT_NAME {
+            return Err(Error::TlsRequired);
+        }
+        let message = "this server speaks TLS only: STARTTLS comes first";
+        refuse(code, ReplyCode::ERR_TLS_REQD, message, out);
+        Ok(true)
     }
 
     /// Answers any option of a client that gets nothing. `None`: it may get what it asks for.
@@ -235,14 +343,20 @@ impl<S: Transport> Handshake<'_, S> {
                 return Ok(Next::End);
             }
             OptionRequest::List => self.list(out),
-            OptionRequest::StartTls => {
-                refuse(
-                    code,
-                    ReplyCode::ERR_UNSUP,
-                    "this server does not do TLS",
-                    out,
-                );
-            }
+            OptionRequest::StartTls => match self.security {
+                Security::Offered(_) => {
+                    ack(out);
+                    return Ok(Next::StartTls);
+                }
+                Security::Secured => {
+                    let message = "TLS is in force already";
+                    refuse(code, ReplyCode::ERR_INVALID, message, out);
+                }
+                Security::Plain => {
+                    let message = "this server was set up without TLS";
+                    refuse(code, ReplyCode::ERR_POLICY, message, out);
+                }
+            },
             OptionRequest::Info(query) => {
                 self.info(code, query, agreed, out);
             }
@@ -499,27 +613,5 @@ fn block_sizes(export: &Export, max: u32) -> BlockSizes {
         min,
         preferred,
         max,
-    }
-}
-
-/// When the handshake must be over.
-struct Deadline(Instant);
-
-impl Deadline {
-    fn after(limit: Duration) -> Self {
-        Self(Instant::now() + limit)
-    }
-
-    /// Lets the stream's next read or write wait no longer than what is left.
-    fn impose(&self, stream: &impl Transport) -> Result<(), Error> {
-        let left = self.0.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::io("waiting for the client")(
-                std::io::ErrorKind::TimedOut.into(),
-            ));
-        }
-        stream
-            .set_timeout(Some(left))
-            .map_err(Error::io("setting time-outs"))
     }
 }

@@ -28,6 +28,7 @@ mod budget;
 mod buffers;
 mod config;
 mod connection;
+mod deadline;
 mod error;
 mod handshake;
 mod receive;
@@ -35,6 +36,7 @@ mod registry;
 mod request;
 mod sender;
 mod signal;
+mod tls;
 mod transport;
 mod turn;
 mod vigil;
@@ -54,12 +56,13 @@ use corio::net::{TcpStream, UnixStream};
 pub use config::{Export, ServerConfig};
 pub use error::Error;
 pub use registry::Busy;
+pub use tls::{TlsConfig, TlsConfigError, TlsPolicy};
 pub use transport::Transport;
 
 use budget::Budget;
 use buffers::BufferPool;
 use connection::Connection;
-use handshake::Handshake;
+use handshake::{Chosen, Handshake, Outcome, Progress, Security};
 use receive::{RECEIVE_BYTES, Receiver};
 use registry::{Presence, Registry};
 use vigil::Vigil;
@@ -194,6 +197,8 @@ impl Server {
             config: &config,
             exports: &shared.exports,
             registry: &shared.registry,
+            // There is nothing to protect in what such a client is told.
+            security: Security::Plain,
             turned_away: Some(why),
         };
         let result = handshake.run().map(drop);
@@ -210,17 +215,80 @@ impl Server {
         let shared = &self.shared;
         let buffer = shared.buffers.get(RECEIVE_BYTES);
         let mut receiver = Receiver::new(buffer.map_err(Error::io("getting memory"))?);
-        let handshake = Handshake {
+        let offered = shared.config.tls.as_ref().map(|tls| tls.policy);
+        let security = offered.map_or(Security::Plain, Security::Offered);
+        let handshake = self.handshake(stream, &mut receiver, security);
+        match handshake.run()? {
+            Outcome::Left => Ok(()),
+            Outcome::Chosen(chosen) => self.transmit(stream, &chosen, presence, peer, receiver),
+            Outcome::StartTls(progress) => {
+                self.secure_session(stream, progress, presence, peer, receiver)
+            }
+        }
+    }
+
+    /// The session from STARTTLS on. Of its own, so that it takes no stack of those without TLS.
+    #[inline(never)]
+    fn secure_session<S: Transport>(
+        &self,
+        stream: &Rc<S>,
+        progress: Progress,
+        presence: Presence,
+        peer: &str,
+        mut receiver: Receiver,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
+        let Some(config) = &shared.config.tls else {
+            return Ok(()); // Not offered, so not begun.
+        };
+        let deadline = &progress.deadline;
+        let secured = tls::accept(stream, &config.rustls, &shared.buffers, deadline)
+            .map_err(|error| error.in_handshake(deadline))?;
+        tracing::debug!(%peer, "TLS: {}", secured.description());
+        let secured = Rc::new(secured);
+        presence.reach_by(&secured);
+        // A stop that came during TLS's handshake has reached the stream below.
+        let handshake = self.handshake(&secured, &mut receiver, Security::Secured);
+        let result = match handshake.resume(progress) {
+            Ok(Outcome::Chosen(chosen)) => {
+                self.transmit(&secured, &chosen, presence, peer, receiver)
+            }
+            Ok(Outcome::Left | Outcome::StartTls(_)) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if result.is_ok() {
+            secured.finish();
+        }
+        result
+    }
+
+    fn handshake<'a, S: Transport>(
+        &'a self,
+        stream: &'a Rc<S>,
+        receiver: &'a mut Receiver,
+        security: Security,
+    ) -> Handshake<'a, S> {
+        let shared = &self.shared;
+        Handshake {
             stream: &**stream,
-            receiver: &mut receiver,
+            receiver,
             config: &shared.config,
             exports: &shared.exports,
             registry: &shared.registry,
+            security,
             turned_away: None,
-        };
-        let Some(chosen) = handshake.run()? else {
-            return Ok(());
-        };
+        }
+    }
+
+    fn transmit<S: Transport>(
+        &self,
+        stream: &Rc<S>,
+        chosen: &Chosen,
+        presence: Presence,
+        peer: &str,
+        receiver: Receiver,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
         tracing::debug!(
             %peer,
             export = %shared.exports[chosen.export].name,
@@ -228,7 +296,7 @@ impl Server {
             "transmission"
         );
         let stream = Rc::clone(stream);
-        Connection::new(shared, stream, &chosen, presence, peer.to_owned()).serve(receiver)
+        Connection::new(shared, stream, chosen, presence, peer.to_owned()).serve(receiver)
     }
 
     /// Takes no new connection and no new request: they are answered with ESHUTDOWN. Requests that

@@ -103,13 +103,13 @@ impl Registry {
             entries.open.insert(id, entry);
             id
         };
-        let stream: Rc<dyn Transport> = stream.clone();
-        STREAMS.with_borrow_mut(|streams| streams.insert(id, Rc::downgrade(&stream)));
-        Ok(Presence {
+        let presence = Presence {
             registry: Arc::clone(self),
             id,
             requests,
-        })
+        };
+        presence.reach_by(stream);
+        Ok(presence)
     }
 
     /// Has every connection read to the end of what its client has sent and then end.
@@ -175,6 +175,12 @@ pub(super) struct Presence {
 }
 
 impl Presence {
+    /// Has a stop go to this stream from now on.
+    pub(super) fn reach_by<S: Transport>(&self, stream: &Rc<S>) {
+        let stream: Rc<dyn Transport> = stream.clone();
+        STREAMS.with_borrow_mut(|streams| streams.insert(self.id, Rc::downgrade(&stream)));
+    }
+
     /// Says how many requests are unfinished, for [`Busy`].
     pub(super) fn set_requests(&self, requests: usize) {
         self.requests.store(requests, Ordering::Relaxed);

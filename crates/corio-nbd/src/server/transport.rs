@@ -39,6 +39,9 @@ pub trait Transport: 'static {
     /// # Errors
     /// The socket's, such as that the peer is gone already.
     fn shutdown(&self, how: Shutdown) -> io::Result<()>;
+
+    /// Says goodbye, where the stream has a way to; nothing is written any more.
+    fn finish(&self) {}
 }
 
 macro_rules! transport {

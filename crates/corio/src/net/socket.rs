@@ -1,4 +1,4 @@
-//! A socket's calls: tried first, and parked only where the kernel would have blocked.
+//! A socket's calls, and a pipe's: tried first, and parked only where the kernel would have blocked.
 //!
 //! Calls of one direction are served in the order in which they came: while one waits, or has been
 //! woken and is not over, later ones queue behind it (`Lane::ahead`).
@@ -33,7 +33,7 @@ const MISSES_MAX: u8 = 2;
 /// ..until so many were left out, when one is made again to see whether the peer has changed.
 const SKIPS_MAX: u8 = 16;
 
-/// A non-blocking socket whose calls park the coroutine. `Send`, not `Sync`.
+/// A non-blocking socket, or end of a pipe, whose calls park the coroutine. `Send`, not `Sync`.
 pub(super) struct Socket {
     /// Before `fd`: at home, the descriptor is closed after the monitor has forgotten it.
     registration: RefCell<Option<Registration>>,

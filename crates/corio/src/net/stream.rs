@@ -11,7 +11,7 @@ use super::readiness::Direction;
 use super::socket::Socket;
 
 /// Buffers that one system call takes (UIO_MAXIOV).
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 /// A stream socket of either family.
 ///

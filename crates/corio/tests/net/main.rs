@@ -1,7 +1,8 @@
-//! Sockets in coroutines, on each monitor (SPEC E6, C12, H1, H5).
+//! Sockets and pipes in coroutines, on each monitor (SPEC E6, C12, H1, H5).
 
 mod calls;
 mod moving;
+mod pipes;
 mod silence;
 mod waiting;
 

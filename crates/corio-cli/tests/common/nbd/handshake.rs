@@ -1,12 +1,16 @@
 //! From the greeting to the first request.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
 
 use super::{
     Client, FIXED_NEWSTYLE, NO_ZEROES, OPTION_MAGIC, OPTION_REPLY_MAGIC, Stream, invalid, len32,
     opt, rep, take, take_bytes, take_u16, take_u32, take_u64,
 };
 use crate::common::serve::Addr;
+use crate::common::tls::{self, PKI};
 
 /// The kinds of headers a client may speak after the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,14 +81,28 @@ impl Handshake {
         Handshake::start_with(addr, FIXED_NEWSTYLE | NO_ZEROES)
     }
 
-    /// Connects, reads the greeting and answers with those client flags.
+    /// Connects, reads the greeting and answers with those client flags; then, at a server with
+    /// TLS, changes over to that.
     pub(crate) fn start_with(addr: &Addr, client_flags: u16) -> io::Result<Handshake> {
         let mut handshake = Handshake::greeted(Stream::connect(addr)?)?;
         handshake
             .stream
             .write_all(&u32::from(client_flags).to_be_bytes())?;
         handshake.flags &= client_flags;
+        if let Addr::Tls(_) = addr {
+            handshake = handshake.secured(&PKI.client_config(true))?;
+        }
         Ok(handshake)
+    }
+
+    /// Sends STARTTLS and goes on in TLS.
+    pub(crate) fn secured(mut self, config: &Arc<ClientConfig>) -> io::Result<Handshake> {
+        let replies = self.option(opt::STARTTLS, &[])?;
+        if replies != [(rep::ACK, Vec::new())] {
+            return Err(invalid(format!("STARTTLS was answered with {replies:x?}")));
+        }
+        let stream = tls::secured(self.stream, config)?;
+        Ok(Handshake { stream, ..self })
     }
 
     /// Reads the greeting and answers nothing yet.

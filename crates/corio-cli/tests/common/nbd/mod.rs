@@ -27,7 +27,7 @@ const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
 
 /// Longest that the client waits for a byte, or for room to send one.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Handshake flags.
 pub(crate) const FIXED_NEWSTYLE: u16 = 1;
@@ -57,6 +57,7 @@ pub(crate) mod rep {
     pub(crate) const ERR_UNSUP: u32 = ERROR | 1;
     pub(crate) const ERR_POLICY: u32 = ERROR | 2;
     pub(crate) const ERR_INVALID: u32 = ERROR | 3;
+    pub(crate) const ERR_TLS_REQD: u32 = ERROR | 5;
     pub(crate) const ERR_UNKNOWN: u32 = ERROR | 6;
 }
 
@@ -110,6 +111,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Connects, to a server with TLS as well: STARTTLS is the handshake's affair.
     pub(crate) fn connect(addr: &Addr) -> io::Result<Stream> {
         let stream = match addr {
             Addr::Tcp(addr) => {
@@ -118,6 +120,7 @@ impl Stream {
                 Stream::Tcp(stream)
             }
             Addr::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+            Addr::Tls(below) => return Stream::connect(below),
         };
         stream.set_patience(PATIENCE)?;
         Ok(stream)
@@ -132,6 +135,14 @@ impl Stream {
             Stream::Unix(s) => s
                 .set_read_timeout(Some(limit))
                 .and(s.set_write_timeout(Some(limit))),
+        }
+    }
+
+    /// Waits for as long as it takes from now on.
+    pub(crate) fn set_forever(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(s) => s.set_read_timeout(None).and(s.set_write_timeout(None)),
+            Stream::Unix(s) => s.set_read_timeout(None).and(s.set_write_timeout(None)),
         }
     }
 

@@ -7,6 +7,8 @@ mod limits;
 mod options;
 mod silence;
 mod stopping;
+mod tls;
+pub(super) mod tls_peer;
 mod turned_away;
 
 use std::io::{Read, Write};
