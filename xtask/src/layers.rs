@@ -26,7 +26,7 @@ use crate::workspace::{Workspace, entries, files_below, read};
 const LAYERS: &[&[&str]] = &[
     &["error", "planted"],
     &["sys"],
-    &["atomic"],
+    &["atomic", "recycle"],
     &["tls"],
     &["track"],
     &["stack"],

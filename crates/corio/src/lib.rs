@@ -288,6 +288,7 @@ pub mod fs;
 #[cfg(all(test, loom))]
 mod model;
 pub mod net;
+mod recycle;
 mod schedule;
 mod stack;
 pub mod sync;

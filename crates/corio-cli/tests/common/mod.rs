@@ -60,11 +60,13 @@ impl Combo {
     pub(crate) const EPOLL_AIO: Combo = Combo {
         monitor: "epoll",
         engine: "linux-aio",
+        tls: false,
     };
     /// As that.
     pub(crate) const URING_AIO: Combo = Combo {
         monitor: "io_uring",
         engine: "linux-aio",
+        tls: false,
     };
     /// What a user gets who asks for nothing.
     pub(crate) const AUTO: Combo = Combo {

@@ -97,6 +97,7 @@ impl Foreign {
     fn arm(&self, local: &Local) -> Option<u64> {
         let inner = local.context().inner();
         inner.notify.begin_foreign();
+        inner.bottom_halves.look();
         self.waits.set(true);
         let ring_ns = local.submit_for_foreign();
         let timeout_ns = match (ring_ns, local.timeout_ns()) {

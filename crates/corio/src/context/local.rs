@@ -414,6 +414,7 @@ impl Local {
         let state = &self.context.inner().notify;
         if blocking {
             state.begin_wait();
+            self.context.inner().bottom_halves.look();
         }
         let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
         let left = self.ready.borrow().len();

@@ -104,6 +104,15 @@ pub(crate) struct Inner {
     attachments: Mutex<Vec<(TypeId, Arc<dyn Any + Send + Sync>)>>,
 }
 
+impl Inner {
+    /// After a bottom half was pushed from elsewhere onto an empty list.
+    fn tell_pushed(&self) {
+        if self.notify.pushed() {
+            self.notifier.set();
+        }
+    }
+}
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Makes contexts.
@@ -301,10 +310,10 @@ impl AioContext {
             drop(ended); // The callback's destructor may spawn.
             return drop(callback);
         }
-        let notify = bottom_half::push_spawn(self, name, callback);
+        let wakes = bottom_half::push_spawn(self, name, callback);
         drop(ended);
-        if notify {
-            self.notify();
+        if wakes {
+            self.0.notifier.set();
         }
     }
 
@@ -439,7 +448,7 @@ impl AioContext {
         // Whoever notifies a loop that polls need not write the eventfd (SPEC N5).
         let context = self.clone();
         handler.set_poll(
-            Box::new(move || context.0.notify.is_notified()),
+            Box::new(move || context.0.notify.is_notified() || context.0.bottom_halves.is_pushed()),
             Box::new(|| ()),
         );
         Ok(handler)

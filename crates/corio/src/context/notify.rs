@@ -22,12 +22,15 @@
 //! - I2 (1) pairs with (b): a notifier whose `notified = true` was taken by the accept published its
 //!   work before the poll looks at it. Storing `false` would not do: it may overwrite a `true` that
 //!   was not looked at, after an earlier one that was.
-//! - I3 `notified` is always set; only the eventfd is skipped. What the home thread publishes itself
+//! - I3 `notified` is always set by a notification; only the eventfd is skipped. What the home thread publishes itself
 //!   between two polls needs neither: it looks before it blocks.
 //! - I4 Of those whose exchanges follow one another without an accept in between, the first decides
 //!   for all: (a) came before it, and it writes the eventfd, or comes after all of them, or sees the
 //!   first one's `true`. Only an exchange can tell; who loads `notified` and finds it set may be too
 //!   late for the accept.
+//! - I5 A list of work has exchanges of its own, which take the place of those of `notified`: of
+//!   pushes, of the look at its head (after (a), or (d)), and of who takes all of it. A push onto an
+//!   empty list is (1), and decides for those that follow until the list is taken.
 //!
 //! Bit 0 of `notify_me` stands for a foreign loop that may be waiting for the context's descriptor;
 //! polls count in steps of 2. The bit is set from prepare until dispatch and not until check: a loop
@@ -91,6 +94,16 @@ impl NotifyState {
         };
         // Who set it before us, and is not accepted yet, writes the eventfd if that is to be: I4.
         !before && self.notify_me.load(Ordering::Relaxed) != 0
+    }
+
+    /// After work was pushed onto an empty list, at whose head the home looks by an exchange once it
+    /// has begun to wait (I5). True: the caller must write the eventfd. Any thread, and signal
+    /// handlers.
+    #[must_use]
+    pub(crate) fn pushed(&self) -> bool {
+        // Not `notified`: who finds it set relies on whoever set it (I4), which only an exchange
+        // may do.
+        self.notify_me.load(Ordering::Relaxed) != 0
     }
 
     /// After publishing what shortens a wait and is no work yet. True: the caller must write the

@@ -6,8 +6,7 @@
 //! condition.
 //!
 //! Files: `home` is the scope in which a thread runs a context and its coroutines, `io_thread` a
-//! thread that does so, `spawn` starts and joins, `packet` is what the two sides share and
-//! `recycle` its memory, `scope` is for children that borrow, `named` for coroutines that are
+//! thread that does so, `spawn` starts and joins, `packet` is what the two sides share, `scope` is for children that borrow, `named` for coroutines that are
 //! scheduled and moved by name.
 
 mod home;
@@ -15,7 +14,6 @@ mod inbox;
 mod io_thread;
 mod named;
 mod packet;
-mod recycle;
 mod scope;
 mod spawn;
 

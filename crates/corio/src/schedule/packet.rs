@@ -28,8 +28,8 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use std::alloc::Layout;
 
-use super::recycle;
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::recycle;
 
 #[cfg(not(loom))]
 use core::cell::UnsafeCell;

@@ -25,20 +25,38 @@ impl<T: Chained> List<T> {
 
     /// Pushes a node that is in no list, and that stays until it is taken. Any thread, and signal
     /// handlers.
-    pub(super) fn push(&self, node: &T) {
+    ///
+    /// True if it was empty. It was not: whoever has pushed the first of what is in it tells the
+    /// home ([`NotifyState::pushed`](super::super::notify::NotifyState::pushed)).
+    #[must_use]
+    pub(super) fn push(&self, node: &T) -> bool {
         let mut seen = self.newest.load(Ordering::Relaxed);
         loop {
             node.next().store(seen, Ordering::Relaxed);
-            // Release: publishes `next` and the node; pairs with `drain`.
+            // Release: publishes `next` and the node; pairs with `drain`. Acquire: pairs with `look`.
             match self.newest.compare_exchange_weak(
                 seen,
                 ptr::from_ref(node).cast_mut(),
-                Ordering::Release,
+                Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return,
+                Ok(_) => return seen.is_null(),
                 Err(now) => seen = now,
             }
+        }
+    }
+
+    /// An exchange that changes nothing, and has its place among those that do: before the home
+    /// waits. Whoever pushes later sees what the home wrote before; what was pushed earlier is seen
+    /// from here on.
+    pub(super) fn look(&self) {
+        let mut seen = self.newest.load(Ordering::Relaxed);
+        // AcqRel: pairs with `push`.
+        while let Err(now) =
+            self.newest
+                .compare_exchange_weak(seen, seen, Ordering::AcqRel, Ordering::Relaxed)
+        {
+            seen = now;
         }
     }
 

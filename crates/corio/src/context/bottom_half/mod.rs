@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::list::Chained;
-use self::once::{Once, OnceTable, Spare};
+use self::once::{Once, OnceTable};
 use self::queue::{Hurry, Link, Linked, Popped, Queue};
 use super::AioContext;
 use crate::tls;
@@ -114,7 +114,6 @@ unsafe fn free(node: *mut Node) {
 /// What a context keeps of its bottom halves.
 pub(super) struct BottomHalves {
     queue: Queue<Node>,
-    spare: Spare,
 }
 
 impl Drop for BottomHalves {
@@ -128,12 +127,21 @@ impl BottomHalves {
     pub(super) fn new() -> Self {
         Self {
             queue: Queue::new(),
-            spare: Spare::new(),
         }
     }
 
     /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without
     /// limit. Home thread.
+    /// True if others have pushed something that is not absorbed yet. Home thread.
+    pub(super) fn is_pushed(&self) -> bool {
+        self.queue.is_pushed()
+    }
+
+    /// See [`Queue::look`].
+    pub(super) fn look(&self) {
+        self.queue.look();
+    }
+
     #[inline]
     pub(super) fn timeout_ns(&self) -> Option<u64> {
         // Without a section, this is a signal handler that polls: there is nothing it could run.
@@ -203,7 +211,7 @@ impl BottomHalves {
                 }
                 Popped::Once(node) => {
                     progress = true;
-                    self.run_once(node);
+                    run_once(node);
                     None
                 }
                 Popped::Skip => None,
@@ -234,18 +242,18 @@ impl BottomHalves {
         }
         running
     }
+}
 
-    #[inline]
-    fn run_once(&self, node: *mut Node) {
-        let Some(node) = NonNull::new(node) else {
-            return;
-        };
-        // SAFETY: it was popped, and belongs to us; its table is of its type.
-        unsafe {
-            node.as_ref().note_run();
-            if let Work::Once(table) | Work::Spawn(table) = node.as_ref().work {
-                (table.run)(node, &self.spare);
-            }
+#[inline]
+fn run_once(node: *mut Node) {
+    let Some(node) = NonNull::new(node) else {
+        return;
+    };
+    // SAFETY: it was popped, and belongs to us; its table is of its type.
+    unsafe {
+        node.as_ref().note_run();
+        if let Work::Once(table) | Work::Spawn(table) = node.as_ref().work {
+            (table.run)(node);
         }
     }
 }
@@ -352,8 +360,9 @@ impl BottomHalf {
             }
             return;
         }
-        queue.ask(self.node(), Hurry::Urgent);
-        self.context.notify();
+        if queue.ask(self.node(), Hurry::Urgent) {
+            context.tell_pushed();
+        }
     }
 
     /// Has it run when the loop turns next, at the latest after 10 ms, without hurrying the loop
@@ -365,7 +374,8 @@ impl BottomHalf {
         let section = queue.section_at(&self.context);
         match &section {
             Some(section) => section.schedule(self.node(), Hurry::Idle),
-            None => queue.ask(self.node(), Hurry::Idle),
+            // Whatever else was pushed has not told of an idle one.
+            None => _ = queue.ask(self.node(), Hurry::Idle),
         }
         drop(section);
         // A notification would end the next wait at once, and one that schedules itself again would
@@ -447,7 +457,7 @@ pub(super) fn oneshot(
     callback: impl FnOnce() + Send + 'static,
 ) {
     if push(context, name, callback, Work::Once) {
-        context.notify();
+        context.inner().notifier.set();
     }
 }
 
@@ -472,15 +482,14 @@ fn push<F: FnOnce() + Send + 'static>(
     let inner = context.inner();
     let halves = &inner.bottom_halves;
     let is_home = is_home(context);
-    let node = Once::make(name, callback, work, is_home.then_some(&halves.spare));
+    let node = Once::make(name, callback, work);
     // SAFETY: it was just made, and belongs to the queue from here on: what runs it may be faster
     // than we are, and nothing of it is used after it was given.
     let node = unsafe { node.as_ref() };
     if is_home && let Some(section) = halves.queue.section() {
         section.give(node);
         drop(section);
-        return inner.notify.is_waiting();
+        return inner.notify.is_waiting() && inner.notify.notify();
     }
-    halves.queue.give(node);
-    true
+    halves.queue.give(node) && inner.notify.pushed()
 }

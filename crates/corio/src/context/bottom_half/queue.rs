@@ -202,16 +202,30 @@ impl<T: Linked> Queue<T> {
         self.list.is_empty() && self.oldest.load(Ordering::Relaxed).is_null()
     }
 
-    /// Schedules it from another thread, or where there is no section to be had.
-    pub(super) fn ask(&self, node: &T, hurry: Hurry) {
-        if node.link().ask(hurry) {
-            self.list.push(node);
-        }
+    /// True if others have pushed something that is not absorbed yet.
+    pub(super) fn is_pushed(&self) -> bool {
+        !self.list.is_empty()
     }
 
-    /// Gives the queue a node that runs once.
-    pub(super) fn give(&self, node: &T) {
-        self.list.push(node);
+    /// Schedules it from another thread, or where there is no section to be had. True: the caller
+    /// has to tell the home, as nobody else has who pushed and is not seen yet.
+    #[must_use]
+    pub(super) fn ask(&self, node: &T, hurry: Hurry) -> bool {
+        node.link().ask(hurry) && self.list.push(node)
+    }
+
+    /// Gives the queue a node that runs once. True: as for [`ask`](Self::ask).
+    #[must_use]
+    pub(super) fn give(&self, node: &T) -> bool {
+        self.list.push(node)
+    }
+
+    /// Before the home thread waits, once it has said that it will: see [`List::look`].
+    pub(super) fn look(&self) {
+        // Planted: who pushes in this very moment takes the home for awake.
+        if !planted!("bottom_half_unlooked") {
+            self.list.look();
+        }
     }
 
     /// Takes back what was scheduled before, from another thread.
@@ -248,7 +262,8 @@ impl<T: Linked> Queue<T> {
         // AcqRel: as in `Link::ask`.
         let asked = link.asked.fetch_or(DELETED | PENDING, Ordering::AcqRel);
         if asked & PENDING == 0 {
-            self.list.push(node);
+            // Whoever deletes notifies.
+            let _ = self.list.push(node);
         }
         false
     }
@@ -486,8 +501,9 @@ mod tests;
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::context::notify::NotifyState;
     use crate::model;
-    use loom::sync::Arc;
+    use loom::sync::{Arc, Condvar, Mutex};
     use std::sync::atomic::{AtomicBool as Mark, AtomicU32 as Count, Ordering::Relaxed};
 
     /// Never unmapped while a model runs, so that a use after the end is seen and is no crash.
@@ -586,7 +602,7 @@ mod loom_tests {
     fn loom_bottom_half_is_never_lost() {
         model::check(None, || {
             let model = Model::new();
-            let other = elsewhere(&model, |m| m.queue.ask(&m.nodes[0], Hurry::Urgent));
+            let other = elsewhere(&model, |m| _ = m.queue.ask(&m.nodes[0], Hurry::Urgent));
             model.section().schedule(&model.nodes[0], Hurry::Urgent);
             model.turn();
             assert!(model.runs(0) >= 1);
@@ -606,8 +622,8 @@ mod loom_tests {
             let model = Model::new();
             let others = [0, 1].map(|first| {
                 elsewhere(&model, move |m| {
-                    m.queue.ask(&m.nodes[first], Hurry::Urgent);
-                    m.queue.ask(&m.nodes[1 - first], Hurry::Idle);
+                    _ = m.queue.ask(&m.nodes[first], Hurry::Urgent);
+                    _ = m.queue.ask(&m.nodes[1 - first], Hurry::Idle);
                 })
             });
             model.turn();
@@ -631,7 +647,7 @@ mod loom_tests {
             let other = elsewhere(&model, {
                 let told = Arc::clone(&told);
                 move |m| {
-                    m.queue.ask(&m.nodes[0], Hurry::Urgent);
+                    _ = m.queue.ask(&m.nodes[0], Hurry::Urgent);
                     told.store(true, Ordering::Release); // Pairs with the home's look.
                 }
             });
@@ -653,7 +669,7 @@ mod loom_tests {
             let model = Model::new();
             model.section().schedule(&model.nodes[0], Hurry::Urgent);
             let other = elsewhere(&model, |m| {
-                m.queue.ask(&m.nodes[0], Hurry::Urgent);
+                _ = m.queue.ask(&m.nodes[0], Hurry::Urgent);
                 Queue::ask_to_cancel(&m.nodes[0]);
             });
             model.turn();
@@ -667,16 +683,54 @@ mod loom_tests {
         });
     }
 
+    /// Two threads schedule one each while the home is about to wait: it does not sleep over either,
+    /// though the second to push need not tell it.
+    // SPEC L7, B1, N1
+    #[test]
+    fn loom_bottom_half_is_not_slept_over() {
+        model::check(3, || {
+            let model = Model::new();
+            let bell = Arc::new((Mutex::new(false), Condvar::new()));
+            let notify = Arc::new(NotifyState::new());
+            let others = [0, 1].map(|node| {
+                let (bell, notify) = (Arc::clone(&bell), Arc::clone(&notify));
+                elsewhere(&model, move |m| {
+                    if m.queue.ask(&m.nodes[node], Hurry::Urgent) && notify.pushed() {
+                        *bell.0.lock().unwrap() = true;
+                        bell.1.notify_one();
+                    }
+                })
+            });
+            while model.runs(0) + model.runs(1) < 2 {
+                notify.begin_wait();
+                model.queue.look();
+                if !notify.is_notified() && model.section().is_urgent().is_none() {
+                    let mut rung = bell.0.lock().unwrap();
+                    while !*rung {
+                        rung = bell.1.wait(rung).unwrap();
+                    }
+                    *rung = false;
+                }
+                notify.end_wait();
+                notify.accept();
+                model.turn();
+            }
+            for other in others {
+                other.join().unwrap();
+            }
+        });
+    }
+
     /// Deletes it elsewhere, scheduled there before or not, while the home runs it.
     fn deleted_elsewhere(scheduled: bool) {
         model::check(None, move || {
             let model = Model::new();
             if !scheduled {
-                model.queue.ask(&model.nodes[0], Hurry::Urgent);
+                _ = model.queue.ask(&model.nodes[0], Hurry::Urgent);
             }
             let other = elsewhere(&model, move |m| {
                 if scheduled {
-                    m.queue.ask(&m.nodes[0], Hurry::Urgent);
+                    _ = m.queue.ask(&m.nodes[0], Hurry::Urgent);
                 }
                 if m.queue.delete(&m.nodes[0]) {
                     m.free(&m.nodes[0]);

@@ -59,11 +59,11 @@ fn put_back(queue: &Queue<Node>, node: &Node, elsewhere: impl FnOnce()) {
 #[test]
 fn what_is_cancelled_while_it_is_put_back_does_not_run() {
     let (queue, nodes) = (Queue::new(), nodes::<1>());
-    queue.ask(&nodes[0], Hurry::Urgent);
+    let _ = queue.ask(&nodes[0], Hurry::Urgent);
     queue.section().unwrap().absorb();
     put_back(&queue, &nodes[0], || Queue::ask_to_cancel(&nodes[0]));
     assert!(turn(&queue, &nodes).is_empty());
-    queue.ask(&nodes[0], Hurry::Urgent);
+    let _ = queue.ask(&nodes[0], Hurry::Urgent);
     assert_eq!(turn(&queue, &nodes), [0], "a later schedule is another one");
 }
 
@@ -71,9 +71,11 @@ fn what_is_cancelled_while_it_is_put_back_does_not_run() {
 #[test]
 fn what_is_put_back_comes_before_what_was_scheduled_later() {
     let (queue, nodes) = (Queue::new(), nodes::<2>());
-    queue.ask(&nodes[0], Hurry::Idle);
+    let _ = queue.ask(&nodes[0], Hurry::Idle);
     queue.section().unwrap().absorb();
-    put_back(&queue, &nodes[0], || queue.ask(&nodes[1], Hurry::Urgent));
+    put_back(&queue, &nodes[0], || {
+        _ = queue.ask(&nodes[1], Hurry::Urgent)
+    });
     assert_eq!(turn(&queue, &nodes), [0, 1]);
     assert!(turn(&queue, &nodes).is_empty());
 }

@@ -1,7 +1,13 @@
-//! Memory of packets, kept for the next ones: spawning with warm pools allocates nothing.
+//! Memory of what is made in one thread and freed in another all the time (packets, bottom halves
+//! that run once), kept for the next ones: with warm pools it allocates nothing.
 //!
-//! A thread keeps up to [`KEPT_MAX`] blocks of each of a few sizes; a block goes to the thread that
-//! frees it. Larger blocks, and more of them, are the allocator's.
+//! ```text
+//!   thread: up to KEPT_MAX blocks  --- BATCH at a time ---  depot: up to DEPOT_MAX batches
+//! ```
+//!
+//! A block goes to the thread that frees it, and from there, if that has too many, by the depot to
+//! one that has none. Larger blocks, and more of them, are the allocator's. Nobody waits for the
+//! depot: who finds it locked goes to the allocator.
 
 #![allow(unsafe_code)] // Raw memory; the contract is the allocator's.
 
@@ -9,12 +15,26 @@ use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
 use std::alloc::{Layout, handle_alloc_error};
 
+use parking_lot::Mutex;
+
 /// Block sizes go by this many bytes.
 const STEP: usize = 64;
 /// Sizes that are kept: 64 to 512 bytes.
 const CLASSES: usize = 8;
 /// Blocks of one size that a thread keeps at most.
 const KEPT_MAX: usize = 256;
+/// Blocks that go to the depot, or come from there, together.
+const BATCH: usize = KEPT_MAX / 2;
+/// Batches of one size in the depot at most.
+const DEPOT_MAX: usize = 64;
+
+/// `BATCH` free blocks, each of which begins with a pointer to the next.
+struct Batch(NonNull<u8>);
+
+// SAFETY: free memory, of no thread.
+unsafe impl Send for Batch {}
+
+static DEPOT: [Mutex<Vec<Batch>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
 
 /// A thread's free blocks of one size.
 struct Kept {
@@ -72,12 +92,17 @@ fn with_kept<R>(
 
 /// Memory for `layout`, which is not of size 0.
 #[inline]
-pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
+pub(crate) fn allocate(layout: Layout) -> NonNull<u8> {
     let (class, layout) = match class_of(layout) {
         Some((class, size)) => (Some(class), class_layout(size)),
         None => (None, layout),
     };
     if let Some(block) = class.and_then(|class| with_kept(class, |_, kept| kept.pop()).flatten()) {
+        return block;
+    }
+    if let Some(block) =
+        class.and_then(|class| with_kept(class, |_, kept| fetch(class, kept)).flatten())
+    {
         return block;
     }
     // SAFETY: not of size 0.
@@ -91,25 +116,59 @@ fn make_room(kept: &mut Vec<NonNull<u8>>) {
     kept.reserve_exact(KEPT_MAX);
 }
 
+/// Moves a batch from the thread to the depot; false if that has no room.
+#[cold]
+#[inline(never)]
+fn give_away(class: usize, kept: &mut Vec<NonNull<u8>>) -> bool {
+    let Some(mut depot) = DEPOT.get(class).and_then(Mutex::try_lock) else {
+        return false;
+    };
+    if depot.len() >= DEPOT_MAX {
+        return false;
+    }
+    let mut next: *mut u8 = core::ptr::null_mut();
+    for block in kept.drain(KEPT_MAX - BATCH..) {
+        // SAFETY: free memory, larger than a pointer and aligned for one.
+        unsafe { block.cast::<*mut u8>().write(next) };
+        next = block.as_ptr();
+    }
+    depot.extend(NonNull::new(next).map(Batch));
+    true
+}
+
+/// Moves a batch from the depot to the thread, which has none, and takes a block out of it.
+#[cold]
+#[inline(never)]
+fn fetch(class: usize, kept: &mut Vec<NonNull<u8>>) -> Option<NonNull<u8>> {
+    let Batch(first) = DEPOT.get(class)?.try_lock()?.pop()?;
+    make_room(kept);
+    let mut at = Some(first);
+    while let Some(block) = at {
+        kept.push(block);
+        // SAFETY: a free block of the batch, in which `give_away` has written it.
+        at = NonNull::new(unsafe { block.cast::<*mut u8>().read() });
+    }
+    kept.pop()
+}
+
 /// Takes memory back.
 ///
 /// # Safety
 /// [`allocate`] gave it for this very layout, and nobody uses it any more.
 #[inline]
-pub(super) unsafe fn free(block: NonNull<u8>, layout: Layout) {
+pub(crate) unsafe fn free(block: NonNull<u8>, layout: Layout) {
     let Some((class, size)) = class_of(layout) else {
         // SAFETY: `allocate` had it from the allocator for this layout.
         return unsafe { std::alloc::dealloc(block.as_ptr(), layout) };
     };
     let keep = |size_kept: &Cell<usize>, kept: &mut Vec<NonNull<u8>>| {
-        let len = kept.len();
-        if len >= KEPT_MAX {
+        if kept.capacity() < KEPT_MAX {
+            make_room(kept);
+        } else if kept.len() >= KEPT_MAX && !give_away(class, kept) {
             return false;
         }
-        if kept.capacity() == 0 {
-            make_room(kept);
-            size_kept.set(size);
-        }
+        size_kept.set(size);
+        let len = kept.len();
         // SAFETY: there is room for KEPT_MAX. `push` would have a way to grow, whose cost in saved
         // registers is half of all this.
         unsafe {
