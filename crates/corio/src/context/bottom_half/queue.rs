@@ -337,7 +337,12 @@ impl<T: Linked> Section<'_, T> {
     pub(super) fn schedule(&self, node: &T, hurry: Hurry) {
         self.absorb();
         let link = node.link();
-        let before = self.cancelled(link, link.home.load(Ordering::Relaxed));
+        let before = link.home.load(Ordering::Relaxed);
+        if before | link.asked.load(Ordering::Relaxed) == 0 && hurry == Hurry::Urgent {
+            link.home.store(SCHEDULED | QUEUED, Ordering::Relaxed); // What is below, for most.
+            return self.append(node);
+        }
+        let before = self.cancelled(link, before);
         let home = scheduled(before, hurry) | QUEUED;
         link.home.store(home, Ordering::Relaxed);
         if before & QUEUED == 0 {
@@ -412,6 +417,13 @@ impl<T: Linked> Section<'_, T> {
         }
         let mut home = link.home.load(Ordering::Relaxed) & !QUEUED;
         let mut asked = link.asked.load(Ordering::Relaxed);
+        if asked == 0 && home == SCHEDULED {
+            link.home.store(RUN, Ordering::Release); // What is below, for most.
+            return Some(Popped::Run {
+                node: raw,
+                hurry: Hurry::Urgent,
+            });
+        }
         if asked & (SCHEDULED | CANCELLED) != 0 {
             // Scheduled again since it was queued: that is this run, too (SPEC B2).
             (home, asked) = link.take(home, SCHEDULED | IDLE | CANCELLED);
