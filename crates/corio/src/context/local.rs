@@ -452,24 +452,24 @@ impl Local {
     /// How long the next wait may last.
     pub(super) fn timeout_ns(&self) -> Option<u64> {
         let inner = self.context.inner();
-        if inner.notify.is_notified() || self.has_work() {
+        // A notification that this turn accepts may be of what came after it took the mailbox.
+        let has_work = inner.notify.is_notified()
+            || !inner.mailbox.is_empty()
+            || !self.arrivals.borrow().is_empty()
+            || !self.ready.borrow().is_empty()
+            || self.drain_due.get()
+            || self.monitor.need_wait(self);
+        if has_work {
+            return Some(0);
+        }
+        let bottom_halves = inner.bottom_halves.timeout_ns();
+        if bottom_halves == Some(0) {
             return Some(0);
         }
         // Nothing but the time tells when the kernel is not busy any more.
         let retry = self.submit_due.get().then_some(SUBMIT_RETRY_NS);
         let timers = inner.timers.timeout_ns();
-        let bottom_halves = inner.bottom_halves.timeout_ns();
         [retry, timers, bottom_halves].into_iter().flatten().min()
-    }
-
-    /// True if the turn has something to do whatever the descriptors say.
-    fn has_work(&self) -> bool {
-        // A notification that this turn accepts may be of what came after it took the mailbox.
-        !self.context.inner().mailbox.is_empty()
-            || !self.arrivals.borrow().is_empty()
-            || !self.ready.borrow().is_empty()
-            || self.monitor.need_wait(self)
-            || self.is_urgent()
     }
 
     /// True if something that is no descriptor's nor timer's is to be run at once.

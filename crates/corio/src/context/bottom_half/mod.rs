@@ -144,6 +144,9 @@ impl BottomHalves {
 
     #[inline]
     pub(super) fn timeout_ns(&self) -> Option<u64> {
+        if self.queue.is_empty() {
+            return None;
+        }
         // Without a section, this is a signal handler that polls: there is nothing it could run.
         let is_urgent = self.queue.section()?.is_urgent()?;
         Some(if is_urgent { 0 } else { IDLE_PERIOD_NS })

@@ -43,9 +43,11 @@ impl EpollMonitor {
             wanted |= EDGE;
         }
         let armed = entry.armed.replace(wanted);
+        if armed == wanted {
+            return Ok(());
+        }
         let fd = borrow(self.duplicate_of(entry.token).unwrap_or(entry.fd));
         let result = match (armed, wanted) {
-            (before, now) if before == now => Ok(()),
             (0, _) => match self.epoll.add(fd, entry.token, wanted) {
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                     self.add_duplicate(fd, entry.token, wanted)
