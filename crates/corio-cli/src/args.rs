@@ -371,6 +371,8 @@ pub(crate) enum Monitor {
     /// io_uring; where it is refused, epoll, with a warning
     #[value(name = "io_uring")]
     IoUring,
+    /// poll, until a loop has 64 descriptors; then epoll
+    Poll,
 }
 
 /// `--log`.

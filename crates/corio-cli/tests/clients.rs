@@ -57,6 +57,14 @@ fn server_uses_the_monitor_and_engine_asked_for(combo: Combo) {
     );
 }
 
+/// The third monitor, with what shows that a server lives.
+#[test]
+fn server_works_on_poll() {
+    server_uses_the_monitor_and_engine_asked_for(Combo::POLL_URING);
+    nbdinfo_describes_the_export(Combo::POLL_URING);
+    qemu_io_reads_back_what_it_wrote(Combo::POLL_URING);
+}
+
 fn nbdinfo_describes_the_export(combo: Combo) {
     need!(combo, "nbdinfo");
     let dir = image_dir();

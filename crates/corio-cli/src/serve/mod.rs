@@ -191,6 +191,7 @@ impl From<Monitor> for MonitorChoice {
             Monitor::Auto => Self::Auto,
             Monitor::Epoll => Self::Epoll,
             Monitor::IoUring => Self::IoUring,
+            Monitor::Poll => Self::Poll,
         }
     }
 }

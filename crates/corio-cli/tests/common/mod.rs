@@ -56,6 +56,11 @@ impl Combo {
         engine: "threads",
         tls: false,
     };
+    pub(crate) const POLL_URING: Combo = Combo {
+        monitor: "poll",
+        engine: "io_uring",
+        tls: false,
+    };
     /// For images past the page cache only.
     pub(crate) const EPOLL_AIO: Combo = Combo {
         monitor: "epoll",
