@@ -350,11 +350,11 @@ impl Local {
         if !inner.mailbox.is_empty() || !self.arrivals.borrow().is_empty() {
             self.take_up_remote();
         }
-        if let Some(home) = coroutine::context_home() {
-            home.ask_refused(); // Before it waits: they could be what ends the wait.
-        }
         self.submit_if_due();
         if !self.may_skip_monitor() {
+            if let Some(home) = coroutine::context_home() {
+                home.ask_refused(); // Before it waits: they could be what ends the wait.
+            }
             result = self.wait(blocking);
         }
         track::notice(tls::thread());

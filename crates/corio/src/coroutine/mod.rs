@@ -157,6 +157,13 @@ impl CoRef {
         }
     }
 
+    /// As [`set_queued`](Self::set_queued), of one that was just made.
+    #[inline]
+    pub(crate) fn set_queued_as_made(self) {
+        debug_assert_eq!(self.phase(), Phase::Created);
+        self.block().set_state(key::CREATED_QUEUED);
+    }
+
     /// True if it has queued itself already, and runs still.
     #[inline]
     pub(crate) fn has_queued_itself(self) -> bool {

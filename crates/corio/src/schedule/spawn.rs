@@ -450,7 +450,7 @@ impl<T: 'static, F: FnOnce() -> T + 'static, const LOCAL: bool> Spawn<T, F, LOCA
             return coroutine::discard(co); // Cancelled before it was made.
         }
         co.set_scheduled_at(at);
-        co.set_queued();
+        co.set_queued_as_made();
         if track::is_enabled() {
             let by = if by == 0 { coroutine::running_id() } else { by };
             track::emit_scheduled(co.id(), by, Some(at));
