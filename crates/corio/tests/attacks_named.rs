@@ -281,3 +281,46 @@ fn a_coroutine_that_is_moved_frees_its_name() {
     there.join();
     assert_eq!(NAMES.load(Ordering::Relaxed), before);
 }
+
+// SPEC C10, S5, S7: a coroutine that went on without the result it was waiting for, and then left, is
+// not woken by what is left behind as if it were still there.
+#[test]
+fn who_has_stopped_waiting_and_moved_is_left_alone() {
+    const ROUNDS: usize = 1_000;
+    let there = IoThread::builder().name("there").spawn().unwrap();
+    let (ended, has_ended) = mpsc::channel();
+    in_home(|context| {
+        for round in 0..ROUNDS {
+            let gate = Rc::new(Cell::new(false));
+            let waits = Rc::clone(&gate);
+            let child = corio::spawn_local(move || {
+                while !waits.get() {
+                    corio::yield_now();
+                }
+            });
+            let (ended, arrived) = (ended.clone(), Arc::new(AtomicBool::new(false)));
+            let has_arrived = Arc::clone(&arrived);
+            let mover = Coroutine::new(move || {
+                let joins = AssertUnwindSafe(|| drop(child.join()));
+                catch_unwind(joins).expect_err("it is cancelled");
+                corio::suspend();
+                arrived.store(true, Ordering::Release);
+                for _ in 0..200 {
+                    corio::spawn_local(|| ()).join().unwrap();
+                }
+                ended.send(round).unwrap();
+            });
+            mover.enter();
+            mover.cancel().unwrap();
+            // SAFETY: nothing of it is tied to a thread any more.
+            unsafe { mover.schedule_on(there.context()) };
+            gate.set(true);
+            while !has_arrived.load(Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            context.poll(false).unwrap();
+            let ended = has_ended.recv_timeout(std::time::Duration::from_secs(20));
+            assert_eq!(ended, Ok(round), "it is woken for each of its own");
+        }
+    });
+}

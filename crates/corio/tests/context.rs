@@ -494,3 +494,73 @@ fn a_homes_attachment_goes_with_the_home() {
         assert_eq!(dropped.load(Ordering::Relaxed), homes);
     }
 }
+
+/// Has another thread end waits; then waits that nobody ends are to last.
+fn waits_last(context: &AioContext) {
+    const PINGS: usize = 20;
+    let ran = Arc::new(AtomicUsize::new(0));
+    let ping = context.bottom_half("ping", {
+        let ran = Arc::clone(&ran);
+        move || {
+            ran.fetch_add(1, Ordering::Release);
+        }
+    });
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for number in 0..PINGS {
+                while ran.load(Ordering::Acquire) < number {
+                    std::thread::yield_now();
+                }
+                ping.schedule();
+            }
+        });
+        while ran.load(Ordering::Acquire) < PINGS {
+            context.poll(true).unwrap();
+        }
+    });
+    const WAITS: usize = 5;
+    let due = Arc::new(AtomicUsize::new(0));
+    let timer = context.timer({
+        let due = Arc::clone(&due);
+        move || {
+            due.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let mut turns = 0;
+    for number in 0..WAITS {
+        timer.arm_after(Duration::from_millis(2));
+        while due.load(Ordering::Relaxed) <= number {
+            context.poll(true).unwrap();
+            turns += 1;
+        }
+    }
+    // A late ping may end one, and a timer's wait may be cut in two.
+    assert!(turns <= 2 * WAITS + 1, "{turns} turns");
+}
+
+// SPEC N3, N4, M3: what notified a loop ends no wait twice, whatever has become of the home or of its
+// monitor.
+#[test]
+fn a_notification_outlives_neither_home_nor_monitor() {
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        for _ in 0..2 {
+            context.enter_home(|| waits_last(&context)).unwrap();
+        }
+        let changes = || {
+            let local = context.local().unwrap();
+            let many: Vec<_> = (0..70)
+                .map(|_| UnixStream::pair().unwrap())
+                .map(|(ours, theirs)| (add(&context, ours, Interest::READ, |_| ()), theirs))
+                .collect();
+            waits_last(&context);
+            drop(many);
+            waits_last(&context);
+            // On epoll there is poll from here on.
+            let file = tempfile::tempfile().unwrap();
+            drop(local.add_handler(file, Interest::READ, |_| ()).unwrap());
+            waits_last(&context);
+        };
+        context.enter_home(changes).unwrap();
+    }
+}

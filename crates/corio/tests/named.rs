@@ -226,6 +226,17 @@ fn misuse_is_caught_and_names_the_coroutine() {
             &["Coroutine::schedule", "`raw`", "no event loop"],
         );
     });
+    // In a home of its own within a context's.
+    in_home(|_| {
+        let child = corio::spawn_local(|| ());
+        corio::home(|| {
+            let joins = move || {
+                let message = panic_of(|| drop(child.join()));
+                says(&message, &["join", "`raw`", "no event loop"]);
+            };
+            named("raw", joins).enter();
+        });
+    });
 }
 
 // SPEC S4: in the home thread outside any coroutine at once; inside one when it yields or ends, in

@@ -26,8 +26,11 @@ use crate::{coroutine, tls, track};
 
 /// Turns that may go by without looking at the descriptors while there is other work.
 const SKIPPED_TURNS_MAX: u32 = 61;
-/// The same in time, in ns; looked at when as many have gone by as a power of two.
+/// The same in time, in ns; looked at when as many have gone by as a power of two, or a multiple of
+/// [`UNTIMED_TURNS`].
 const SKIPPED_NS_MAX: u64 = 50_000;
+/// So many turns at most go by without a look at the clock: they may take longer than those before.
+const UNTIMED_TURNS: u32 = 8;
 /// How long a wait lasts at most while an engine has what a busy kernel has not taken.
 const SUBMIT_RETRY_NS: u64 = 1_000_000;
 /// Events of a turn that a home has room for from the beginning.
@@ -498,7 +501,7 @@ impl Local {
         }
         // To look at the clock is a quarter of a turn that does little. Turns that take as long as
         // those before them are not overlooked for twice the time.
-        if skipped & skipped.wrapping_sub(1) == 0
+        if (skipped & skipped.wrapping_sub(1) == 0 || skipped.is_multiple_of(UNTIMED_TURNS))
             && self.last_look.get().passed_ns_at_most() > SKIPPED_NS_MAX
         {
             return false;
@@ -636,6 +639,27 @@ pub(super) fn refuse_in_coroutine() {
 mod tests {
     use super::*;
     use crate::context::MonitorChoice;
+
+    // SPEC A1: turns that become slow are noticed soon.
+    #[test]
+    fn the_clock_is_looked_at_also_after_many_quick_turns() {
+        let context = AioContext::new().unwrap();
+        let test = || {
+            let local = Local::current().unwrap();
+            // Past the power of two that is followed by the most turns. Once more if this thread
+            // was not let run meanwhile.
+            let is_past = || {
+                local.skipped_turns.set(0);
+                local.last_look.set(Moment::now());
+                (0..33).all(|_| local.skips_look())
+            };
+            while !is_past() {}
+            while local.last_look.get().passed_ns_at_most() <= SKIPPED_NS_MAX {}
+            let untimed = (0..).take_while(|_: &u32| local.skips_look()).count();
+            assert!(untimed < UNTIMED_TURNS as usize, "{untimed}");
+        };
+        context.enter_home(test).unwrap();
+    }
 
     #[allow(unsafe_code)] // A descriptor that is refused.
     // SPEC H1: a refusal is a refusal the second time, too.

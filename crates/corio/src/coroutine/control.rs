@@ -27,8 +27,8 @@
 //! - I2 Only the home thread touches a block; while a coroutine moves from one thread to another,
 //!   whoever carries it. What other threads may know of a coroutine is its slot (its word, its
 //!   inbox). A handle that has outlived its coroutine may read the key while
-//!   another thread uses the stack: the key is atomic, always at the same place, and no longer of
-//!   the handle's generation.
+//!   another thread uses the stack, and so may who looks for a hint: the key is atomic, always at
+//!   the same place, and no longer of the handle's generation.
 //! - I3 `machine` is resumed only by `switch`, and only while the coroutine is not ENTERED.
 
 #![allow(unsafe_code)] // A block is made in place; see `init`.
@@ -297,6 +297,17 @@ impl ControlBlock {
     pub(crate) fn describe(&self) -> String {
         let name = self.name.as_deref().unwrap_or("unnamed");
         describe(name, self.created_at, self.scheduled_at.get())
+    }
+}
+
+/// Whether the slot's coroutine is of this generation, and parked or woken from there: no more than a
+/// hint to another thread. Any thread (I2).
+#[inline]
+pub(crate) fn is_parked_as(slot: &Slot, generation: u32) -> bool {
+    slot.word.generation() == generation && {
+        // SAFETY: the space is the slot's; of this generation, it has had a coroutine.
+        let key = unsafe { ControlBlock::key_at(slot.control_block().cast()) };
+        key == key::of(generation) + key::PARKED
     }
 }
 

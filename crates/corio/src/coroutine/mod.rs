@@ -25,7 +25,7 @@ use std::rc::Rc;
 pub use home::home;
 pub use mask::{CancelMask, mask_cancel};
 
-pub(crate) use control::{Cancel, Cancelled, Phase};
+pub(crate) use control::{Cancel, Cancelled, Phase, is_parked_as};
 pub(crate) use home::{Home, Unfinished, cancel_now, of_context as context_home, with_home};
 pub(crate) use switch::{enter, run_queue};
 pub(crate) use wake_queue::WakeQueue;

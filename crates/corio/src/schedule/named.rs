@@ -168,7 +168,8 @@ impl Coroutine {
 /// # Safety
 /// What [`Coroutine::schedule_on`] asks for, of the whole stack, from the body to the caller. No
 /// [`Coroutine`] or [`LocalJoinHandle`](crate::LocalJoinHandle) of it is used on the old thread
-/// afterwards, not even dropped.
+/// afterwards, not even dropped: so it is no child of a [`scope`](crate::scope()), and not what a
+/// [`time::timeout`](crate::time::timeout()) waits for.
 ///
 /// # Panics
 /// Outside a coroutine; while the thread unwinds.

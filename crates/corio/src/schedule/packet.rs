@@ -13,7 +13,9 @@
 //! - P1 The outcome is written by the coroutine's side before DONE, once, and is the handle's from
 //!   then on.
 //! - P2 The waiter is the handle's in EMPTY and CHANGING, and nobody's to change in WAITING: who
-//!   turns WAITING into DONE takes it. The handle is in one hand at a time (`&mut`, or by value).
+//!   turns WAITING into DONE takes it. The handle is in one hand at a time (`&mut`, or by value). With
+//!   `LOCAL` a handle that goes takes its waiter along: that one may be good for this thread only,
+//!   and either coroutine may leave it afterwards.
 //! - P3 Who finds that CHANGING has become DONE is the handle, which then does not wait; nobody
 //!   else wakes it.
 //! - P4 `target` is 0 until the coroutine is made; then its token; or `CANCELLED`, if it was
@@ -309,7 +311,13 @@ impl<O, W, const LOCAL: bool> Drop for Shared<O, W, LOCAL> {
         // need not lock.
         if self.references.load(Ordering::Acquire) != 1 {
             if LOCAL {
-                return self.references.store(1, Ordering::Relaxed);
+                self.references.store(1, Ordering::Relaxed);
+                // The coroutine's side does not go before DONE, so this is the handle (P2).
+                if self.state.load(Ordering::Relaxed) == WAITING {
+                    self.state.store(EMPTY, Ordering::Relaxed);
+                    drop(take(&self.waiter));
+                }
+                return;
             }
             if self.references.fetch_sub(1, Ordering::AcqRel) != 1 {
                 return;
@@ -320,6 +328,24 @@ impl<O, W, const LOCAL: bool> Drop for Shared<O, W, LOCAL> {
         }
         // SAFETY: nobody refers to it any more, and nothing is left in it; it was made by `pair`.
         unsafe { recycle::free(self.0.cast(), Layout::new::<Packet<O, W, LOCAL>>()) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    // SPEC C10: a coroutine that went on without the result may be anywhere when that comes.
+    #[test]
+    fn a_handle_that_stays_on_its_thread_takes_its_waiter_along() {
+        let (coroutine, handle) = Shared::<u32, Rc<()>, true>::pair();
+        let waiter = Rc::new(());
+        assert!(handle.wait_first_as(Rc::clone(&waiter)));
+        assert_eq!(Rc::strong_count(&waiter), 2);
+        drop(handle);
+        assert_eq!(Rc::strong_count(&waiter), 1);
+        assert!(coroutine.finish(7).is_none() && coroutine.is_done());
     }
 }
 
@@ -372,6 +398,25 @@ mod loom_tests {
             }
             if !handle.is_done() {
                 bells[1].wait();
+            }
+            assert_eq!(handle.take(), Some(7));
+            ended.join().unwrap();
+        });
+    }
+
+    // SPEC L7, C10: so does who waits once.
+    #[test]
+    fn loom_packet_an_end_is_not_missed_by_who_waits_first() {
+        model::check(None, || {
+            let (coroutine, handle) = Shared::<u32, Bell, false>::pair();
+            let ended = loom::thread::spawn(move || {
+                if let Some(bell) = coroutine.finish(7) {
+                    bell.ring();
+                }
+            });
+            let bell = Bell::new();
+            if handle.wait_first_as(bell.clone()) {
+                bell.wait();
             }
             assert_eq!(handle.take(), Some(7));
             ended.join().unwrap();

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, Thread};
 
 use super::inbox::Inbox;
-use super::{CoWaker, Neighbour, packet, park};
+use super::{CoWaker, Neighbour, no_context, packet, park};
 use crate::context::{AioContext, Local, LocalContext};
 use crate::coroutine::{self, Builder, Cancelled, Home, Unfinished};
 use crate::error::Error;
@@ -134,10 +134,9 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
             };
             return self.wait_first_as(waiter);
         }
-        assert!(
-            Local::current().is_none(),
-            "join was called on a loop's thread outside a coroutine, which would stop the loop: join from a coroutine, or poll `is_finished`"
-        );
+        if Local::current().is_some() {
+            join_on_loop();
+        }
         if self.wait_as(Waiter::Thread(thread::current())).is_ok() {
             while !self.is_done() {
                 thread::park();
@@ -158,6 +157,16 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
         }
         Ok(())
     }
+}
+
+#[cold]
+fn join_on_loop() -> ! {
+    if let Some(co) = coroutine::current() {
+        no_context("join", co);
+    }
+    panic!(
+        "join was called on a loop's thread outside a coroutine, which would stop the loop: join from a coroutine, or poll `is_finished`"
+    )
 }
 
 impl<T, const LOCAL: bool> Unfinished for Packet<T, LOCAL> {

@@ -188,9 +188,13 @@ impl<T: ?Sized> Mutex<T> {
     fn may_end_soon(&self, home: *const ()) -> bool {
         // Relaxed: a hint. Nobody: it has been handed over, or is a plain thread's. A slot lives for
         // ever, so that a holder that is gone does no harm.
-        slot_of(self.holder.load(Ordering::Relaxed)).is_none_or(|slot| {
-            home_of(Some(slot)) != Some(home)
-                && (slot.word.is_running() || slot.word.is_scheduled())
+        let holder = self.holder.load(Ordering::Relaxed);
+        slot_of(holder).is_none_or(|slot| {
+            let may_run = || {
+                // One of which there is no token parks without a word (stack::word I7).
+                slot.word.is_running() && !coroutine::is_parked_as(slot, generation_of(holder))
+            };
+            home_of(Some(slot)) != Some(home) && (slot.word.is_scheduled() || may_run())
         })
     }
 }
@@ -204,6 +208,11 @@ fn coroutine_slot() -> Option<&'static Slot> {
 fn slot_of(id: u64) -> Option<&'static Slot> {
     let index = u32::try_from(id & u64::from(u32::MAX)).ok()?;
     (id != 0).then(|| stack::slot_at(index)).flatten()
+}
+
+/// The generation in a coroutine's number.
+fn generation_of(id: u64) -> u32 {
+    (id >> 32) as u32 // 64 bits less 32.
 }
 
 /// What tells homes with a loop apart.
@@ -343,5 +352,43 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
 impl<T: ?Sized + fmt::Display> fmt::Display for MutexGuard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{IoThread, spawn_local};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
+    // SPEC L1: nobody spins for a holder that is parked, also if nobody has a token of it.
+    #[test]
+    fn a_holder_that_waits_for_its_child_is_known_to_be_parked() {
+        let io = IoThread::builder().spawn().unwrap();
+        let (mutex, gate) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
+        let (held, opened) = (Arc::clone(&mutex), Arc::clone(&gate));
+        // Spawned on its thread, so that it has no token; nobody waits for it with one.
+        let parent = io.context().spawn(move || {
+            let holder = spawn_local(move || {
+                let _guard = held.lock();
+                let child = spawn_local(move || {
+                    while !opened.load(Ordering::Acquire) {
+                        crate::yield_now();
+                    }
+                });
+                child.join().unwrap();
+            });
+            holder.join().unwrap();
+        });
+        let elsewhere = core::ptr::from_ref(&mutex).cast();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while mutex.may_end_soon(elsewhere) {
+            assert!(Instant::now() < deadline, "it looks as if it ran");
+            std::thread::yield_now();
+        }
+        gate.store(true, Ordering::Release);
+        parent.join().unwrap();
     }
 }

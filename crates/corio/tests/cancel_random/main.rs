@@ -1,6 +1,7 @@
 //! Random sequences of taking locks, giving them up and cancelling who waits, beside models that
 //! say who has them. The seed is printed; `CORIO_TEST_SEED=N` plays one again.
 
+mod local;
 mod mutex;
 mod rwlock;
 
