@@ -130,8 +130,6 @@ impl BottomHalves {
         }
     }
 
-    /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without
-    /// limit. Home thread.
     /// True if others have pushed something that is not absorbed yet. Home thread.
     pub(super) fn is_pushed(&self) -> bool {
         self.queue.is_pushed()
@@ -142,6 +140,8 @@ impl BottomHalves {
         self.queue.look();
     }
 
+    /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without
+    /// limit. Home thread.
     #[inline]
     pub(super) fn timeout_ns(&self) -> Option<u64> {
         if self.queue.is_empty() {
