@@ -1,18 +1,16 @@
 //! What `corio serve` serves: locks that it shares with QEMU's tools, formats it refuses, devices,
 //! full disks, and the one line that each error is.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::data::{self, KIB, MIB, assert_same};
-use common::nbd::{self, Client, Headers, cmd, flag};
-use common::serve::{Serve, Server, image_dir, program, socket_dir};
-use common::tool::{SOON, command, is_root, run};
-use common::{Combo, matrix, need, skip, wait_until};
+use crate::common::data::{self, KIB, MIB, assert_same};
+use crate::common::nbd::{self, Client, Headers, cmd, flag};
+use crate::common::serve::{Serve, Server, image_dir, program, socket_dir};
+use crate::common::tool::{SOON, command, is_root, run};
+use crate::common::{Combo, matrix, need, skip, wait_until};
 use rustix::process::Signal;
 
 matrix!(full_disk_is_an_error_to_the_client_only);
@@ -34,7 +32,7 @@ fn serve(path: &Path) -> Serve {
 }
 
 /// Runs one command of qemu-io on the file itself.
-fn qemu_io_on(path: &Path, args: &str, line: &str) -> common::tool::Output {
+fn qemu_io_on(path: &Path, args: &str, line: &str) -> crate::common::tool::Output {
     run(command(&format!("qemu-io -f raw {args}"))
         .args(["-c", line])
         .arg(path))

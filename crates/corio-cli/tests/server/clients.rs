@@ -1,16 +1,14 @@
 //! The real clients, other than nbdcopy, against `corio serve`: what nbdinfo is told, what
 //! qemu-io and qemu-img write and read back, and fio's verified random writes.
 
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use common::data::{self, KIB, MIB};
-use common::serve::{Addr, Listening, Serve, Server, image_dir};
-use common::tls;
-use common::tool::{self, command, run};
-use common::{Combo, again_through_tls, matrix, need};
+use crate::common::data::{self, KIB, MIB};
+use crate::common::serve::{Addr, Listening, Serve, Server, image_dir};
+use crate::common::tls;
+use crate::common::tool::{self, command, run};
+use crate::common::{Combo, again_through_tls, matrix, need};
 use serde_json::Value;
 
 matrix!(

@@ -1,12 +1,10 @@
-//! Negotiation byte by byte, through the small client of `common::nbd`: what no finished client
+//! Negotiation byte by byte, through the small client of `crate::common::nbd`: what no finished client
 //! sends, or shows.
 
-mod common;
-
-use common::data::{self, MIB, assert_same};
-use common::nbd::{self, Handshake, Headers, cmd, flag, opt, rep};
-use common::serve::{Serve, image_dir};
-use common::{Combo, again_through_tls, matrix, need};
+use crate::common::data::{self, MIB, assert_same};
+use crate::common::nbd::{self, Handshake, Headers, cmd, flag, opt, rep};
+use crate::common::serve::{Serve, image_dir};
+use crate::common::{Combo, again_through_tls, matrix, need};
 
 matrix!(
     handshake_offers_what_the_protocol_names,
@@ -149,7 +147,7 @@ fn unknown_export_is_refused_and_the_client_may_go_on(combo: Combo) {
         .export_name("wrong")
         .err()
         .unwrap();
-    assert!(common::ledger::is_gone(&error), "{error}");
+    assert!(crate::common::ledger::is_gone(&error), "{error}");
     Handshake::start(addr)
         .unwrap()
         .export_name("right")

@@ -3,8 +3,6 @@
 //!
 //! The lists of the other tests run again through TLS where they are (`again_through_tls!`).
 
-mod common;
-
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,12 +10,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::data::{self, KIB, MIB};
-use common::nbd::{self, Client, Handshake, Headers, Stream, opt, rep};
-use common::serve::{Addr, Serve, Server, image_dir, socket_dir};
-use common::tls::{self, PKI, Pki, assert_refused};
-use common::tool::{SOON, command, run};
-use common::{Combo, need, wait_until};
+use crate::common::data::{self, KIB, MIB};
+use crate::common::nbd::{self, Client, Handshake, Headers, Stream, opt, rep};
+use crate::common::serve::{Addr, Serve, Server, image_dir, socket_dir};
+use crate::common::tls::{self, PKI, Pki, assert_refused};
+use crate::common::tool::{SOON, command, run};
+use crate::common::{Combo, need, wait_until};
 
 /// A memory disk on both kinds of addresses, for clients with certificates.
 fn server() -> Server {

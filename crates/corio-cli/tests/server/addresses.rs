@@ -1,17 +1,15 @@
 //! Where `corio serve` listens: what it prints is where clients find it, and what is not its own
 //! it leaves alone.
 
-mod common;
-
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 
-use common::nbd::{Client, Handshake, Headers, opt};
-use common::serve::{Addr, Serve, Server, socket_dir};
-use common::tool::{command, run};
-use common::{Combo, need, skip};
+use crate::common::nbd::{Client, Handshake, Headers, opt};
+use crate::common::serve::{Addr, Serve, Server, socket_dir};
+use crate::common::tool::{command, run};
+use crate::common::{Combo, need, skip};
 
 fn memory() -> Serve {
     Serve::bare().memory("1M")
@@ -235,7 +233,7 @@ fn unix_mode_is_the_mode_of_the_socket() {
 #[test]
 fn unix_mode_keeps_others_out() {
     need!(Combo::AUTO, "setpriv", "nbdinfo");
-    if !common::tool::is_root() {
+    if !crate::common::tool::is_root() {
         skip!("only root can become somebody else");
     }
     let dir = socket_dir();
@@ -268,7 +266,7 @@ fn connection_above_the_limit_is_refused_and_room_is_given_back() {
         let at = &server.listening()[round % 2];
         let both = [(); 2].map(|()| Client::connect(&at.addr, "", Headers::Structured).unwrap());
         match Handshake::start(&at.addr) {
-            Err(e) => assert!(common::ledger::is_gone(&e), "{at}: {e}"),
+            Err(e) => assert!(crate::common::ledger::is_gone(&e), "{at}: {e}"),
             // Or it is told so, when it asks for an export.
             Ok(mut handshake) => {
                 let go = handshake.option(opt::GO, &Handshake::info_data("", &[]));
@@ -281,13 +279,13 @@ fn connection_above_the_limit_is_refused_and_room_is_given_back() {
         for client in both {
             client.disconnect().unwrap();
         }
-        common::wait_until("room", common::tool::SOON, || {
+        crate::common::wait_until("room", crate::common::tool::SOON, || {
             let clients = [(); 2].map(|()| Client::connect(&at.addr, "", Headers::Simple));
             clients
                 .into_iter()
                 .all(|client| client.and_then(Client::disconnect).is_ok())
         });
-        common::wait_until("both have left", common::tool::SOON, || {
+        crate::common::wait_until("both have left", crate::common::tool::SOON, || {
             sockets() == listening
         });
     }

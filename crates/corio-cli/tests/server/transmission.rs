@@ -1,15 +1,13 @@
-//! Transmission byte by byte, through the small client of `common::nbd`, for each kind of headers:
+//! Transmission byte by byte, through the small client of `crate::common::nbd`, for each kind of headers:
 //! what no finished client sends, or shows.
-
-mod common;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use common::data::{self, GIB, KIB, MIB, assert_same};
-use common::nbd::{self, Client, Handshake, Headers, Reply, cmd, flag};
-use common::serve::{Addr, Serve, Server, image_dir};
-use common::{Combo, again_through_tls, matrix, need};
+use crate::common::data::{self, GIB, KIB, MIB, assert_same};
+use crate::common::nbd::{self, Client, Handshake, Headers, Reply, cmd, flag};
+use crate::common::serve::{Addr, Serve, Server, image_dir};
+use crate::common::{Combo, again_through_tls, matrix, need};
 
 matrix!(
     every_command_works_with_every_kind_of_headers,
@@ -582,7 +580,7 @@ fn request_above_the_limit_is_refused(combo: Combo) {
                 "{}",
                 reply.error
             ),
-            Err(error) => assert!(common::ledger::is_gone(&error), "{error}"),
+            Err(error) => assert!(crate::common::ledger::is_gone(&error), "{error}"),
         }
         let mut other = connect(&server, headers);
         assert_same("untouched", &other.read(MIB, 32 * MIB).unwrap(), &limit);
@@ -723,7 +721,10 @@ fn broken_request_ends_its_connection_only(combo: Combo) {
         let mut bad = connect(&server, headers);
         bad.send_raw(&[0x77; 64]).unwrap();
         let error = bad.reply().unwrap_err();
-        assert!(common::ledger::is_gone(&error), "{headers:?}: {error}");
+        assert!(
+            crate::common::ledger::is_gone(&error),
+            "{headers:?}: {error}"
+        );
         assert_same("the other's", &good.read(0, MIB).unwrap(), &bytes);
     }
     // The headers of the other kind are as broken as any.
@@ -738,7 +739,7 @@ fn broken_request_ends_its_connection_only(combo: Combo) {
         (&mut extended, [short.as_slice(); 2].concat()),
     ] {
         client.send_raw(&header).unwrap();
-        assert!(common::ledger::is_gone(&client.reply().unwrap_err()));
+        assert!(crate::common::ledger::is_gone(&client.reply().unwrap_err()));
     }
     assert_same("the other's", &good.read(0, MIB).unwrap(), &bytes);
 }
@@ -777,7 +778,7 @@ fn client_that_leaves_in_a_request_leaves_nothing_behind(combo: Combo) {
             }
         }
     }
-    common::wait_until(
+    crate::common::wait_until(
         "the connections are gone",
         std::time::Duration::from_secs(20),
         || server.descriptors().len() <= before,

@@ -1,7 +1,5 @@
 //! How `corio serve` starts and ends: signals, what is in flight then, --run, --pid-file, systemd.
 
-mod common;
-
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::TcpListener;
@@ -11,12 +9,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::data::{self, KIB, MIB, assert_same};
-use common::ledger::is_gone;
-use common::nbd::{self, Client, Headers, cmd};
-use common::serve::{Addr, Serve, Server, image_dir, program, socket_dir};
-use common::tool::SOON;
-use common::{Combo, matrix, need, wait_until};
+use crate::common::data::{self, KIB, MIB, assert_same};
+use crate::common::ledger::is_gone;
+use crate::common::nbd::{self, Client, Headers, cmd};
+use crate::common::serve::{Addr, Serve, Server, image_dir, program, socket_dir};
+use crate::common::tool::SOON;
+use crate::common::{Combo, matrix, need, wait_until};
 use rustix::process::Signal;
 
 matrix!(
@@ -487,7 +485,7 @@ fn systemd_socket_activate_starts_it() {
     client.write(0, b"activated").unwrap();
     let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
-    let status = common::tool::wait(&mut child.0, STOP_LIMIT).unwrap();
+    let status = crate::common::tool::wait(&mut child.0, STOP_LIMIT).unwrap();
     assert_eq!(status.code(), Some(0));
 }
 
@@ -516,7 +514,7 @@ fn descriptors_that_are_no_listening_sockets_are_refused() {
                 .spawn()
                 .unwrap(),
         );
-        let status = common::tool::wait(&mut child.0, SOON).unwrap();
+        let status = crate::common::tool::wait(&mut child.0, SOON).unwrap();
         let mut text = String::new();
         let mut stderr = child.0.stderr.take().unwrap();
         std::io::Read::read_to_string(&mut stderr, &mut text).unwrap();

@@ -1,15 +1,13 @@
 //! The server is killed under write load: what it acknowledged before the last FLUSH, on any
 //! connection, or with FUA is in the file.
 
-mod common;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::data;
-use common::ledger::{BLOCK, Ledger, is_gone};
-use common::serve::{Serve, Server, image_dir};
-use common::{Combo, matrix, need, wait_until};
+use crate::common::data;
+use crate::common::ledger::{BLOCK, Ledger, is_gone};
+use crate::common::serve::{Serve, Server, image_dir};
+use crate::common::{Combo, matrix, need, wait_until};
 
 matrix!(
     killed_server_keeps_what_it_flushed,
