@@ -56,6 +56,9 @@ pub(crate) struct Load {
     /// Past the page cache
     #[arg(long)]
     pub(crate) direct: bool,
+    /// Bytes that may be read from the page cache without the engine, in a row
+    #[arg(long, default_value_t = 0)]
+    pub(crate) cached_read_max: usize,
     /// Requests under way
     #[arg(long)]
     pub(crate) depth: u32,
@@ -94,6 +97,7 @@ impl Load {
                 ..PollParams::IO_THREAD
             })
             .spawn()?;
+        io.context().set_cached_read_max(self.cached_read_max)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (began, cpu_before) = (Instant::now(), cpu());
         let workers: Vec<_> = (0..self.depth)
@@ -209,6 +213,7 @@ mod tests {
             engine: Engine::Threads,
             write,
             direct: false,
+            cached_read_max: 0,
             depth: 4,
             ms: 20,
         };

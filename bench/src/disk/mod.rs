@@ -3,12 +3,13 @@
 //!
 //! Each side is a process of its own on the same file, one at a time, in turns. IOPS and CPU time
 //! a request are told apart: past the page cache the device decides the one, and the engine only
-//! the other. `read4k_cached_qd32` is of a file that is held in the page cache.
+//! the other. `read4k_cached_qd32` is of a file that is held in the page cache, with leave to read
+//! there on the spot (`AioContext::set_cached_read_max`); `read4k_cached_engine_qd32` is without, so
+//! that each request goes through the engine.
 //!
 //! Without a suffix a figure is of io_uring; `_aio` is Linux AIO, which carries only requests past
 //! the page cache, and `_threads` worker threads. fio has no engine like the latter, and is then
-//! left out. `_psync` is ours by io_uring beside fio's plain system calls, one at a time, which on
-//! cached data nothing that goes through a queue comes near.
+//! left out. `fio psync` makes plain system calls, one at a time.
 
 pub(crate) mod load;
 mod peers;
@@ -47,23 +48,34 @@ struct Workload {
     name: &'static str,
     write: bool,
     direct: bool,
+    /// Bytes that may be read from the page cache without the engine, in a row.
+    cached_read_max: usize,
 }
 
-const WORKLOADS: [Workload; 3] = [
+const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "read4k_cached_qd32",
         write: false,
         direct: false,
+        cached_read_max: 128 << 10,
+    },
+    Workload {
+        name: "read4k_cached_engine_qd32",
+        write: false,
+        direct: false,
+        cached_read_max: 0,
     },
     Workload {
         name: "read4k_direct_qd32",
         write: false,
         direct: true,
+        cached_read_max: 0,
     },
     Workload {
         name: "write4k_direct_qd32",
         write: true,
         direct: true,
+        cached_read_max: 0,
     },
 ];
 
@@ -95,6 +107,7 @@ fn peers(workload: &Workload, engine: Engine) -> Vec<Peer> {
         ],
         Engine::Aio if workload.direct => vec![Peer::Fio("libaio"), Peer::QemuImg("native")],
         Engine::Aio => Vec::new(),
+        Engine::Threads if workload.cached_read_max > 0 => Vec::new(),
         Engine::Threads => vec![Peer::QemuImg("threads")],
     }
 }
@@ -212,6 +225,7 @@ impl Arena<'_> {
         let engine = engine.to_possible_value().context("an engine has a name")?;
         command.args(["--engine", engine.get_name()]);
         command.args(["--depth", &DEPTH.to_string(), "--ms", &self.ms.to_string()]);
+        command.args(["--cached-read-max", &workload.cached_read_max.to_string()]);
         for (flag, wanted) in [("--write", workload.write), ("--direct", workload.direct)] {
             if wanted {
                 command.arg(flag);
