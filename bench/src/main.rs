@@ -14,6 +14,7 @@
 mod alloc;
 mod contest;
 mod coroutine;
+mod disk;
 mod event_loop;
 mod nbd;
 mod place;
@@ -78,6 +79,9 @@ enum Command {
         #[arg(long)]
         unix: PathBuf,
     },
+    /// Our side of the disk suite, in a process of its own
+    #[command(hide = true)]
+    DiskLoad(disk::load::Load),
     /// One measurement in this process, which must not have seen a coroutine before; part of the
     /// coroutine suite
     #[command(hide = true)]
@@ -93,6 +97,7 @@ enum Suite {
     Coroutine,
     Sync,
     Loop,
+    Disk,
     Nbd,
 }
 
@@ -110,6 +115,10 @@ fn main() -> ExitCode {
         Some(Command::Alone { what, count }) => what.measure(*count).map(|value| {
             println!("{value}");
             true
+        }),
+        Some(Command::DiskLoad(load)) => load.run().and_then(|done| {
+            println!("{}", serde_json::to_string(&done)?);
+            Ok(true)
         }),
         None => measure(&args),
     };
@@ -158,6 +167,7 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
         Suite::Coroutine => coroutine::run(&plan, &mut report),
         Suite::Sync => sync::run(&plan, &mut report),
         Suite::Loop => event_loop::run(&plan, &mut report),
+        Suite::Disk => disk::run(&plan, &mut report),
         Suite::Nbd => nbd::run(&plan, &mut report),
     });
     report.print_table()?;

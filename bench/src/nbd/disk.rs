@@ -21,15 +21,15 @@ use rustix::process::{Resource, Rlimit};
 ///
 /// Data lies beside the program, as the temporary directory may be memory, which servers read by
 /// other ways than a file; sockets lie in the temporary directory, as their paths must be short.
-pub(super) struct Scratch {
-    pub(super) data: PathBuf,
-    pub(super) sockets: PathBuf,
+pub(crate) struct Scratch {
+    pub(crate) data: PathBuf,
+    pub(crate) sockets: PathBuf,
 }
 
 const PREFIX: &str = "corio-bench-";
 
 impl Scratch {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
         let beside = program.parent().context("the program has no directory")?;
         let name = format!("{PREFIX}{}", std::process::id());
@@ -77,7 +77,7 @@ fn remove_left_behind(base: &Path) {
 }
 
 /// Writes `len` bytes that no server can take for a hole or compress.
-pub(super) fn create(path: &Path, len: u64) -> anyhow::Result<()> {
+pub(crate) fn create(path: &Path, len: u64) -> anyhow::Result<()> {
     const CHUNK: usize = 1 << 20;
     let mut file = File::create(path)?;
     let mut chunk = vec![0u8; CHUNK];
@@ -101,13 +101,13 @@ pub(super) fn create(path: &Path, len: u64) -> anyhow::Result<()> {
 }
 
 /// A file whose pages stay in the page cache for as long as this lives.
-pub(super) struct Pinned {
+pub(crate) struct Pinned {
     address: *mut c_void,
     len: usize,
 }
 
 impl Pinned {
-    pub(super) fn new(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path)?;
         let len = usize::try_from(file.metadata()?.len())?;
         // Without the right to raise it the limit may still be large enough: mlock tells.

@@ -16,11 +16,11 @@
 //! What a request takes in system calls and context switches is counted in runs of its own, in
 //! turns too, and is the median of the rounds like all else.
 
-mod disk;
+pub(crate) mod disk;
 mod fio;
 pub(crate) mod floor;
-mod proc;
-mod servers;
+pub(crate) mod proc;
+pub(crate) mod servers;
 
 use std::fs::File;
 use std::path::Path;

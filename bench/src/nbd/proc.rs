@@ -18,23 +18,36 @@ use rustix::process::{Pid, Signal};
 
 /// CPU time of a process so far, in microseconds.
 pub(super) fn cpu_us(pid: u32) -> anyhow::Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let ticks = ticks(&stat).with_context(|| format!("{path} has no utime and stime"))?;
+    us_of(&format!("/proc/{pid}/stat"), OWN)
+}
+
+/// CPU time of all children of this process that have ended and been waited for, in microseconds.
+pub(crate) fn children_cpu_us() -> anyhow::Result<f64> {
+    us_of("/proc/self/stat", CHILDREN)
+}
+
+/// Where proc(5) puts utime, which stime follows.
+const OWN: usize = 14;
+/// The same of children.
+const CHILDREN: usize = 16;
+
+fn us_of(path: &str, field: usize) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let ticks = ticks(&stat, field).with_context(|| format!("{path} has no CPU times"))?;
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 ticks")]
     let us = ticks as f64 * 1e6 / rustix::param::clock_ticks_per_second() as f64;
     Ok(us)
 }
 
-/// utime + stime of a line of `/proc/PID/stat`.
-fn ticks(stat: &str) -> Option<u64> {
+/// A field of a line of `/proc/PID/stat` and the next: user and system time.
+fn ticks(stat: &str, field: usize) -> Option<u64> {
     // The command's name, in parentheses, may hold anything, parentheses and spaces too.
     let (_, fields) = stat.rsplit_once(')')?;
     // proc(5) numbers fields from 1; the state, first here, is number 3.
-    let mut times = fields.split_ascii_whitespace().skip(14 - 3);
-    let utime: u64 = times.next()?.parse().ok()?;
-    let stime: u64 = times.next()?.parse().ok()?;
-    utime.checked_add(stime)
+    let mut times = fields.split_ascii_whitespace().skip(field - 3);
+    let user: u64 = times.next()?.parse().ok()?;
+    let system: u64 = times.next()?.parse().ok()?;
+    user.checked_add(system)
 }
 
 /// Context switches of all threads of a process.
@@ -156,18 +169,19 @@ fn total(table: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{cpu_us, switches, ticks, total};
+    use super::{CHILDREN, OWN, cpu_us, switches, ticks, total};
 
     #[test]
     fn ticks_are_found_behind_a_hostile_name() {
         let stat = "9032 (a) S 1) (b) S 1 2 3 0 -1 4194560 435 0 11 0 18 49 7 7 20 0 2";
-        assert_eq!(ticks(stat), Some(18 + 49));
+        assert_eq!(ticks(stat, OWN), Some(18 + 49));
+        assert_eq!(ticks(stat, CHILDREN), Some(7 + 7));
     }
 
     #[test]
     fn a_short_stat_is_none() {
-        assert_eq!(ticks("9032 (x) S 1 2"), None);
-        assert_eq!(ticks(""), None);
+        assert_eq!(ticks("9032 (x) S 1 2", OWN), None);
+        assert_eq!(ticks("", OWN), None);
     }
 
     #[test]

@@ -19,7 +19,8 @@ const START_MAX: Duration = Duration::from_secs(10);
 const STOP_MAX: Duration = Duration::from_secs(6);
 
 /// Programs the suite needs and the Debian packages they are in.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
+    ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
     ("nbdkit", "nbdkit"),
     ("nbdcopy", "libnbd-bin"),
@@ -29,7 +30,7 @@ const TOOLS: [(&str, &str); 6] = [
 ];
 
 /// Fails with what to install when a peer or a client is missing.
-pub(super) fn require_tools() -> anyhow::Result<()> {
+pub(crate) fn require_tools() -> anyhow::Result<()> {
     let search = std::env::var_os("PATH").unwrap_or_default();
     let missing: Vec<_> = TOOLS
         .iter()
@@ -48,7 +49,7 @@ pub(super) fn require_tools() -> anyhow::Result<()> {
 }
 
 /// A command that ends when this process does.
-pub(super) fn bound(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn bound(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--"]).arg(program);
     command.stdin(Stdio::null());

@@ -79,9 +79,10 @@
 //! any thread, [`spawn`] on the context at hand, [`spawn_local`] one whose closure need not be
 //! `Send`, and [`Builder`] one with a name or another stack. First spawned, first run.
 //!
-//! [`JoinHandle`] gives the result, and is a `Future` too. A panic is kept in it for whoever joins,
-//! and reported if nobody does. [`AioContext::run`] runs a closure in another context and waits for
-//! it.
+//! [`JoinHandle`] gives the result, and is a `Future` too; [`block_on`] waits for any future, and
+//! [`block_on_within`] for one that needs a runtime such as tokio to be entered. A panic is kept in
+//! the handle for whoever joins, and reported if nobody does. [`AioContext::run`] runs a closure in
+//! another context and waits for it.
 //!
 //! ```
 //! let io = corio::IoThread::builder().spawn()?;
@@ -305,7 +306,8 @@ pub use coroutine::{
 pub use error::Error;
 pub use schedule::{
     CoWaker, IoThread, IoThreadBuilder, JoinError, JoinHandle, LocalJoinHandle, Scope,
-    ScopedJoinHandle, Turn, move_to, park, scope, spawn, spawn_local, yield_now,
+    ScopedJoinHandle, Turn, block_on, block_on_within, move_to, park, scope, spawn, spawn_local,
+    yield_now,
 };
 pub use stack::{stack_pool, stack_usage};
 

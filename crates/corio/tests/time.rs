@@ -158,7 +158,7 @@ fn a_sleep_of_no_time_gives_the_loop_a_turn() {
             let sleeper = corio::spawn_local({
                 let turned = Rc::clone(&turned);
                 move || {
-                    let _ = corio::spawn_local(move || turned.set(true));
+                    drop(corio::spawn_local(move || turned.set(true)));
                     time::sleep_on(clock, Duration::ZERO);
                     time::sleep_until_ns(clock, 0);
                 }
@@ -260,10 +260,10 @@ fn a_wakeable_sleep_tells_whether_the_time_was_up() {
         assert_eq!(finish(context, sleeper), Slept::Woken);
         assert!(!sleep.is_sleeping());
         let sleeper = doze(); // Nothing is left of the wakes.
-        let _ = corio::spawn_local({
+        drop(corio::spawn_local({
             let sleep = Rc::clone(&sleep);
             move || sleep.wake()
-        });
+        }));
         assert_eq!(finish(context, sleeper), Slept::Woken);
         assert_eq!(Clock::Virtual.next_deadline_ns(), None);
     });

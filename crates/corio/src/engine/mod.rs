@@ -15,6 +15,7 @@
 //! All borrow the caller's buffers: the coroutine parks uninterruptibly, so its frame, and what it
 //! borrows, cannot go before the kernel or the worker is done (DESIGN "Ownership in flight").
 
+mod cached;
 mod gather;
 mod job;
 mod linux_aio;
@@ -114,6 +115,8 @@ struct Setting {
     direct_info: Mutex<Option<EngineInfo>>,
     /// How many requests gather; 0: as many as the engine likes.
     batch_max: AtomicUsize,
+    /// How many bytes are read from the page cache in a row; 0: none.
+    cached_read_max: AtomicUsize,
 }
 
 /// How many requests gather at most: as many as fit in a ring.
@@ -127,6 +130,7 @@ struct HomeEngine {
     direct_kind: OnceCell<EngineKind>,
     aio: OnceCell<linux_aio::LinuxAio>,
     gathering: gather::Gathering,
+    cached_reads: cached::CachedReads,
     setting: Arc<Setting>,
 }
 
@@ -187,6 +191,11 @@ impl HomeEngine {
     /// How many requests gather at present; 0: as many as the engine likes.
     fn batch_max(&self) -> usize {
         self.setting.batch_max.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes may be read from the page cache in a row at present.
+    fn cached_read_max(&self) -> usize {
+        self.setting.cached_read_max.load(Ordering::Relaxed)
     }
 
     /// What carries a request, for a file opened with O_DIRECT or not.
@@ -285,6 +294,7 @@ fn choose(local: &Local) -> HomeEngine {
         direct_kind: OnceCell::new(),
         aio: OnceCell::new(),
         gathering: gather::Gathering::default(),
+        cached_reads: cached::CachedReads::default(),
         setting,
     }
 }

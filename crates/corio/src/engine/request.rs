@@ -52,6 +52,13 @@ impl Request<'_, '_> {
             return Err(io::Error::from_raw_os_error(libc::ECANCELED));
         }
         let engine = of_home(local);
+        if let Self::Read { bufs, offset } = self
+            && !direct
+            && let max @ 1.. = engine.cached_read_max()
+            && let Some(count) = engine.cached_reads.read(max, fd, bufs, *offset)
+        {
+            return Ok(count);
+        }
         match engine.kind_for(local, direct) {
             EngineKind::IoUring => {
                 let gathers = engine.gathering.is_on();

@@ -6,9 +6,11 @@
 //! condition.
 //!
 //! Files: `home` is the scope in which a thread runs a context and its coroutines, `io_thread` a
-//! thread that does so, `spawn` starts and joins, `packet` is what the two sides share, `scope` is for children that borrow, `named` for coroutines that are
-//! scheduled and moved by name.
+//! thread that does so, `spawn` starts and joins, `packet` is what the two sides share, `scope` is
+//! for children that borrow, `named` for coroutines that are scheduled and moved by name, `bridge`
+//! for futures.
 
+mod bridge;
 mod home;
 mod inbox;
 mod io_thread;
@@ -21,6 +23,7 @@ use core::panic::Location;
 use core::ptr;
 use core::task::{RawWaker, RawWakerVTable, Waker};
 
+pub use bridge::{block_on, block_on_within};
 pub use io_thread::{IoThread, IoThreadBuilder, Turn};
 pub use named::move_to;
 pub use scope::{Scope, ScopedJoinHandle, scope};

@@ -145,6 +145,14 @@ impl<T, const LOCAL: bool> Packet<T, LOCAL> {
         false
     }
 
+    fn poll(&self, task: &mut Context<'_>) -> Poll<Outcome<T>> {
+        // Who waited before is dropped here, where nothing is half done: it is the user's.
+        if self.wait_as(Waiter::Task(task.waker().clone())).is_ok() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.join())
+    }
+
     /// Asks the coroutine to end; see [`JoinHandle::cancel`].
     fn ask_to_end(&self) -> Result<(), Error> {
         coroutine::can_cancel()?;
@@ -277,15 +285,7 @@ impl<T> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        // Who waited before is dropped here, where nothing is half done: it is the user's.
-        if self
-            .packet
-            .wait_as(Waiter::Task(task.waker().clone()))
-            .is_ok()
-        {
-            return Poll::Pending;
-        }
-        Poll::Ready(self.packet.join())
+        self.packet.poll(task)
     }
 }
 
@@ -297,7 +297,8 @@ impl<T> core::fmt::Debug for JoinHandle<T> {
     }
 }
 
-/// Like [`JoinHandle`] for a coroutine whose result cannot leave its thread. Not `Send`.
+/// Like [`JoinHandle`] for a coroutine whose result cannot leave its thread. Not `Send`; a `Future`
+/// too.
 ///
 /// ```
 /// use std::rc::Rc;
@@ -363,6 +364,14 @@ impl<T> LocalJoinHandle<T> {
             }
         }
         self.packet.is_done()
+    }
+}
+
+impl<T> Future for LocalJoinHandle<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
+        self.packet.poll(task)
     }
 }
 

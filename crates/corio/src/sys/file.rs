@@ -32,13 +32,17 @@ pub(crate) fn readv_at(
 /// preadv2(2) with RWF_NOWAIT: what the page cache holds, or EAGAIN.
 #[inline]
 pub(crate) fn read_at_nowait(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    rustix::io::preadv2(
-        fd,
-        &mut [IoSliceMut::new(buf)],
-        offset,
-        ReadWriteFlags::NOWAIT,
-    )
-    .map_err(Into::into)
+    readv_at_nowait(fd, &mut [IoSliceMut::new(buf)], offset)
+}
+
+/// The same into several buffers in turn.
+#[inline]
+pub(crate) fn readv_at_nowait(
+    fd: BorrowedFd<'_>,
+    bufs: &mut [IoSliceMut<'_>],
+    offset: u64,
+) -> io::Result<usize> {
+    rustix::io::preadv2(fd, bufs, offset, ReadWriteFlags::NOWAIT).map_err(Into::into)
 }
 
 /// pwritev2(2); `durable` asks for RWF_DSYNC.
