@@ -212,15 +212,28 @@ mod tests {
         }
     }
 
+    /// Of a size that nothing else in this program's tests has, as the depot is everybody's.
+    type Large = [u64; 63];
+
     #[test]
-    fn a_thread_keeps_no_more_than_it_may() {
-        let layout = Layout::new::<[u8; 40]>();
+    fn what_a_thread_has_too_many_of_goes_to_one_that_has_none() {
+        let layout = Layout::new::<Large>();
+        let (class, _) = class_of(layout).unwrap();
         let blocks: Vec<_> = (0..KEPT_MAX + 10).map(|_| allocate(layout)).collect();
+        let addresses: Vec<_> = blocks.iter().map(|block| block.addr()).collect();
         for block in blocks {
             // SAFETY: from `allocate`, for this layout.
             unsafe { free(block, layout) };
         }
-        let (class, _) = class_of(layout).unwrap();
-        assert_eq!(with_kept(class, |_, kept| kept.len()), Some(KEPT_MAX));
+        let kept = move || with_kept(class, |_, kept| kept.len());
+        assert_eq!(kept(), Some(KEPT_MAX - BATCH + 10));
+        let elsewhere = move || {
+            let block = allocate(layout);
+            assert!(addresses.contains(&block.addr()), "it came by the depot");
+            assert_eq!(kept(), Some(BATCH - 1), "with all of its batch");
+            // SAFETY: from `allocate`, for this layout.
+            unsafe { free(block, layout) };
+        };
+        std::thread::spawn(elsewhere).join().unwrap();
     }
 }
