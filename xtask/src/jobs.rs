@@ -392,7 +392,9 @@ fn clients(runner: &mut Runner<'_>) -> Result<()> {
         .env("CORIO_BIN", runner.workspace.corio());
     for path in entries(&runner.workspace.root.join("crates/corio-cli/tests"))? {
         let name = path.file_stem().unwrap_or_default();
-        if path.extension().is_some_and(|extension| extension == "rs") && name != POWER_TEST {
+        let is_program = path.extension().is_some_and(|extension| extension == "rs")
+            || path.join("main.rs").is_file();
+        if is_program && name != POWER_TEST {
             command.arg("--test").arg(name);
         }
     }
