@@ -102,8 +102,7 @@ impl CoRef {
         self.block().is_queued()
     }
 
-    /// Runs `co`, of the same thread, once this one, which is running, yields or ends. Its word is
-    /// RUNNING (stack::word I6).
+    /// Runs `co`, of this thread, once this one yields or ends (stack::word I6).
     pub(crate) fn queue_wake(self, co: CoRef) {
         co.set_queued();
         self.block().suspend_having_woken();
@@ -141,8 +140,7 @@ impl CoRef {
         home.link(block);
     }
 
-    /// Notes that its home thread queues the coroutine, which is to be entered from there only. Its
-    /// word is RUNNING (stack::word I6).
+    /// Notes that its home thread queues it, to be entered from there only (stack::word I6).
     #[inline]
     pub(crate) fn set_queued(self) {
         let block = self.block();
@@ -184,7 +182,7 @@ impl CoRef {
         }
     }
 
-    /// True once the coroutine unwinds because it was cancelled.
+    /// True once it unwinds because it was cancelled.
     pub(crate) fn is_unwinding(self) -> bool {
         self.block().hot.cancel.get() == Cancel::Raised
     }
@@ -199,8 +197,8 @@ impl CoRef {
         self.block().hot.cancel.get() == Cancel::Requested && self.is_cancelled()
     }
 
-    /// True while it is asked to end, and cannot be made to because something on this thread
-    /// unwinds, perhaps itself: then it must not wait for what may never come.
+    /// True while it is asked to end and cannot be made to, as something on this thread unwinds,
+    /// perhaps itself: then it must not wait for what may never come.
     pub(crate) fn must_not_wait(self) -> bool {
         self.is_unwinding()
             || self.block().hot.cancel.get() == Cancel::Requested
@@ -437,9 +435,8 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
     switch::create(tls::thread(), home, stack, name, at, body)
 }
 
-/// Suspends the running coroutine and has `departure` done
-/// with it once it is not running any more. Returns when it is entered again, perhaps on another
-/// thread. A cancellation point.
+/// Suspends the running coroutine and has `departure` done with it once it does not run any more.
+/// Returns when it is entered again, perhaps on another thread. A cancellation point.
 #[inline(never)] // Nothing that the compiler knows of this thread is kept across it.
 pub(crate) fn leave_by(co: CoRef, departure: Box<dyn FnOnce(CoRef)>) {
     let block = co.block();
