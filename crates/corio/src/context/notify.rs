@@ -22,8 +22,8 @@
 //! - I2 (1) pairs with (b): a notifier whose `notified = true` was taken by the accept published its
 //!   work before the poll looks at it. Storing `false` would not do: it may overwrite a `true` that
 //!   was not looked at, after an earlier one that was.
-//! - I3 `notified` is always set by a notification; only the eventfd is skipped. What the home thread publishes itself
-//!   between two polls needs neither: it looks before it blocks.
+//! - I3 `notified` is always set by a notification; only the eventfd is skipped. What the home
+//!   thread publishes itself between two polls needs neither: it looks before it blocks.
 //! - I4 Of those whose exchanges follow one another without an accept in between, the first decides
 //!   for all: (a) came before it, and it writes the eventfd, or comes after all of them, or sees the
 //!   first one's `true`. Only an exchange can tell; who loads `notified` and finds it set may be too
