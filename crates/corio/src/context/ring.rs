@@ -163,6 +163,13 @@ impl ContextRing {
         self.ring.pending()
     }
 
+    /// Requests that the kernel has, or whose completions have not been taken, as far as is known
+    /// without asking.
+    pub(crate) fn in_kernel(&self) -> usize {
+        let elsewhere = self.pending() + self.arrived.borrow().len();
+        self.in_flight.get().saturating_sub(elsewhere)
+    }
+
     pub(super) fn ring(&self) -> &uring::Ring {
         &self.ring
     }

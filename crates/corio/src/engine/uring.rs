@@ -22,8 +22,8 @@ use crate::schedule::{self, CoWaker};
 use crate::sys::uring::{self, opcode, squeue, types};
 use crate::track;
 
-/// How many requests gather before they are submitted, unless something else is set; the rest goes
-/// when the loop turns. More than two leaves a fast device idle for too long.
+/// How many requests gather before they are submitted where the kernel has none, unless something
+/// else is set; the rest goes when the loop turns. More would leave a fast device idle.
 const SUBMIT_BATCH: usize = 2;
 
 /// I1. `completion` comes first: the ring knows the record by its address.
@@ -56,7 +56,7 @@ pub(super) fn run(
 ) -> io::Result<usize> {
     let batch_max = match batch_max {
         0 if gathers => BATCH_LIMIT,
-        0 => SUBMIT_BATCH,
+        0 => batch_beside(local.ring()?.in_kernel()),
         set => set,
     };
     loop {
@@ -65,6 +65,12 @@ pub(super) fn run(
             return outcome;
         }
     }
+}
+
+/// How many requests gather while the kernel has so many: as many again, which come from a loop
+/// that is faster than the device before that is done with the others.
+fn batch_beside(in_kernel: usize) -> usize {
+    in_kernel.clamp(SUBMIT_BATCH, BATCH_LIMIT)
 }
 
 fn run_once(
@@ -174,4 +180,17 @@ fn entry(fd: BorrowedFd<'_>, request: &mut Request<'_, '_>) -> squeue::Entry {
 fn bytes(len: usize) -> u32 {
     const MAX: u32 = 0x7fff_f000;
     u32::try_from(len).unwrap_or(MAX).min(MAX)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    // SPEC E1
+    #[test]
+    fn a_batch_grows_with_what_the_kernel_has() {
+        let beside = |in_kernel| batch_beside(in_kernel);
+        assert_eq!([beside(0), beside(2), beside(3)], [SUBMIT_BATCH, 2, 3]);
+        assert_eq!([beside(32), beside(10_000)], [32, BATCH_LIMIT]);
+    }
 }

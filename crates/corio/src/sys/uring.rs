@@ -2,8 +2,8 @@
 //!
 //! The ring is used by its context's home thread only (`!Sync`). Two kinds are made:
 //! [`Kind::Deferred`] for a ring that is itself what the loop waits on, whose completions appear
-//! only on entering the kernel while a flag in the ring tells of them before, and [`Kind::Cooperative`] for a ring whose descriptor sits in an
-//! epoll set.
+//! only on entering the kernel while a flag in the ring tells of them before, and
+//! [`Kind::Cooperative`] for a ring whose descriptor may sit in an epoll set.
 
 #![allow(unsafe_code)] // The queues are shared memory; see each SAFETY comment.
 
@@ -32,7 +32,7 @@ const GETEVENTS: u32 = 1;
 pub(crate) enum Kind {
     /// SINGLE_ISSUER, DEFER_TASKRUN and TASKRUN_FLAG: the loop waits in the ring.
     Deferred,
-    /// COOP_TASKRUN and TASKRUN_FLAG: the loop waits in epoll, with the ring's descriptor in the
+    /// COOP_TASKRUN and TASKRUN_FLAG: the loop may wait elsewhere, with the ring's descriptor in the
     /// set.
     Cooperative,
 }

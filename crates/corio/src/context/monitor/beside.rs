@@ -1,5 +1,5 @@
-//! The ring beside a monitor that does not wait in it: its descriptor is watched while disk
-//! requests are in flight, and its completions are taken after each wait.
+//! The ring beside a monitor that does not wait in it at present: its descriptor is watched while
+//! disk requests are in flight, and its completions are taken after each wait.
 
 use std::io;
 
@@ -27,11 +27,20 @@ pub(super) fn before_wait(ring: &ContextRing, timeout_ns: Option<u64>) -> io::Re
     })
 }
 
-/// Takes what has completed, whatever became of the wait.
-pub(super) fn after_wait(ring: Option<&ContextRing>, waited: io::Result<()>) -> io::Result<()> {
-    if let Some(ring) = ring {
+/// Takes what has completed, whatever became of the wait; `watched` is the ring if that wait looked
+/// at it. What else a ring has told of goes to `told`: a poll that was left in it may tell of
+/// something when no request is in flight.
+pub(super) fn after_wait(
+    local: &Local,
+    watched: Option<&ContextRing>,
+    waited: io::Result<()>,
+    told: impl FnMut(u64, i32),
+) -> io::Result<()> {
+    if let Some(ring) = watched {
         ring.ring().flush_completions()?;
-        ring.reap(|_, _| ());
+    }
+    if let Some(ring) = local.ring_if_made() {
+        ring.reap(told);
     }
     match waited {
         // Task work for the ring interrupts the wait: look at the completions, which has just been

@@ -1,6 +1,11 @@
-//! The epoll monitor: level-triggered, with the ring's descriptor in the set while disk requests
-//! are in flight. The context's own descriptor is edge-triggered: each write ends one wait, and none
-//! has to be read.
+//! The epoll monitor: level-triggered. The context's own descriptor is edge-triggered: each write
+//! ends one wait, and none has to be read.
+//!
+//! While disk requests are in flight the loop waits in the ring, which is one system call where
+//! waiting in the set would be three: it hands over requests, waits, and makes completions appear.
+//! The ring has a one-shot poll of the set then, and the set is asked only once that has told of
+//! something. In a foreign loop it is the other way round: that waits for the set, which has the
+//! ring's descriptor in it.
 //!
 //! The set knows a descriptor once. A second handler of the same number is registered under a
 //! number of its own, a duplicate that is closed with the registration.
@@ -20,10 +25,17 @@ use crate::sys::epoll::{EDGE, Epoll};
 
 /// What the ring's descriptor is registered as; no handler's token has its top bit set.
 const RING: u64 = u64::MAX;
+/// What the ring's poll of the set is reported as.
+const SET: u64 = u64::MAX >> 1;
 
 pub(in super::super) struct EpollMonitor {
     epoll: Epoll,
+    /// The ring is in the set.
     ring_added: Cell<bool>,
+    /// The ring has a poll of the set, whose completion has not been taken.
+    set_polled: Cell<bool>,
+    /// Such a poll was refused once: the loop waits in the set.
+    poll_refused: Cell<bool>,
     /// The duplicates, by their handlers' tokens; there is hardly ever one.
     duplicates: RefCell<Vec<(u64, OwnedFd)>>,
 }
@@ -33,6 +45,8 @@ impl EpollMonitor {
         Ok(Self {
             epoll: Epoll::new()?,
             ring_added: Cell::new(false),
+            set_polled: Cell::new(false),
+            poll_refused: Cell::new(false),
             duplicates: RefCell::default(),
         })
     }
@@ -100,11 +114,23 @@ impl EpollMonitor {
         Ok(())
     }
 
-    /// See [`Monitor::finish`](super::Monitor::finish).
-    pub(super) fn remove_ring(&self, ring: &ContextRing) {
+    fn remove_ring(&self, ring: &ContextRing) {
         if self.ring_added.replace(false) {
             // A refusal leaves it to the ring's own end.
             let _ = self.epoll.delete(ring.ring().as_fd());
+        }
+    }
+
+    /// See [`Monitor::finish`](super::Monitor::finish).
+    pub(super) fn finish(&self, ring: &ContextRing) {
+        self.remove_ring(ring);
+        if self.set_polled.replace(false) {
+            // A refusal leaves it to the ring's own end.
+            let _ = ring
+                .poll_remove(SET)
+                .and_then(|()| ring.push_backlog())
+                .and_then(|_| ring.ring().submit_and_wait(Some(0)));
+            ring.reap(|_, _| ());
         }
     }
 
@@ -119,18 +145,72 @@ impl EpollMonitor {
     }
 
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
-        let mut timeout_ns = timeout_ns;
         let ring = beside::in_flight(local);
+        let mut timeout_ns = timeout_ns;
         if let Some(ring) = ring {
+            if !local.foreign().is_active() && !self.poll_refused.get() {
+                self.remove_ring(ring);
+                return self.wait_in_ring(local, ring, timeout_ns);
+            }
             self.add_ring(ring)?;
             timeout_ns = beside::before_wait(ring, timeout_ns)?;
         }
-        let waited = self.epoll.wait(timeout_ns, |event| {
+        let waited = self.wait_in_set(local, timeout_ns);
+        beside::after_wait(local, ring, waited, |token, result| {
+            self.note_told(token, result);
+        })
+    }
+
+    fn wait_in_set(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
+        self.epoll.wait(timeout_ns, |event| {
             if event.data != RING {
                 local.note_ready(event.data, event.revents);
             }
-        });
-        beside::after_wait(ring, waited)
+        })
+    }
+
+    fn wait_in_ring(
+        &self,
+        local: &Local,
+        ring: &ContextRing,
+        timeout_ns: Option<u64>,
+    ) -> io::Result<()> {
+        if !self.set_polled.get() {
+            ring.poll_add(self.epoll.as_fd().as_raw_fd(), POLLIN, SET)?;
+            self.set_polled.set(true);
+        }
+        let has_room = ring.push_backlog()?;
+        let may_block = timeout_ns != Some(0) && !ring.has_arrived() && has_room;
+        let ring_timeout_ns = if may_block { timeout_ns } else { Some(0) };
+        ring.ring().submit_and_wait(ring_timeout_ns)?;
+        let mut set_told = false;
+        ring.reap(|token, result| set_told |= self.note_told(token, result));
+        let set_timeout_ns = if set_told {
+            0
+        } else if may_block && ring.pending() > 0 && !ring.has_arrived() {
+            // The kernel was too busy for all requests, and has not waited: nothing but the time
+            // tells when it is not.
+            timeout_ns.map_or(beside::BUSY_RETRY_NS, |ns| ns.min(beside::BUSY_RETRY_NS))
+        } else {
+            return Ok(());
+        };
+        match self.wait_in_set(local, Some(set_timeout_ns)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The ring has told of a poll. True: the set has something, or that it has not is not known.
+    fn note_told(&self, token: u64, result: i32) -> bool {
+        if token != SET {
+            return false; // Of a monitor before this one.
+        }
+        self.set_polled.set(false);
+        if result < 0 {
+            // This kernel does not poll sets; it would say so again and again.
+            self.poll_refused.set(true);
+        }
+        true
     }
 }
 
@@ -139,3 +219,6 @@ fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     // open; -1 is never registered.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

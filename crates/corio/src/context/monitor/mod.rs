@@ -37,7 +37,7 @@ pub enum MonitorChoice {
     /// The one that measures best here and works: epoll.
     #[default]
     Auto,
-    /// epoll, with the ring's descriptor in its set while disk requests are in flight.
+    /// epoll; while disk requests are in flight the loop waits in the ring, and that for the set.
     Epoll,
     /// io_uring: descriptors are polled in the same ring that disk requests go to.
     IoUring,
@@ -314,7 +314,7 @@ impl Monitor {
         };
         match &*self.0.borrow() {
             Backend::Poll(_) => {}
-            Backend::Epoll(monitor) => monitor.remove_ring(ring),
+            Backend::Epoll(monitor) => monitor.finish(ring),
             Backend::Uring => uring::finish(ring),
         }
     }

@@ -102,7 +102,7 @@ impl PollMonitor {
             local.note_closed(token);
         }
         drop(watched);
-        beside::after_wait(ring, waited.map(drop))
+        beside::after_wait(local, ring, waited.map(drop), |_, _| ())
     }
 }
 

@@ -1,0 +1,196 @@
+//! What a wait in the ring lets pass, with requests that end when the test wants them to.
+
+#![allow(unsafe_code)] // Requests are put into the ring by hand.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::super::Backend;
+use super::*;
+use crate::context::ring::Completion;
+use crate::context::{AioContext, Interest, LocalHandler, MonitorChoice};
+use crate::sys::eventfd::EventFd;
+use crate::sys::uring::{opcode, types};
+
+/// A request that ends once its eventfd is set.
+#[repr(C)]
+struct Request {
+    completion: Completion,
+    ended: Cell<bool>,
+    ends: EventFd,
+}
+
+/// # Safety
+/// `completion` is the first field of a living `Request`.
+unsafe fn complete(completion: *const Completion, _result: i32) {
+    // SAFETY: the caller's promise.
+    unsafe { &*completion.cast::<Request>() }.ended.set(true);
+}
+
+/// In flight from now on. It is never freed: a test that fails leaves it to the kernel.
+fn request(local: &Local) -> &'static Request {
+    let request: &Request = Box::leak(Box::new(Request {
+        // SAFETY: `complete` is called with the address of a Request, whose first field this is.
+        completion: unsafe { Completion::new(complete) },
+        ended: Cell::new(false),
+        ends: EventFd::new().unwrap(),
+    }));
+    let fd = types::Fd(request.ends.as_fd().as_raw_fd());
+    let entry = opcode::PollAdd::new(fd, POLLIN).build();
+    // SAFETY: it stays for ever, and a poll points to nothing.
+    unsafe {
+        local
+            .ring()
+            .unwrap()
+            .push(entry, &raw const request.completion)
+    }
+    .unwrap();
+    request
+}
+
+/// A descriptor that is counted when it is ready.
+fn counted(local: &Local) -> (Rc<EventFd>, Rc<Cell<usize>>, LocalHandler) {
+    let (fd, count) = (Rc::new(EventFd::new().unwrap()), Rc::new(Cell::new(0)));
+    let (of_fd, of_count) = (Rc::clone(&fd), Rc::clone(&count));
+    let handler = local.add_handler(&*fd, move |_| {
+        of_fd.clear();
+        of_count.set(of_count.get() + 1);
+    });
+    let handler = handler.unwrap();
+    handler.set_interest(Interest::READ).unwrap();
+    (fd, count, handler)
+}
+
+/// Runs a test at home, if there are rings.
+fn at_home(test: impl FnOnce(&AioContext, &Local)) {
+    let context = AioContext::builder()
+        .monitor(MonitorChoice::Epoll)
+        .build()
+        .unwrap();
+    let run = || {
+        let local = Local::current().unwrap();
+        match local.ring() {
+            Ok(_) => test(&context, local),
+            Err(error) => println!("SKIPPED: waiting in a ring: {error}"),
+        }
+    };
+    context.enter_home(run).unwrap();
+}
+
+/// Whether the ring has a poll of the set.
+fn set_polled(local: &Local) -> bool {
+    match &*local.monitor.0.borrow() {
+        Backend::Epoll(monitor) => monitor.set_polled.get(),
+        _ => panic!("another monitor"),
+    }
+}
+
+// SPEC M1
+#[test]
+fn descriptors_notifications_and_timers_end_a_wait_in_the_ring() {
+    at_home(|context, local| {
+        let (fd, count, _handler) = counted(local);
+        let request = request(local);
+        for expected in 1..4 {
+            fd.set();
+            while count.get() < expected {
+                context.poll(true).unwrap();
+            }
+        }
+        let told = Arc::new(AtomicBool::new(false));
+        let (of_told, other) = (Arc::clone(&told), context.clone());
+        std::thread::spawn(move || {
+            other.schedule_oneshot("tells", move || of_told.store(true, Ordering::Relaxed));
+        });
+        while !told.load(Ordering::Relaxed) {
+            context.poll(true).unwrap();
+        }
+        let child = context.local().unwrap().spawn(|| {
+            crate::time::sleep(Duration::from_millis(1));
+        });
+        while !child.is_finished() {
+            context.poll(true).unwrap();
+        }
+        assert!(!request.ended.get());
+        request.ends.set();
+        while !request.ended.get() {
+            context.poll(true).unwrap();
+        }
+        assert_eq!(count.get(), 3);
+    });
+}
+
+// SPEC M1: what the ring still tells of once no request is in flight keeps no loop awake.
+#[test]
+fn a_poll_that_is_left_in_the_ring_is_taken_out_by_a_wait_in_the_set() {
+    at_home(|context, local| {
+        let (fd, count, _handler) = counted(local);
+        let request = request(local);
+        request.ends.set();
+        while !request.ended.get() {
+            context.poll(true).unwrap();
+        }
+        assert!(set_polled(local), "the wait was not in the ring");
+        fd.set();
+        while count.get() < 1 {
+            context.poll(true).unwrap();
+        }
+        context.poll(false).unwrap();
+        assert!(!set_polled(local), "its completion was not taken");
+        assert_eq!(local.timeout_ns(), None);
+    });
+}
+
+// SPEC M1: between two waits in the ring a foreign loop waits in the set.
+#[test]
+fn a_foreign_loop_has_the_ring_in_the_set_and_the_ring_is_waited_in_again_after_it() {
+    let is_readable = |fd: &dyn AsFd| {
+        let mut entry = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+        let at_most = rustix::event::Timespec {
+            tv_sec: 10,
+            tv_nsec: 0,
+        };
+        rustix::event::poll(&mut entry, Some(&at_most)).unwrap() == 1
+    };
+    at_home(|context, local| {
+        let (fd, count, _handler) = counted(local);
+        let first = request(local);
+        fd.set();
+        while count.get() < 1 {
+            context.poll(true).unwrap();
+        }
+        context.poll(false).unwrap(); // It polls the set again.
+        let embedded = context.local().unwrap().embed().unwrap();
+        let second = request(local);
+        let _ = embedded.prepare();
+        fd.set();
+        while count.get() < 2 {
+            assert!(is_readable(&embedded), "a descriptor");
+            embedded.dispatch().unwrap();
+        }
+        for request in [first, second] {
+            request.ends.set();
+            while !request.ended.get() {
+                assert!(is_readable(&embedded), "a completion");
+                embedded.dispatch().unwrap();
+            }
+        }
+        drop(embedded);
+        let third = request(local);
+        fd.set();
+        while count.get() < 3 {
+            context.poll(true).unwrap();
+        }
+        context.poll(false).unwrap();
+        assert!(set_polled(local), "the wait was not in the ring");
+        third.ends.set();
+        while !third.ended.get() {
+            context.poll(true).unwrap();
+        }
+    });
+}
