@@ -15,6 +15,11 @@
 //! searching, so that a stream of jobs costs no wake-up each. Waking the last one first lets the
 //! others' idle time run, so that a pool which is larger than its load shrinks.
 //!
+//! For how long a worker searches before it sleeps is what jobs so far have taught the pool, as in
+//! adaptive polling: long enough to meet the next one where one comes within [`SPIN_MAX_NS`], not at
+//! all where none does. One worker does so at a time, and none that has but one processor to run
+//! on, which whoever has the next job needs as well.
+//!
 //! Lock order: the state lock is the only one; no job runs under it. Threads are made under it, as
 //! only then "there is a worker" can be relied on by a submitter whose own thread was refused.
 //!
@@ -46,9 +51,13 @@ pub(crate) const THREADS_MAX: usize = 64;
 /// How long a worker above the minimum stays without a job.
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
-/// How often a worker looks at an empty queue before it sleeps: some microseconds, about what
-/// waking it costs.
-const SPIN_ROUNDS: u32 = 100;
+/// For how long a worker looks at an empty queue at most before it sleeps, in ns: a few times what
+/// waking it costs, and what its submitter takes to be woken and to have another job.
+const SPIN_MAX_NS: u64 = 20_000;
+/// The shortest search that is one, in ns.
+const SPIN_FIRST_NS: u64 = 5_000;
+/// Looks at the queue between two at the clock.
+const SPIN_LOOKS: u32 = 16;
 
 /// How many places of cancelled jobs the queue may hold besides as many as there are jobs.
 const HOLES_MAX: usize = 32;
@@ -155,6 +164,7 @@ struct State {
     threads: usize,
     searching: usize,
     asleep: Vec<usize>,
+    search_time: SearchTime,
     slots: [Slot; THREADS_MAX],
     // Workers that left and are not joined yet.
     left: Vec<JoinHandle<()>>,
@@ -166,6 +176,23 @@ struct Queued {
     id: u64,
     // None: cancelled.
     job: Option<RawJob>,
+}
+
+/// For how long an idle worker is worth searching, in ns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SearchTime(u64);
+
+impl SearchTime {
+    /// A worker got a job after `waited_ns` without one.
+    fn adjust(&mut self, waited_ns: u64) {
+        self.0 = if waited_ns <= self.0 {
+            self.0 // Searching met it, or would have.
+        } else if waited_ns > SPIN_MAX_NS {
+            0 // No search could.
+        } else {
+            (self.0 * 2).clamp(SPIN_FIRST_NS, SPIN_MAX_NS)
+        };
+    }
 }
 
 #[derive(Debug, Default)]
@@ -192,6 +219,7 @@ impl Pool {
             threads: 0,
             searching: 0,
             asleep: Vec::with_capacity(THREADS_MAX),
+            search_time: SearchTime(SPIN_FIRST_NS),
             slots: core::array::from_fn(|_| Slot::default()),
             left: Vec::new(),
             stopping: false,
@@ -415,6 +443,7 @@ impl State {
         let worker = Worker {
             shared: Arc::clone(shared),
             slot,
+            may_spin: false,
         };
         let builder = thread::Builder::new().name(thread_name(&shared.name, slot));
         #[cfg(test)]
@@ -442,11 +471,15 @@ fn thread_name(prefix: &str, slot: usize) -> String {
 struct Worker {
     shared: Arc<Shared>,
     slot: usize,
+    /// There is a processor for whoever has the next job, too. Seen by the worker itself, which may
+    /// be confined as its maker is.
+    may_spin: bool,
 }
 
 impl Worker {
-    fn work(self) {
+    fn work(mut self) {
         sys::thread::block_signals();
+        self.may_spin = sys::thread::processors() > 1;
         // Counted in `threads` and `searching` by who made it.
         let mut state = self.shared.state.lock();
         while let Some(job) = self.search(&mut state) {
@@ -460,33 +493,41 @@ impl Worker {
     /// The next job, or `None` if this worker is to leave. It is a searcher before and after.
     fn search(&self, state: &mut MutexGuard<'_, State>) -> Option<RawJob> {
         let mut spun = false;
+        let mut idle_since_ns = None;
         loop {
             if state.threads > state.max && !state.stopping {
                 return None;
             }
             if let Some(job) = state.pop(&self.shared) {
+                if let Some(since_ns) = idle_since_ns {
+                    let waited_ns = sys::clock::monotonic_ns().saturating_sub(since_ns);
+                    state.search_time.adjust(waited_ns);
+                }
                 return Some(job);
             }
             if state.stopping {
                 return None;
             }
-            if !spun && state.searching == 1 {
-                MutexGuard::unlocked(state, || self.spin());
+            let since_ns = *idle_since_ns.get_or_insert_with(sys::clock::monotonic_ns);
+            let SearchTime(spin_ns) = state.search_time;
+            if !spun && state.searching == 1 && spin_ns > 0 && self.may_spin {
+                MutexGuard::unlocked(state, || self.spin(since_ns.saturating_add(spin_ns)));
                 spun = true;
             } else if !self.sleep(state) {
                 return None;
-            } else {
-                spun = false;
             }
         }
     }
 
-    fn spin(&self) {
-        for _ in 0..SPIN_ROUNDS {
-            if self.shared.queued_hint.load(Ordering::Relaxed) > 0 {
-                return;
+    /// Until something is queued or the time is over.
+    fn spin(&self, until_ns: u64) {
+        while sys::clock::monotonic_ns() < until_ns {
+            for _ in 0..SPIN_LOOKS {
+                if self.shared.queued_hint.load(Ordering::Relaxed) > 0 {
+                    return;
+                }
+                core::hint::spin_loop();
             }
-            core::hint::spin_loop();
         }
     }
 

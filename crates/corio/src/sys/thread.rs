@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // Signal masks.
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::error::Error;
 
@@ -25,6 +25,11 @@ pub(crate) fn set_cpus(cpus: &[usize]) -> Result<(), Error> {
         op: "sched_setaffinity: none of the processors can be used",
         source: errno.into(),
     })
+}
+
+/// How many processors this thread may run on; 1 where the kernel does not tell.
+pub(crate) fn processors() -> u32 {
+    sched_getaffinity(None).map_or(1, |set| set.count())
 }
 
 /// How many processors can be named.

@@ -104,6 +104,50 @@ fn a_sleeping_worker_is_woken_rather_than_a_thread_made() {
 }
 
 #[test]
+fn a_search_lasts_as_long_as_it_has_paid() {
+    // SPEC E3
+    let mut time = SearchTime(0);
+    let mut after = |waited_ns| {
+        time.adjust(waited_ns);
+        time.0
+    };
+    assert_eq!(after(SPIN_FIRST_NS - 1), SPIN_FIRST_NS);
+    assert_eq!(after(SPIN_FIRST_NS), SPIN_FIRST_NS, "it was met");
+    assert_eq!(after(SPIN_FIRST_NS + 1), 2 * SPIN_FIRST_NS);
+    assert_eq!(after(SPIN_MAX_NS), SPIN_MAX_NS);
+    assert_eq!(after(SPIN_MAX_NS), SPIN_MAX_NS);
+    assert_eq!(after(SPIN_MAX_NS + 1), 0, "no search would have met it");
+    assert_eq!(after(u64::MAX), 0);
+}
+
+#[test]
+fn workers_whose_jobs_are_far_apart_do_not_search() {
+    // SPEC E3
+    let pool = pool(0, 1);
+    for _ in 0..3 {
+        drop(occupy(&pool));
+        wait_until("sleep", || pool.stats().asleep == 1);
+        let start = Instant::now();
+        while start.elapsed() <= Duration::from_nanos(SPIN_MAX_NS) {}
+    }
+    let release = occupy(&pool); // It has got this job and learned from it.
+    assert_eq!(pool.shared.state.lock().search_time, SearchTime(0));
+    drop(release);
+}
+
+#[test]
+fn a_thread_that_is_confined_has_one_processor() {
+    let confined = thread::spawn(|| {
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let some = (0..sys::thread::CPUS_MAX).find(|&cpu| allowed.is_set(cpu));
+        assert_eq!(sys::thread::processors(), allowed.count());
+        sys::thread::set_cpus(&[some.unwrap()]).unwrap();
+        sys::thread::processors()
+    });
+    assert_eq!(confined.join().unwrap(), 1);
+}
+
+#[test]
 fn idle_workers_above_the_minimum_leave() {
     // SPEC E3
     let pool = Pool::new("test", 1, 8, Duration::from_millis(1)).unwrap();
