@@ -59,6 +59,9 @@ pub(crate) struct Load {
     /// Bytes that may be read from the page cache without the engine, in a row
     #[arg(long, default_value_t = 0)]
     pub(crate) cached_read_max: usize,
+    /// Requests that gather before they are handed over; 0: as many as the engine likes
+    #[arg(long, default_value_t = 0)]
+    pub(crate) batch_max: usize,
     /// Requests under way
     #[arg(long)]
     pub(crate) depth: u32,
@@ -98,6 +101,7 @@ impl Load {
             })
             .spawn()?;
         io.context().set_cached_read_max(self.cached_read_max)?;
+        io.context().set_request_batch_max(self.batch_max)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (began, cpu_before) = (Instant::now(), cpu());
         let workers: Vec<_> = (0..self.depth)
@@ -214,6 +218,7 @@ mod tests {
             write,
             direct: false,
             cached_read_max: 0,
+            batch_max: 0,
             depth: 4,
             ms: 20,
         };

@@ -15,9 +15,11 @@ pub(super) enum Until {
     Requests(u64),
 }
 
-/// A run of random 4 KiB reads.
+/// A run of random 4 KiB requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
+    /// Half of the requests are writes; else all are reads.
+    pub(super) writes: bool,
     pub(super) depth: u32,
     /// Connections, each with its own process of fio and `depth` requests under way.
     pub(super) jobs: u32,
@@ -29,9 +31,8 @@ impl Load {
     /// are not remembered, as on a small machine what fio spends is missing for the server.
     pub(super) fn options(&self) -> Vec<String> {
         let mut options: Vec<String> = [
-            "--name=reads",
+            "--name=load",
             "--ioengine=nbd",
-            "--rw=randread",
             "--bs=4k",
             "--norandommap",
             "--randrepeat=1",
@@ -41,6 +42,8 @@ impl Load {
         ]
         .map(str::to_owned)
         .into();
+        let rw = if self.writes { "randrw" } else { "randread" };
+        options.push(format!("--rw={rw}"));
         options.push(format!("--iodepth={}", self.depth));
         options.push(format!("--numjobs={}", self.jobs));
         match self.until {
@@ -123,11 +126,12 @@ struct Output {
 #[derive(Deserialize)]
 struct Job {
     error: i64,
-    read: Reads,
+    read: Direction,
+    write: Direction,
 }
 
 #[derive(Deserialize)]
-struct Reads {
+struct Direction {
     iops: f64,
     total_ios: u64,
 }
@@ -142,8 +146,10 @@ fn parse(text: &str) -> anyhow::Result<Outcome> {
     };
     for job in &output.jobs {
         ensure!(job.error == 0, "ended with error {}", job.error);
-        outcome.iops += job.read.iops;
-        outcome.requests += job.read.total_ios;
+        for direction in [&job.read, &job.write] {
+            outcome.iops += direction.iops;
+            outcome.requests += direction.total_ios;
+        }
     }
     ensure!(outcome.requests > 0, "no request was served");
     Ok(outcome)
@@ -156,20 +162,23 @@ mod tests {
     #[test]
     fn jobs_add_up_and_warnings_are_skipped() {
         let text = "fio: some warning\n{\"jobs\":[\
-            {\"error\":0,\"read\":{\"iops\":10.5,\"total_ios\":20,\"bw\":1}},\
-            {\"error\":0,\"read\":{\"iops\":1.5,\"total_ios\":2}}]}";
+            {\"error\":0,\"read\":{\"iops\":10.5,\"total_ios\":20,\"bw\":1},\
+            \"write\":{\"iops\":4.0,\"total_ios\":8}},\
+            {\"error\":0,\"read\":{\"iops\":1.5,\"total_ios\":2},\
+            \"write\":{\"iops\":0.0,\"total_ios\":0}}]}";
         assert_eq!(
             parse(text).unwrap(),
             Outcome {
-                iops: 12.0,
-                requests: 22
+                iops: 16.0,
+                requests: 30
             }
         );
     }
 
     #[test]
     fn an_error_of_a_job_is_an_error() {
-        let text = "{\"jobs\":[{\"error\":5,\"read\":{\"iops\":1.0,\"total_ios\":2}}]}";
+        let text = "{\"jobs\":[{\"error\":5,\"read\":{\"iops\":1.0,\"total_ios\":2},\
+            \"write\":{\"iops\":0.0,\"total_ios\":0}}]}";
         assert!(parse(text).unwrap_err().to_string().contains("error 5"));
     }
 

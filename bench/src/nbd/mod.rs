@@ -13,6 +13,9 @@
 //! depth 32 up the requests share their switches, and the floor's part was seen at a fifth to two
 //! fifths.
 //!
+//! `rw4k_qd32` writes as often as it reads, to files in the page cache as well, one for each server,
+//! as all lock theirs. The floor does not write.
+//!
 //! What a request takes in system calls and context switches is counted in runs of its own, in
 //! turns too, and is the median of the rounds like all else.
 
@@ -63,6 +66,7 @@ const FLOOR_MAX: f64 = 0.5;
 
 struct Workload {
     name: &'static str,
+    writes: bool,
     depth: u32,
     jobs: u32,
     /// Whether the floor has to prove here that it is one; the module says why not everywhere.
@@ -72,23 +76,34 @@ struct Workload {
 const WORKLOADS: [Workload; 3] = [
     Workload {
         name: "rr4k_qd1",
+        writes: false,
         depth: 1,
         jobs: 1,
         floor_checked: false,
     },
     Workload {
         name: "rr4k_qd32",
+        writes: false,
         depth: 32,
         jobs: 1,
         floor_checked: true,
     },
     Workload {
         name: "rr4k_qd64x2",
+        writes: false,
         depth: 64,
         jobs: 2,
         floor_checked: true,
     },
 ];
+/// To servers that are written to.
+const WRITING: Workload = Workload {
+    name: "rw4k_qd32",
+    writes: true,
+    depth: 32,
+    jobs: 1,
+    floor_checked: false,
+};
 /// The workload whose requests are taken apart into system calls and context switches.
 const DETAILED: &Workload = &WORKLOADS[1];
 
@@ -113,21 +128,14 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let _pinned = disk::Pinned::new(&image)?;
 
     let mut servers = Vec::new();
-    for recipe in &servers::recipes(&corio, &image, &scratch.sockets)? {
+    for recipe in &servers::readers(&corio, &image, &scratch.sockets)? {
         report.note(&recipe.line())?;
         servers.push(recipe.start(&scratch.data)?);
     }
-    let arena = Arena {
-        servers: &servers,
-        scratch: &scratch.data,
-        size,
-        rounds: plan.rounds,
-        run_time: Duration::from_secs(if plan.quick { 1 } else { 4 }),
-        quick: plan.quick,
-    };
+    let arena = Arena::new(&servers, &scratch, size, plan);
     let mut not_a_floor = Vec::new();
     for workload in &WORKLOADS {
-        let cpu = arena.measure_reads(workload, report)?;
+        let cpu = arena.measure_requests(workload, report)?;
         if workload.floor_checked {
             not_a_floor.extend(floor_fault(workload.name, &servers, &cpu));
         }
@@ -136,7 +144,33 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     arena.count_switches(report)?;
     // Last, as attaching disturbs: it interrupts the calls that the servers wait in.
     arena.count_syscalls(report)?;
+    drop(servers);
+    measure_writing(&corio, &scratch, plan, report)?;
     ensure!(not_a_floor.is_empty(), "{}", not_a_floor.join("; "));
+    Ok(())
+}
+
+/// The workload that writes.
+fn measure_writing(
+    corio: &Path,
+    scratch: &disk::Scratch,
+    plan: &Plan,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let size: u64 = if plan.quick { 32 << 20 } else { 256 << 20 };
+    let disks = [0, 1, 2].map(|number| scratch.data.join(format!("written-{number}.raw")));
+    let mut pinned = Vec::new();
+    for path in &disks {
+        disk::create(path, size)?;
+        pinned.push(disk::Pinned::new(path)?);
+    }
+    let mut servers = Vec::new();
+    for recipe in &servers::writers(corio, &disks, &scratch.sockets)? {
+        report.note(&recipe.line())?;
+        servers.push(recipe.start(&scratch.data)?);
+    }
+    let arena = Arena::new(&servers, scratch, size, plan);
+    arena.measure_requests(&WRITING, report)?;
     Ok(())
 }
 
@@ -155,7 +189,18 @@ fn floor_fault(workload: &str, servers: &[Server], cpu: &[Samples]) -> Option<St
     })
 }
 
-impl Arena<'_> {
+impl<'a> Arena<'a> {
+    fn new(servers: &'a [Server], scratch: &'a disk::Scratch, size: u64, plan: &Plan) -> Self {
+        Self {
+            servers,
+            scratch: &scratch.data,
+            size,
+            rounds: plan.rounds,
+            run_time: Duration::from_secs(if plan.quick { 1 } else { 4 }),
+            quick: plan.quick,
+        }
+    }
+
     /// Calls `measure` with every server's index, in an order that begins elsewhere each round.
     fn each_round(
         &self,
@@ -195,7 +240,7 @@ impl Arena<'_> {
     }
 
     /// IOPS and CPU of one workload; returns the CPU samples of each server.
-    fn measure_reads(
+    fn measure_requests(
         &self,
         workload: &Workload,
         report: &mut Report,
@@ -295,6 +340,7 @@ impl Arena<'_> {
 impl Workload {
     fn load(&self, until: Until) -> Load {
         Load {
+            writes: self.writes,
             depth: self.depth,
             jobs: self.jobs,
             until,

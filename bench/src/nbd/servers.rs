@@ -88,7 +88,7 @@ impl Drop for Server {
     }
 }
 
-/// How a server is started: the same file, read-only, over a Unix socket, else with its defaults.
+/// How a server is started: over a Unix socket, else with its defaults.
 pub(super) struct Recipe {
     name: &'static str,
     program: PathBuf,
@@ -196,45 +196,64 @@ pub(super) const FLOOR: &str = "floor";
 /// The name of the peer the floor is held against.
 pub(super) const QEMU: &str = "qemu-nbd";
 
-/// The contestants, ours first.
-pub(super) fn recipes(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 4]> {
-    let floor = std::env::current_exe()?;
-    let disk = disk
-        .to_str()
-        .context("the path of the program is no text")?;
-    let recipe =
-        |name, program: &Path, options: &[&str]| Recipe::new(name, program, options, sockets);
-    let qemu = [
-        "--read-only",
+/// The contestants that serve one file read-only, ours first.
+pub(super) fn readers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 4]> {
+    let disk = text(disk)?;
+    let floor = ["floor-server", disk, "--unix", "SOCKET"];
+    Ok([
+        ours(corio, disk, READ_ONLY, sockets),
+        qemu_nbd(disk, READ_ONLY, sockets),
+        nbdkit(disk, READ_ONLY, sockets),
+        Recipe::new(FLOOR, &std::env::current_exe()?, &floor, sockets),
+    ])
+}
+
+/// Those that are written to, each with a file of its own, ours first.
+pub(super) fn writers(
+    corio: &Path,
+    disks: &[PathBuf; 3],
+    sockets: &Path,
+) -> anyhow::Result<[Recipe; 3]> {
+    let [first, second, third] = disks;
+    Ok([
+        ours(corio, text(first)?, WRITABLE, sockets),
+        qemu_nbd(text(second)?, WRITABLE, sockets),
+        nbdkit(text(third)?, WRITABLE, sockets),
+    ])
+}
+
+const READ_ONLY: bool = true;
+const WRITABLE: bool = false;
+
+fn text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().context("the path of the program is no text")
+}
+
+fn ours(corio: &Path, disk: &str, read_only: bool, sockets: &Path) -> Recipe {
+    let mut options = vec!["serve", disk, "--unix", "SOCKET"];
+    options.extend(read_only.then_some("--read-only"));
+    Recipe::new(OURS, corio, &options, sockets)
+}
+
+fn qemu_nbd(disk: &str, read_only: bool, sockets: &Path) -> Recipe {
+    let mut options = vec![
         "--persistent",
         "--format=raw",
         "--aio=io_uring",
         "--cache=writeback",
         "--shared=16",
         "--socket=SOCKET",
-        disk,
     ];
-    Ok([
-        recipe(
-            OURS,
-            corio,
-            &["serve", disk, "--read-only", "--unix", "SOCKET"],
-        ),
-        recipe(QEMU, Path::new("qemu-nbd"), &qemu),
-        recipe(
-            "nbdkit",
-            Path::new("nbdkit"),
-            &[
-                "--foreground",
-                "--readonly",
-                "--unix",
-                "SOCKET",
-                "file",
-                disk,
-            ],
-        ),
-        recipe(FLOOR, &floor, &["floor-server", disk, "--unix", "SOCKET"]),
-    ])
+    options.extend(read_only.then_some("--read-only"));
+    options.push(disk);
+    Recipe::new(QEMU, Path::new("qemu-nbd"), &options, sockets)
+}
+
+fn nbdkit(disk: &str, read_only: bool, sockets: &Path) -> Recipe {
+    let mut options = vec!["--foreground", "--unix", "SOCKET"];
+    options.extend(read_only.then_some("--readonly"));
+    options.extend(["file", disk]);
+    Recipe::new("nbdkit", Path::new("nbdkit"), &options, sockets)
 }
 
 /// The program to measure: the one given, or the workspace's own. Run by cargo, that is built
