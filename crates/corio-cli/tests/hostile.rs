@@ -13,7 +13,7 @@ use common::data::{self, KIB, MIB, Random};
 use common::ledger::is_gone;
 use common::nbd::{self, Client, Handshake, Headers, Stream, cmd, opt, rep};
 use common::serve::{Addr, Serve, Server, image_dir};
-use common::{Combo, matrix, need, tool, wait_until};
+use common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, tool, wait_until};
 use rustix::process::Signal;
 
 matrix!(
@@ -22,6 +22,9 @@ matrix!(
     hostile_clients_do_not_slow_a_good_one,
     unfinished_handshakes_are_dropped_and_idle_clients_are_not,
 );
+// What is wrong with a handshake is, for TLS, in `tls`.
+again_through_tls!(hostile_clients_do_not_slow_a_good_one);
+again_on_linux_aio!(hostile_clients_do_not_slow_a_good_one);
 
 /// What became of one of many connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -144,6 +144,22 @@ macro_rules! again_through_tls {
 }
 pub(crate) use again_through_tls;
 
+/// Makes a test of each function `fn(Combo)`: the list again, on Linux AIO, and so with images past
+/// the page cache.
+macro_rules! again_on_linux_aio {
+    ($($name:ident),+ $(,)?) => {
+        mod on_linux_aio {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name(crate::common::Combo::EPOLL_AIO);
+                }
+            )+
+        }
+    };
+}
+pub(crate) use again_on_linux_aio;
+
 /// Ends the test as skipped, out loud: `skip!("no loop device: {e}")`.
 macro_rules! skip {
     ($($why:tt)+) => {{

@@ -81,11 +81,14 @@ pub(crate) struct Serve {
     sockets: Option<TempDir>,
     certificates: Option<TempDir>,
     addresses: usize,
+    /// Its images are past the page cache, unless it is told otherwise.
+    direct: bool,
 }
 
 impl Serve {
     pub(crate) fn new(combo: Combo) -> Serve {
         let mut serve = Serve::bare();
+        serve.direct = combo.engine == "linux-aio";
         if combo != Combo::AUTO {
             serve = serve.args(["--monitor", combo.monitor, "--engine", combo.engine]);
         }
@@ -102,6 +105,7 @@ impl Serve {
             sockets: None,
             certificates: None,
             addresses: 0,
+            direct: false,
         }
     }
 
@@ -185,11 +189,14 @@ impl Serve {
     }
 
     pub(crate) fn command(&self) -> Command {
+        let direct = ["--cache".into(), "none".into()];
+        let is_direct = self.direct && !self.args.iter().any(|arg| arg == "--cache");
         let mut words = self
             .before
             .iter()
             .chain([self.program.as_os_str().to_owned()].iter())
             .chain(&self.args)
+            .chain(is_direct.then_some(&direct).into_iter().flatten())
             .cloned()
             .collect::<Vec<_>>()
             .into_iter();

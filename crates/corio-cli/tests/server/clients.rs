@@ -8,7 +8,7 @@ use crate::common::data::{self, KIB, MIB};
 use crate::common::serve::{Addr, Listening, Serve, Server, image_dir};
 use crate::common::tls;
 use crate::common::tool::{self, command, run};
-use crate::common::{Combo, again_through_tls, matrix, need};
+use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need};
 use serde_json::Value;
 
 matrix!(
@@ -31,6 +31,11 @@ again_through_tls!(
     qemu_io_reads_back_what_it_wrote,
     qemu_io_reads_back_unaligned_pieces,
     qemu_io_zeroes_and_discards,
+);
+
+again_on_linux_aio!(
+    fio_verifies_random_writes,
+    qemu_io_reads_back_unaligned_pieces
 );
 
 /// Every other test here proves what its name says only if the parameters mean something.

@@ -7,12 +7,14 @@ use std::time::Duration;
 use crate::common::data;
 use crate::common::ledger::{BLOCK, Ledger, is_gone};
 use crate::common::serve::{Serve, Server, image_dir};
-use crate::common::{Combo, matrix, need, wait_until};
+use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, wait_until};
 
 matrix!(
     killed_server_keeps_what_it_flushed,
     killed_direct_server_keeps_what_it_flushed
 );
+again_through_tls!(killed_server_keeps_what_it_flushed);
+again_on_linux_aio!(killed_direct_server_keeps_what_it_flushed);
 
 /// Connections of the load.
 const SHARES: u64 = 4;

@@ -14,13 +14,22 @@ use crate::common::ledger::is_gone;
 use crate::common::nbd::{self, Client, Headers, cmd};
 use crate::common::serve::{Addr, Serve, Server, image_dir, program, socket_dir};
 use crate::common::tool::SOON;
-use crate::common::{Combo, matrix, need, wait_until};
+use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, wait_until};
 use rustix::process::Signal;
 
 matrix!(
     requests_in_flight_finish_when_stopped,
     slow_clients_get_their_replies_before_a_stop_ends,
     client_that_does_not_read_is_named_and_given_up
+);
+again_through_tls!(
+    requests_in_flight_finish_when_stopped,
+    slow_clients_get_their_replies_before_a_stop_ends,
+    client_that_does_not_read_is_named_and_given_up
+);
+again_on_linux_aio!(
+    requests_in_flight_finish_when_stopped,
+    slow_clients_get_their_replies_before_a_stop_ends
 );
 
 /// The time a stop may take.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::common::data::{self, GIB, KIB, MIB, assert_same};
 use crate::common::nbd::{self, Client, Handshake, Headers, Reply, cmd, flag};
 use crate::common::serve::{Addr, Serve, Server, image_dir};
-use crate::common::{Combo, again_through_tls, matrix, need};
+use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need};
 
 matrix!(
     every_command_works_with_every_kind_of_headers,
@@ -42,6 +42,10 @@ again_through_tls!(
     connections_see_each_others_writes,
     broken_request_ends_its_connection_only,
     client_that_leaves_in_a_request_leaves_nothing_behind,
+);
+again_on_linux_aio!(
+    pipelined_requests_are_all_answered,
+    connections_see_each_others_writes,
 );
 
 const ALL_HEADERS: [Headers; 3] = [Headers::Simple, Headers::Structured, Headers::Extended];
