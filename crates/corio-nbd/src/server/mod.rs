@@ -30,6 +30,9 @@ mod config;
 mod connection;
 mod deadline;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod receive;
 mod registry;
