@@ -104,7 +104,7 @@ const WRITING: Workload = Workload {
     jobs: 1,
     floor_checked: false,
 };
-/// The workload whose requests are taken apart into system calls and context switches.
+/// The reading workload whose requests are taken apart into system calls and context switches.
 const DETAILED: &Workload = &WORKLOADS[1];
 
 /// The servers, and what a run on them needs.
@@ -141,9 +141,9 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         }
     }
     arena.measure_copy(report)?;
-    arena.count_switches(report)?;
+    arena.count_switches(DETAILED, report)?;
     // Last, as attaching disturbs: it interrupts the calls that the servers wait in.
-    arena.count_syscalls(report)?;
+    arena.count_syscalls(DETAILED, report)?;
     drop(servers);
     measure_writing(&corio, &scratch, plan, report)?;
     ensure!(not_a_floor.is_empty(), "{}", not_a_floor.join("; "));
@@ -171,7 +171,8 @@ fn measure_writing(
     }
     let arena = Arena::new(&servers, scratch, size, plan);
     arena.measure_requests(&WRITING, report)?;
-    Ok(())
+    arena.count_switches(&WRITING, report)?;
+    arena.count_syscalls(&WRITING, report)
 }
 
 /// What is wrong with the floor, if it costs too much to be one.
@@ -196,7 +197,7 @@ impl<'a> Arena<'a> {
             scratch: &scratch.data,
             size,
             rounds: plan.rounds,
-            run_time: Duration::from_secs(if plan.quick { 1 } else { 4 }),
+            run_time: Duration::from_secs(if plan.quick { 1 } else { 3 }),
             quick: plan.quick,
         }
     }
@@ -294,13 +295,13 @@ impl<'a> Arena<'a> {
         self.push(report, "copy_out", COPY, &rates)
     }
 
-    fn count_switches(&self, report: &mut Report) -> anyhow::Result<()> {
+    fn count_switches(&self, workload: &Workload, report: &mut Report) -> anyhow::Result<()> {
         let requests = if self.quick {
             SWITCHES_REQUESTS / 10
         } else {
             SWITCHES_REQUESTS
         };
-        let load = DETAILED.load(Until::Requests(requests));
+        let load = workload.load(Until::Requests(requests));
         let mut switches = self.samples();
         self.each_round(|index, server| {
             let mut seen = proc::Switches::begin(server.pid());
@@ -311,15 +312,15 @@ impl<'a> Arena<'a> {
         })?;
         self.push(
             report,
-            &format!("{}_switches_per_req", DETAILED.name),
+            &format!("{}_switches_per_req", workload.name),
             CALLS,
             &switches,
         )
     }
 
     /// strace slows what it watches, which may bring fewer or more requests a call than otherwise.
-    fn count_syscalls(&self, report: &mut Report) -> anyhow::Result<()> {
-        let load = DETAILED.load(Until::Requests(SYSCALLS_REQUESTS));
+    fn count_syscalls(&self, workload: &Workload, report: &mut Report) -> anyhow::Result<()> {
+        let load = workload.load(Until::Requests(SYSCALLS_REQUESTS));
         let table = self.scratch.join("strace.txt");
         let mut calls = self.samples();
         self.each_round(|index, server| {
@@ -330,7 +331,7 @@ impl<'a> Arena<'a> {
         })?;
         self.push(
             report,
-            &format!("{}_syscalls_per_req", DETAILED.name),
+            &format!("{}_syscalls_per_req", workload.name),
             CALLS,
             &calls,
         )
