@@ -17,9 +17,10 @@ use anyhow::Result;
 
 use crate::child;
 use crate::jobs::{Job, Runner, job};
+use crate::programs;
 use crate::test;
 use crate::tools;
-use crate::workspace::{Workspace, entries};
+use crate::workspace::Workspace;
 
 /// They build all anew, and run many times slower than usual.
 const LIMIT: Duration = Duration::from_secs(2400);
@@ -200,11 +201,9 @@ fn sanitized(workspace: &Workspace, name: &str, flags: &[&str]) -> Result<Comman
 
 /// Names the runtime's test programs to cargo, less those left out.
 fn name_programs(workspace: &Workspace, without: &[&str], command: &mut Command) -> Result<()> {
-    for path in entries(&workspace.root.join("crates/corio/tests"))? {
-        let is_program =
-            path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
-        let name = path.file_stem().unwrap_or_default();
-        if is_program && !without.iter().any(|left_out| name == *left_out) {
+    for source in programs::sources(workspace, "corio")? {
+        let name = programs::name(&source);
+        if name != "lib" && !without.contains(&name) {
             command.arg("--test").arg(name);
         }
     }
