@@ -275,6 +275,8 @@ pub(crate) struct Runner<'w> {
     /// The packages whose test programs it runs.
     pub(crate) packages: &'static [&'static str],
     pub(crate) deadline: Instant,
+    /// How long it has waited for builds, which is not of its time.
+    pub(crate) waited: Duration,
     pub(crate) tally: Tally,
     /// What the job looked at, for jobs that count no tests.
     pub(crate) seen: u64,
@@ -316,6 +318,7 @@ impl Runner<'_> {
                     break;
                 };
                 self.deadline += waits.elapsed();
+                self.waited += waits.elapsed();
                 let mut command = programs::command(self.workspace, package, &program)?;
                 command.envs(envs.iter().copied()).arg("--show-output");
                 self.tests(&mut command)?;

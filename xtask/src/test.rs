@@ -51,6 +51,8 @@ pub(crate) struct Report {
     /// Why it did not run at all.
     skipped: Option<String>,
     seconds: f64,
+    /// Of waiting for builds, which are not in `seconds`.
+    waited: f64,
 }
 
 impl Report {
@@ -152,10 +154,11 @@ fn announce(job: &Job) {
 
 fn tell(report: &Report) {
     println!(
-        "== {}: {} in {:.1} s",
+        "== {}: {} in {:.1} s, after {:.1} s of waiting for builds",
         report.name,
         verdict(report),
-        report.seconds
+        report.seconds,
+        report.waited
     );
 }
 
@@ -194,6 +197,7 @@ fn skip(job: &'static Job, why: String) -> Report {
         faults: Vec::new(),
         skipped: Some(why),
         seconds: 0.0,
+        waited: 0.0,
     }
 }
 
@@ -201,11 +205,13 @@ fn skip(job: &'static Job, why: String) -> Report {
 pub(crate) fn execute(job: &'static Job, ahead: &Ahead<'_>) -> Report {
     let began = Instant::now();
     ahead.finish(job.name);
+    let waited = began.elapsed();
     let mut runner = Runner {
         workspace: ahead.workspace,
         ahead,
         packages: job.packages,
         deadline: Instant::now() + job.limit,
+        waited,
         tally: Tally::default(),
         seen: 0,
         faults: Vec::new(),
@@ -223,6 +229,7 @@ pub(crate) fn execute(job: &'static Job, ahead: &Ahead<'_>) -> Report {
     }
     let Runner {
         tally,
+        waited,
         mut seen,
         mut faults,
         ..
@@ -238,7 +245,7 @@ pub(crate) fn execute(job: &'static Job, ahead: &Ahead<'_>) -> Report {
             job.floor
         ));
     }
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = began.elapsed().saturating_sub(waited).as_secs_f64();
     Report {
         name: job.name,
         unit: job.unit,
@@ -247,6 +254,7 @@ pub(crate) fn execute(job: &'static Job, ahead: &Ahead<'_>) -> Report {
         faults,
         skipped: None,
         seconds,
+        waited: waited.as_secs_f64(),
     }
 }
 
