@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::say::Voice;
 
 /// How often the watcher looks at the clock while the child is silent.
 const TICK: Duration = Duration::from_millis(200);
@@ -112,10 +114,11 @@ pub(crate) fn watch_until(
         .with_context(|| format!("cannot start {name}"))?;
     let (sender, receiver) = mpsc::sync_channel(64);
     if let Some(out) = child.stdout.take() {
-        pass_on(out, Stream::Out, show_stdout, sender.clone());
+        let voice = show_stdout.then(Voice::own);
+        pass_on(out, Stream::Out, voice, sender.clone());
     }
     if let Some(err) = child.stderr.take() {
-        pass_on(err, Stream::Err, true, sender.clone());
+        pass_on(err, Stream::Err, Some(Voice::own()), sender.clone());
     }
     drop(sender);
 
@@ -157,7 +160,8 @@ pub(crate) fn watch_until(
         if heard.elapsed() > SILENCE_MAX && exited.is_none() {
             heard = Instant::now();
             let left = deadline.saturating_duration_since(heard).as_secs();
-            eprintln!("xtask: {name} is silent but runs; {left} s left");
+            let words = format!("xtask: {name} is silent but runs; {left} s left\n");
+            Voice::own().pass_on(Stream::Err, words.as_bytes());
         }
     }
     lines[0].finish(&mut |line| on_line(Stream::Out, line));
@@ -191,7 +195,7 @@ fn channel_is_done(
 fn pass_on(
     mut pipe: impl Read + Send + 'static,
     stream: Stream,
-    show: bool,
+    voice: Option<Voice>,
     sender: SyncSender<Piece>,
 ) {
     std::thread::spawn(move || {
@@ -201,13 +205,8 @@ fn pass_on(
                 break;
             }
             let bytes = &buffer[..count];
-            if show {
-                // A closed stdout must not stop the run: its verdict is the exit code.
-                let _ = match stream {
-                    Stream::Out => std::io::stdout().write_all(bytes),
-                    Stream::Err => std::io::stderr().write_all(bytes),
-                };
-                let _ = std::io::stdout().flush();
+            if let Some(voice) = &voice {
+                voice.pass_on(stream, bytes);
             }
             if sender.send((stream, bytes.to_vec())).is_err() {
                 break;

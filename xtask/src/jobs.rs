@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::ahead::Build;
+use crate::ahead::{Ahead, Lane, Step};
 use crate::child::{self, Stream};
 use crate::tally::Tally;
 use crate::tools::{self, Tool};
-use crate::workspace::{Workspace, entries};
-use crate::{docs, fuzz, layers, loom, planted};
+use crate::workspace::Workspace;
+use crate::{docs, fuzz, layers, loom, planted, programs};
 
 /// How long a job may take where nothing else is said, on a slow machine, builds included. It is
 /// there to end what hangs.
@@ -38,28 +38,62 @@ pub(crate) struct Job {
     pub(crate) needs_tools: bool,
     /// What it counts.
     pub(crate) unit: Unit,
+    /// The packages whose test programs it runs.
+    pub(crate) packages: &'static [&'static str],
+    /// The lane in which it is done beside the others: it only computes, and looks at no clock.
+    pub(crate) lane: Option<usize>,
     pub(crate) work: fn(&mut Runner<'_>) -> Result<()>,
 }
 
-/// Those of the jobs' builds that can be made beside other jobs: they go into directories of their
-/// own, so that nobody else waits for cargo's lock.
-pub(crate) fn builds(workspace: &Workspace, jobs: &[&Job]) -> Result<Vec<Build>> {
-    let mut builds = Vec::new();
+/// What of these jobs is done beside those in the foreground, in two lanes: nothing where there is
+/// one job only, or none for the foreground.
+pub(crate) fn lanes(workspace: &Workspace, jobs: &[&'static Job]) -> Result<Vec<Lane>> {
+    let mut lanes = vec![Lane::new(), Lane::new()];
+    if !has_foreground(jobs) {
+        return Ok(lanes);
+    }
+    let packages = packages(jobs);
+    if !packages.is_empty() {
+        lanes[0].push(Step::Programs);
+    }
+    let mut models = None;
     for job in jobs {
-        let command = match job.name {
-            "clients" => release(workspace),
-            "loom" => {
-                let mut command = loom::build(workspace);
-                command.arg("--no-run");
-                command
+        let (lane, command) = match job.name {
+            "power" => (0, shimmed(workspace, &packages)),
+            "clients" => (1, release(workspace)),
+            "fuzz" => (1, fuzz::build(workspace, &workspace.host()?)),
+            "loom" | "planted" => {
+                models = Some(job.name);
+                continue;
             }
-            "fuzz" => fuzz::build(workspace, &workspace.host()?),
             _ => continue,
         };
-        let job = job.name;
-        builds.push(Build { job, command });
+        lanes[lane].push(Step::Build(job.name, Box::new(command)));
     }
-    Ok(builds)
+    if let Some(job) = models {
+        let mut command = loom::build(workspace);
+        command.arg("--no-run");
+        lanes[1].push(Step::Build(job, Box::new(command)));
+    }
+    for &job in jobs {
+        if let Some(lane) = job.lane.and_then(|lane| lanes.get_mut(lane)) {
+            lane.push(Step::Job(job));
+        }
+    }
+    Ok(lanes)
+}
+
+/// Whether these are several jobs, of which some are for the foreground.
+pub(crate) fn has_foreground(jobs: &[&Job]) -> bool {
+    jobs.len() > 1 && jobs.iter().any(|job| job.lane.is_none())
+}
+
+/// The packages whose test programs these jobs run, each once.
+pub(crate) fn packages(jobs: &[&Job]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = jobs.iter().flat_map(|job| job.packages).copied().collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
 }
 
 /// What a job counts.
@@ -103,7 +137,22 @@ pub(crate) const fn job(
         tools: &[],
         needs_tools: false,
         unit: Unit::Tests,
+        packages: &[],
+        lane: None,
         work,
+    }
+}
+
+/// A job that runs all test programs of one package.
+const fn tests_of(
+    name: &'static str,
+    about: &'static str,
+    floor: u64,
+    packages: &'static [&'static str],
+) -> Job {
+    Job {
+        packages,
+        ..job(name, about, floor, |runner| runner.test(|_| true, &[]))
     }
 }
 
@@ -124,49 +173,56 @@ pub(crate) const JOBS: &[Job] = &[
     Job {
         tools: &[tools::GLIB],
         unit: Unit::Targets,
+        lane: Some(0),
         // Less the three of the fuzz crate, which is left out where there is no C++ compiler, and
         // those of the bridge to GLib, where that is absent.
         ..job("clippy", "clippy has nothing to say", 34, clippy)
     },
-    job("xtask", "tests of these commands", 70, |r| {
-        r.test(&["-p", "xtask"])
-    }),
-    job("bench", "tests of the bench program", 53, |r| {
-        r.test(&["-p", "bench"])
-    }),
+    tests_of("xtask", "tests of these commands", 70, &["xtask"]),
+    tests_of("bench", "tests of the bench program", 53, &["bench"]),
     Job {
         tools: &[tools::OBSERVERS],
-        ..job("corio", "the runtime's tests", 647, |r| {
-            r.test(&["-p", "corio"])
-        })
+        ..tests_of("corio", "the runtime's tests", 647, &["corio"])
     },
     Job {
         tools: &[tools::PEERS],
-        ..job("block", "the block layer's tests", 70, |r| {
-            r.test(&["-p", "corio-block"])
-        })
+        ..tests_of("block", "the block layer's tests", 70, &["corio-block"])
     },
-    job("nbd", "tests of the codec and the server", 118, |r| {
-        r.test(&["-p", "corio-nbd"])
-    }),
+    tests_of(
+        "nbd",
+        "tests of the codec and the server",
+        118,
+        &["corio-nbd"],
+    ),
     Job {
         tools: &[tools::GLIB],
         needs_tools: true,
-        ..job("glib", "a context in a main loop of GLib's", 25, glib)
+        ..tests_of(
+            "glib",
+            "a context in a main loop of GLib's",
+            21,
+            &["corio-glib"],
+        )
     },
-    job(
-        "doctest",
-        "examples in the documentation and the README",
-        150,
-        doctest,
-    ),
+    Job {
+        lane: Some(0),
+        // Less those of the bridge to GLib, where that is absent.
+        ..job(
+            "doctest",
+            "examples in the documentation and the README",
+            158,
+            doctest,
+        )
+    },
     Job {
         unit: Unit::Targets,
+        lane: Some(0),
         // The libraries, twice each, and their own dependencies among each other.
         ..job("rustdoc", "the documentation is whole", 9, rustdoc)
     },
     Job {
         tools: &[tools::PEERS, tools::OBSERVERS],
+        packages: &["corio-cli"],
         limit: LIMIT.saturating_mul(2),
         ..job(
             "clients",
@@ -175,20 +231,27 @@ pub(crate) const JOBS: &[Job] = &[
             clients,
         )
     },
-    job(
-        "power",
-        "what was flushed survives a loss of power",
-        18,
-        power,
-    ),
-    job(
-        "loom",
-        "model checks of the runtime's protocols",
-        59,
-        models,
-    ),
+    Job {
+        packages: &["corio-cli"],
+        ..job(
+            "power",
+            "what was flushed survives a loss of power",
+            18,
+            power,
+        )
+    },
+    Job {
+        lane: Some(1),
+        ..job(
+            "loom",
+            "model checks of the runtime's protocols",
+            59,
+            models,
+        )
+    },
     Job {
         unit: Unit::Bugs,
+        lane: Some(1),
         ..job(
             "planted",
             "each bug planted in a protocol is caught by its model",
@@ -208,7 +271,12 @@ pub(crate) const JOBS: &[Job] = &[
 /// Runs one job's children and keeps its counts.
 pub(crate) struct Runner<'w> {
     pub(crate) workspace: &'w Workspace,
+    pub(crate) ahead: &'w Ahead<'w>,
+    /// The packages whose test programs it runs.
+    pub(crate) packages: &'static [&'static str],
     pub(crate) deadline: Instant,
+    /// How long it has waited for builds, which is not of its time.
+    pub(crate) waited: Duration,
     pub(crate) tally: Tally,
     /// What the job looked at, for jobs that count no tests.
     pub(crate) seen: u64,
@@ -222,19 +290,44 @@ impl Runner<'_> {
     /// Runs a command whose output holds test results.
     pub(crate) fn tests(&mut self, command: &mut Command) -> Result<()> {
         let tally = &mut self.tally;
+        let failed_before = tally.failed;
         let ended = child::watch(command, self.deadline, true, &mut |_, line| {
             tally.line(line)
         })?;
-        if !ended.success() && (tally.failed == 0 || matches!(ended, child::Ended::TimedOut)) {
-            self.faults.push(ended.describe("cargo test"));
+        let is_told = tally.failed > failed_before && !matches!(ended, child::Ended::TimedOut);
+        if !ended.success() && !is_told {
+            let program = Path::new(command.get_program());
+            let what = match program.file_name() {
+                Some(name) if name != "cargo" => name.to_string_lossy(),
+                _ => "cargo test".into(),
+            };
+            self.faults.push(ended.describe(&what));
         }
         Ok(())
     }
 
-    /// `cargo test` of everything but the doctests, which are a job of their own.
-    fn test(&mut self, packages: &[&str]) -> Result<()> {
-        let mut command = self.workspace.cargo(["test", "--no-fail-fast", "--tests"]);
-        self.tests(command.args(packages).args(["--", "--show-output"]))
+    /// Runs the test programs of the job's packages, or those whose name `select` picks, each as
+    /// soon as it is built. The wait for that is not of the job's time.
+    fn test(&mut self, select: fn(&str) -> bool, envs: &[(&str, &Path)]) -> Result<()> {
+        for package in self.packages {
+            let mut wanted = programs::sources(self.workspace, package)?;
+            wanted.retain(|source| select(programs::name(source)));
+            while !wanted.is_empty() {
+                let waits = Instant::now();
+                let Some((_, program)) = self.ahead.program(&mut wanted) else {
+                    break;
+                };
+                self.deadline += waits.elapsed();
+                self.waited += waits.elapsed();
+                let mut command = programs::command(self.workspace, package, &program)?;
+                command.envs(envs.iter().copied()).arg("--show-output");
+                self.tests(&mut command)?;
+            }
+            let missing = wanted.iter().map(|source| self.workspace.relative(source));
+            let missing = missing.map(|source| format!("{}: was not built", source.display()));
+            self.faults.extend(missing);
+        }
+        Ok(())
     }
 
     /// Runs a command that must succeed, and counts the lines that `counts` picks.
@@ -329,21 +422,29 @@ fn clippy(runner: &mut Runner<'_>) -> Result<()> {
     runner.check("cargo clippy", &mut command, false, is_our_target)
 }
 
-fn doctest(runner: &mut Runner<'_>) -> Result<()> {
-    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
-    command.args(["-p", "corio", "-p", "corio-block", "-p", "corio-nbd"]);
-    runner.tests(&mut command)
+/// The libraries that are documented; the bridge to GLib only where that is.
+fn libraries(runner: &Runner<'_>) -> Vec<&'static str> {
+    let mut libraries = vec!["corio", "corio-block", "corio-nbd", "corio-glib"];
+    libraries.retain(|library| !runner.exclude.contains(library));
+    libraries
 }
 
-/// The bridge to GLib, which nothing else needs: its tests, its examples and its documentation.
-fn glib(runner: &mut Runner<'_>) -> Result<()> {
-    let mut command = runner.workspace.cargo(["test", "--no-fail-fast"]);
-    command.args(["-p", "corio-glib", "--", "--show-output"]);
-    runner.tests(&mut command)?;
-    let mut command = runner.workspace.cargo(["doc", "--no-deps"]);
-    command.args(["-p", "corio-glib"]);
-    command.env("RUSTDOCFLAGS", "-D warnings");
-    runner.check("cargo doc", &mut command, false, |_| false)
+/// Names packages to cargo.
+fn name<'a>(command: &mut Command, packages: impl IntoIterator<Item = &'a &'static str>) {
+    for package in packages {
+        command.args(["--package", package]);
+    }
+}
+
+fn doctest(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
+    let mut packages = libraries(runner);
+    // Those whose tests are built are named, too, so that the libraries are as they are there.
+    packages.extend(runner.ahead.packages());
+    packages.sort_unstable();
+    packages.dedup();
+    name(&mut command, &packages);
+    runner.tests(&mut command)
 }
 
 /// Twice: for users, where a link to a private item is broken, and for contributors, private items
@@ -354,7 +455,7 @@ fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
         command
             .args(["--message-format=json-render-diagnostics"])
             .args(items);
-        command.args(["-p", "corio", "-p", "corio-block", "-p", "corio-nbd"]);
+        name(&mut command, &libraries(runner));
         command.env("RUSTDOCFLAGS", "-D warnings");
         runner.check("cargo doc", &mut command, false, is_our_target)?;
     }
@@ -367,6 +468,15 @@ const PROGRAM: &[&str] = &["--package", "corio-cli", "--bin", "corio"];
 fn release(workspace: &Workspace) -> Command {
     let mut command = workspace.cargo(["build", "--release"]);
     command.args(PROGRAM);
+    command
+}
+
+/// A debug build that loses what was not flushed: what is asked is whether data is lost, not how
+/// fast. With the packages named whose tests are built, what it depends on is there already.
+fn shimmed(workspace: &Workspace, packages: &[&'static str]) -> Command {
+    let mut command = workspace.cargo(["build", "--features", "corio/power-loss-shim"]);
+    command.args(PROGRAM);
+    name(&mut command, packages);
     command
 }
 
@@ -384,41 +494,19 @@ fn clients(runner: &mut Runner<'_>) -> Result<()> {
     if !build(runner, release(runner.workspace))? {
         return Ok(());
     }
-    let mut command = runner
-        .workspace
-        .cargo(["test", "--no-fail-fast", "-p", "corio-cli"]);
-    command
-        .arg("--bins")
-        .env("CORIO_BIN", runner.workspace.corio());
-    for path in entries(&runner.workspace.root.join("crates/corio-cli/tests"))? {
-        let name = path.file_stem().unwrap_or_default();
-        let is_program = path.extension().is_some_and(|extension| extension == "rs")
-            || path.join("main.rs").is_file();
-        if is_program && name != POWER_TEST {
-            command.arg("--test").arg(name);
-        }
-    }
-    runner.tests(command.args(["--", "--show-output"]))
+    let program = runner.workspace.corio();
+    runner.test(|name| name != POWER_TEST, &[("CORIO_BIN", &program)])
 }
 
 fn power(runner: &mut Runner<'_>) -> Result<()> {
-    // A debug build: what is asked is whether data is lost, not how fast, and what it depends on
-    // is there already. The tests' own build takes its place, so it is put aside.
-    let shimmed = ["build", "--features", "corio/power-loss-shim"];
-    let mut command = runner.workspace.cargo(shimmed);
-    command.args(PROGRAM);
-    if !build(runner, command)? {
+    let packages = runner.ahead.packages();
+    if !build(runner, shimmed(runner.workspace, packages))? {
         return Ok(());
     }
+    // The tests' own build takes its place, so it is put aside.
     let shim = runner.workspace.target.join("shim/corio");
     put_aside(&runner.workspace.target.join("debug/corio"), &shim)?;
-    let mut command = runner
-        .workspace
-        .cargo(["test", "-p", "corio-cli", "--test", POWER_TEST]);
-    command
-        .args(["--", "--show-output"])
-        .env("CORIO_SHIM_BIN", shim);
-    runner.tests(&mut command)
+    runner.test(|name| name == POWER_TEST, &[("CORIO_SHIM_BIN", &shim)])
 }
 
 /// Copies a program. Not by a link: what is built over the old one would be seen through it.

@@ -15,6 +15,7 @@ use anyhow::Result;
 use crate::child::{self, Ended};
 use crate::layers::paths;
 use crate::planted;
+use crate::say::say;
 use crate::tally::{self, Tally};
 use crate::test;
 use crate::workspace::{Workspace, files_below, read};
@@ -72,7 +73,7 @@ pub(crate) fn check(
         let name = name.to_string_lossy();
         if weakens(&name) {
             let value = value.to_string_lossy();
-            println!("xtask: {name}={value} is kept from the models: each sets its own limits");
+            say!("xtask: {name}={value} is kept from the models: each sets its own limits");
         }
     }
     let mut faults = strays(workspace)?;
@@ -156,10 +157,10 @@ impl Models {
 
     /// Prints each model with its bound and its time.
     fn report(&self) {
-        println!("models:");
+        say!("models:");
         for (test, done) in &self.done {
             for how in done {
-                println!("  {}: {how}", test.replace("::loom_tests::loom_", "::"));
+                say!("  {}: {how}", test.replace("::loom_tests::loom_", "::"));
             }
         }
     }

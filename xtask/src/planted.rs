@@ -16,6 +16,7 @@ use anyhow::Result;
 use crate::child::{self, Ended, Stream};
 use crate::layers::paths;
 use crate::loom;
+use crate::say::say;
 use crate::tally::Tally;
 use crate::workspace::{Workspace, files_below, read};
 
@@ -48,7 +49,7 @@ pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome>
     let mut holds = BTreeMap::new();
     for (module, bugs) in planted(workspace)? {
         for bug in bugs {
-            println!("planted: {bug} in {module}");
+            say!("planted: {bug} in {module}");
             let all = format!("{module}::loom_");
             let verdict = run(&[&all], Some(&bug))?;
             // A model that fails anyway catches nothing.
@@ -62,7 +63,7 @@ pub(crate) fn check(workspace: &Workspace, deadline: Instant) -> Result<Outcome>
             }
             match (verdict, holds.get(&key)) {
                 (Verdict::Failed(by) | Verdict::Aborted(by), Some(Verdict::Held)) => {
-                    println!("planted: {bug} is caught by {by}");
+                    say!("planted: {bug} is caught by {by}");
                     outcome.caught += 1;
                 }
                 (Verdict::Failed(by) | Verdict::Aborted(by), without) => {

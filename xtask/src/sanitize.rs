@@ -17,9 +17,10 @@ use anyhow::Result;
 
 use crate::child;
 use crate::jobs::{Job, Runner, job};
+use crate::programs;
 use crate::test;
 use crate::tools;
-use crate::workspace::{Workspace, entries};
+use crate::workspace::Workspace;
 
 /// They build all anew, and run many times slower than usual.
 const LIMIT: Duration = Duration::from_secs(2400);
@@ -33,10 +34,6 @@ const NOT_UNDER_VALGRIND: &[(&str, &str)] = &[
     ("engines", "most of it would go by io_uring"),
     ("net", "most of it would go by io_uring"),
     ("attacks_loop", "its loads take very long there"),
-    (
-        "time",
-        "its deadlines have passed there before anything runs",
-    ),
     (
         "timers_million",
         "its deadlines have passed there before anything runs",
@@ -63,8 +60,12 @@ const SKIPPED_UNDER_ASAN: &[(&str, &str)] = &[
         "it touches stacks by their marks, which are not made where memory is watched",
     ),
 ];
-/// Tests that valgrind is not given, and why.
+/// Tests that valgrind is not given, by what is in their names, and why.
 const SKIPPED_UNDER_VALGRIND: &[(&str, &str)] = &[
+    (
+        "time::",
+        "its deadlines have passed there before anything runs",
+    ),
     (
         "an_alternate_stack_is_used_if_it_is_large_enough_and_put_back_if_not",
         "valgrind tells of the last alternate stack where none is set",
@@ -200,11 +201,9 @@ fn sanitized(workspace: &Workspace, name: &str, flags: &[&str]) -> Result<Comman
 
 /// Names the runtime's test programs to cargo, less those left out.
 fn name_programs(workspace: &Workspace, without: &[&str], command: &mut Command) -> Result<()> {
-    for path in entries(&workspace.root.join("crates/corio/tests"))? {
-        let is_program =
-            path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
-        let name = path.file_stem().unwrap_or_default();
-        if is_program && !without.iter().any(|left_out| name == *left_out) {
+    for source in programs::sources(workspace, "corio")? {
+        let name = programs::name(&source);
+        if name != "lib" && !without.contains(&name) {
             command.arg("--test").arg(name);
         }
     }
@@ -296,7 +295,7 @@ mod tests {
         let mut command = Command::new("cargo");
         name_programs(&workspace, NOT_RUN, &mut command).unwrap();
         let named: Vec<_> = command.get_args().map(|arg| arg.to_owned()).collect();
-        assert!(named.contains(&"net".into()) && named.contains(&"sync".into()));
+        assert!(named.contains(&"net".into()) && named.contains(&"locks".into()));
         assert!(!named.contains(&"compile_fail".into()));
     }
 

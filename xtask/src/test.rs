@@ -1,11 +1,14 @@
 //! `cargo xtask test`: the one test command.
 
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
 use crate::ahead::Ahead;
+use crate::child::Stream;
 use crate::jobs::{self, JOBS, Job, Runner, Unit};
+use crate::say::Voice;
 use crate::tally::Tally;
 use crate::tools;
 use crate::workspace::Workspace;
@@ -39,8 +42,8 @@ impl Arguments {
 }
 
 /// What became of a job.
-struct Report {
-    name: &'static str,
+pub(crate) struct Report {
+    pub(crate) name: &'static str,
     unit: Unit,
     tally: Tally,
     seen: u64,
@@ -48,10 +51,12 @@ struct Report {
     /// Why it did not run at all.
     skipped: Option<String>,
     seconds: f64,
+    /// Of waiting for builds, which are not in `seconds`.
+    waited: f64,
 }
 
 impl Report {
-    fn ok(&self) -> bool {
+    pub(crate) fn ok(&self) -> bool {
         self.faults.is_empty() && self.tally.failed == 0
     }
 
@@ -102,37 +107,71 @@ pub(crate) fn run_jobs(
         false => Vec::new(),
     };
 
-    // Not of the first, which would wait for it at once.
-    let later = jobs.get(1..).unwrap_or_default();
-    let later: Vec<_> = later
-        .iter()
-        .copied()
-        .filter(|job| !job.needs_tools || lacks(job).is_none())
-        .collect();
-    let mut ahead = Ahead::new(jobs::builds(workspace, &later)?);
+    let missing = |job: &Job| match job.name {
+        "fmt" if components.contains(&"rustfmt") => Some("rustfmt"),
+        "clippy" if components.contains(&"clippy") => Some("clippy"),
+        _ if job.needs_tools => lacks(job).map(|tool| tool.program),
+        _ => None,
+    };
+    let (able, unable): (Vec<_>, Vec<_>) =
+        jobs.iter().copied().partition(|job| missing(job).is_none());
+    let lanes = jobs::lanes(workspace, &able)?;
+    let ahead = Ahead::new(workspace, jobs::packages(&able), &lanes);
     let mut reports = Vec::new();
-    for &job in jobs {
-        let missing = match job.name {
-            "fmt" if components.contains(&"rustfmt") => Some("rustfmt"),
-            "clippy" if components.contains(&"clippy") => Some("clippy"),
-            _ if job.needs_tools => lacks(job).map(|tool| tool.program),
-            _ => None,
-        };
-        println!("\n== {}: {}", job.name, job.about);
-        let report = match missing {
-            Some(program) => skip(job, format!("{program} is absent")),
-            None => execute(workspace, job, &mut ahead),
-        };
-        println!(
-            "== {}: {} in {:.1} s",
-            job.name,
-            verdict(&report),
-            report.seconds
-        );
+    thread::scope(|scope| {
+        let has_lanes = jobs::has_foreground(&able);
+        let is_beside = |job: &Job| job.lane.is_some() && has_lanes;
+        for (number, lane) in lanes.into_iter().enumerate() {
+            let ahead = &ahead;
+            scope.spawn(move || ahead.walk(number, lane));
+        }
+        for &job in able.iter().filter(|job| !is_beside(job)) {
+            announce(job);
+            let report = execute(job, &ahead);
+            tell(&report);
+            reports.push(report);
+            reports.extend(hear(&ahead, false).unwrap_or_default());
+        }
+        while let Some(more) = hear(&ahead, true) {
+            reports.extend(more);
+        }
+    });
+    for job in unable {
+        announce(job);
+        let program = missing(job).unwrap_or_default();
+        let report = skip(job, format!("{program} is absent"));
+        tell(&report);
         reports.push(report);
     }
+    reports.sort_by_key(|report| jobs.iter().position(|job| job.name == report.name));
     conclude(&reports, began);
     Ok(reports.iter().all(Report::ok))
+}
+
+fn announce(job: &Job) {
+    println!("\n== {}: {}", job.name, job.about);
+}
+
+fn tell(report: &Report) {
+    println!(
+        "== {}: {} in {:.1} s, after {:.1} s of waiting for builds",
+        report.name,
+        verdict(report),
+        report.seconds,
+        report.waited
+    );
+}
+
+/// Tells of the jobs that have ended beside the others; none once all have.
+fn hear(ahead: &Ahead<'_>, wait: bool) -> Option<Vec<Report>> {
+    let ended = ahead.ended(wait)?;
+    let reports = ended.into_iter().map(|(report, said)| {
+        println!("\n== {}, beside the others:", report.name);
+        Voice::Aloud.pass_on(Stream::Out, &said);
+        tell(&report);
+        report
+    });
+    Some(reports.collect())
 }
 
 /// The jobs named of those there are; all if none is named.
@@ -158,15 +197,21 @@ fn skip(job: &'static Job, why: String) -> Report {
         faults: Vec::new(),
         skipped: Some(why),
         seconds: 0.0,
+        waited: 0.0,
     }
 }
 
-fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Report {
+/// Does a job in the calling thread.
+pub(crate) fn execute(job: &'static Job, ahead: &Ahead<'_>) -> Report {
     let began = Instant::now();
-    ahead.finish(job.name, began + job.limit);
+    ahead.finish(job.name);
+    let waited = began.elapsed();
     let mut runner = Runner {
-        workspace,
-        deadline: began + job.limit,
+        workspace: ahead.workspace,
+        ahead,
+        packages: job.packages,
+        deadline: Instant::now() + job.limit,
+        waited,
         tally: Tally::default(),
         seen: 0,
         faults: Vec::new(),
@@ -184,6 +229,7 @@ fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Repor
     }
     let Runner {
         tally,
+        waited,
         mut seen,
         mut faults,
         ..
@@ -199,7 +245,7 @@ fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Repor
             job.floor
         ));
     }
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = began.elapsed().saturating_sub(waited).as_secs_f64();
     Report {
         name: job.name,
         unit: job.unit,
@@ -208,6 +254,7 @@ fn execute(workspace: &Workspace, job: &'static Job, ahead: &mut Ahead) -> Repor
         faults,
         skipped: None,
         seconds,
+        waited: waited.as_secs_f64(),
     }
 }
 
@@ -300,9 +347,14 @@ mod tests {
             tools: &[],
             needs_tools: false,
             unit,
+            packages: &[],
+            lane: None,
             work,
         }));
-        execute(&Workspace::find().unwrap(), job, &mut Ahead::default())
+        execute(
+            job,
+            &Ahead::new(&Workspace::find().unwrap(), Vec::new(), &[]),
+        )
     }
 
     const OK: &str = "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";

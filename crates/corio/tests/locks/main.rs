@@ -1,11 +1,16 @@
-//! Reader-writer lock, barrier and LockCnt between coroutines of several threads, and plain
-//! threads (SPEC L2, L5, L6).
+//! The locks and the channel between coroutines of several threads, and plain threads (SPEC L1 to
+//! L8).
 
+mod attacks_sync;
 mod barrier;
+mod cancel_random;
+mod channel;
+mod event;
 mod lock_cnt;
 mod rwlock;
 mod rwlock_cancel;
 mod rwlock_misuse;
+mod sync;
 
 use corio::{AioContext, IoThread, JoinError};
 

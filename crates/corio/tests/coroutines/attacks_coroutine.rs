@@ -55,7 +55,8 @@ fn turn_until(context: &AioContext, done: impl Fn() -> bool) {
 /// Runs the calling test in a process of its own, where [`is_child`] is true.
 fn child(test: &str) -> std::process::Output {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", &format!("attacks_coroutine::{test}")])
+        .args(["--nocapture", "--test-threads=1"])
         .env("CORIO_ATTACK_CHILD", test)
         .output()
         .unwrap()
@@ -72,7 +73,7 @@ fn survives(test: &str, f: impl FnOnce()) {
     }
     let output = child(test);
     assert!(
-        output.status.success(),
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
         "{}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)

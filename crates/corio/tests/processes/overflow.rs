@@ -9,24 +9,25 @@ use std::hint::black_box;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::ptr;
 use std::rc::Rc;
 
 use corio::{Builder, Coroutine};
+
+use super::{again, run};
 
 const SMALL: usize = 64 * 1024;
 const KINDS: [&[(&str, &str)]; 2] = [&[], &[("CORIO_STACK_GUARD", "mprotect")]];
 
 /// Runs one test of this file, which asks [`is_child`], in a process of its own.
 fn child(test: &str, what: &str, envs: &[(&str, &str)]) -> Output {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+    let mut command = again(&format!("overflow::{test}"));
+    command
         .env("CORIO_OVERFLOW_CHILD", test)
         .env("CORIO_OVERFLOW_WHAT", what)
-        .envs(envs.iter().copied())
-        .output()
-        .unwrap()
+        .envs(envs.iter().copied());
+    run(&mut command)
 }
 
 /// In the child: what it is to do.

@@ -114,7 +114,8 @@ fn a_destructor_that_panics_is_the_joiners() {
 // goes on half unwound.
 #[test]
 fn a_destructor_that_panics_while_it_is_cancelled_aborts() {
-    const NAME: &str = "destructors::a_destructor_that_panics_while_it_is_cancelled_aborts";
+    const NAME: &str =
+        "attacks_sound::destructors::a_destructor_that_panics_while_it_is_cancelled_aborts";
     if !is_child(NAME) {
         let output = child(NAME);
         let said = String::from_utf8_lossy(&output.stderr);

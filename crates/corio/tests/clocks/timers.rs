@@ -1,18 +1,15 @@
 //! Timers on all clocks, from outside.
-//!
-//! The clocks are the process's, and tests run beside one another: whoever stops, steps or disables
-//! one holds `CLOCKS` alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use corio::context::{Clock, MonitorChoice, Timer, VirtualClock};
 use corio::{AioContext, IoThread};
 
-static CLOCKS: RwLock<()> = RwLock::new(());
+use super::CLOCKS;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND_NS: u64 = 1_000_000_000;

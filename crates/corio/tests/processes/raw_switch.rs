@@ -3,17 +3,18 @@
 //! A child process stops at a breakpoint before and after the rounds; its parent has it make one
 //! step after the other in between and looks at each instruction.
 
-#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code)] // ptrace, and breakpoints.
 
 use std::arch::asm;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::ptr::null_mut;
 
 use corio::{AioContext, CoWaker, Coroutine};
 
-const TEST: &str = "a_raw_round_executes_no_locked_instruction";
+use super::again;
+
+const TEST: &str = "raw_switch::a_raw_round_executes_no_locked_instruction";
 /// Rounds between two breakpoints.
 const ROUNDS: u32 = 3;
 /// An `int3`.
@@ -187,8 +188,7 @@ fn a_raw_round_executes_no_locked_instruction() {
         return;
     }
     let mut process = Reaped(
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
+        again(TEST)
             .env("CORIO_RAW_SWITCH_CHILD", "1")
             .stdout(Stdio::piped())
             .spawn()

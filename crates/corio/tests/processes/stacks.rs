@@ -7,23 +7,24 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::rc::Rc;
 use std::time::Instant;
 
 use corio::{Builder, Coroutine, Error, IoThread, stack_pool, stack_usage};
+
+use super::{again, run};
 
 const DEFAULT: usize = 256 * 1024;
 const PAGE: usize = 4096;
 
 /// Runs one test of this file, which asks [`is_child`], in a process of its own; what it printed.
 fn child(test: &str, what: &str) -> Output {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+    let mut command = again(&format!("stacks::{test}"));
+    command
         .env("CORIO_STACKS_CHILD", test)
-        .env("CORIO_STACKS_WHAT", what)
-        .output()
-        .unwrap()
+        .env("CORIO_STACKS_WHAT", what);
+    run(&mut command)
 }
 
 #[track_caller]

@@ -42,7 +42,7 @@ fn its_thread_has_its_name_and_blocks_all_signals_but_faults() {
 fn its_descriptors_are_closed_on_exec() {
     // In a program of its own, as other tests open what they like.
     const INSIDE: &str = "CORIO_TEST_CLOEXEC";
-    let name = "its_descriptors_are_closed_on_exec";
+    let name = "io_thread::its_descriptors_are_closed_on_exec";
     if std::env::var_os(INSIDE).is_none() {
         let program = std::env::current_exe().unwrap();
         let mut command = std::process::Command::new(program);
@@ -50,7 +50,9 @@ fn its_descriptors_are_closed_on_exec() {
             .args(["--exact", name, "--nocapture"])
             .env(INSIDE, "1");
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let passed = output.status.success() && said.contains("1 passed");
+        assert!(passed, "{output:?}");
         return;
     }
     let descriptors = || {

@@ -1,20 +1,17 @@
 //! Sleeping on any clock, sleeps that others end, and time-outs, from outside.
-//!
-//! The clocks are the process's, and tests run beside one another: whoever stops, steps or disables
-//! one holds `CLOCKS` alone.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use corio::time::{self, Clock, Elapsed, Sleep, Slept, VirtualClock};
 use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError, LocalJoinHandle};
 
-static CLOCKS: RwLock<()> = RwLock::new(());
+use super::CLOCKS;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MS: Duration = Duration::from_millis(1);

@@ -2,18 +2,18 @@
 //! runs in a process of its own, with both kinds of guards where that matters.
 
 use std::panic::catch_unwind;
-use std::process::Command;
 
 use corio::{Builder, Coroutine};
 
+use super::{again, run};
+
 /// Runs one test of this file, which asks [`is_child`], in a process of its own.
 fn child(test: &str, envs: &[(&str, &str)]) -> std::process::Output {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+    let mut command = again(&format!("attacks_stack::{test}"));
+    command
         .env("CORIO_ATTACK_CHILD", test)
-        .envs(envs.iter().copied())
-        .output()
-        .unwrap()
+        .envs(envs.iter().copied());
+    run(&mut command)
 }
 
 fn is_child(test: &str) -> bool {

@@ -56,13 +56,14 @@ fn scratch() -> File {
 /// Runs one test of this file in a process of its own, where [`is_child`] is true.
 fn child(test: &str, envs: &[(&str, &str)]) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", &format!("attacks_context::{test}")])
+        .args(["--nocapture", "--test-threads=1"])
         .env("CORIO_ATTACK_CHILD", test)
         .envs(envs.iter().copied())
         .output()
         .unwrap();
     assert!(
-        output.status.success(),
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
         "{}\n{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
