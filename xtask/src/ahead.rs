@@ -23,15 +23,16 @@ use std::process::Command;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::child::{self, Ended, Stream};
+use crate::child::{self, Stream};
 use crate::jobs::Job;
 use crate::programs;
 use crate::say;
 use crate::test::{self, Report};
 use crate::workspace::Workspace;
 
-/// How long one build may take, on a slow machine that has more to do.
-const BUILD_MAX: Duration = Duration::from_secs(1500);
+/// How long one build may take, at the lowest priority on a machine that has much else to do. It is
+/// there to end what hangs.
+const BUILD_MAX: Duration = Duration::from_secs(3000);
 /// The niceness of each lane: the first has what the foreground waits for soonest.
 const NICENESS: [i32; 2] = [16, 19];
 
@@ -169,10 +170,18 @@ impl<'w> Ahead<'w> {
                 }
             })
         });
+        let fault = match &built {
+            Ok(ended) if ended.success() => None,
+            Ok(ended) => Some(ended.describe("building the tests")),
+            Err(error) => Some(format!("building the tests: {error:#}")),
+        };
         self.change(|state| {
             state.making = Making::Ended;
-            if !built.as_ref().is_ok_and(Ended::success) {
+            if let Some(fault) = fault {
                 state.said = said;
+                state
+                    .said
+                    .extend_from_slice(format!("xtask: {fault}\n").as_bytes());
             }
         });
     }
