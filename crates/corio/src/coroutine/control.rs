@@ -243,6 +243,12 @@ impl ControlBlock {
         }
     }
 
+    /// True if no home owns it (`super::loose`).
+    #[inline(always)]
+    pub(super) fn is_loose(&self) -> bool {
+        self.home.get().is_null()
+    }
+
     /// Its next suspension is a plain one.
     #[inline]
     pub(super) fn suspend_plainly(&self) {

@@ -16,11 +16,11 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use super::CoRef;
 use super::control::{Cancel, Cancelled, ControlBlock, Hot, Phase, Rest, key};
 use super::home::Home;
 use super::machine::Machine;
 use super::wake_queue::WakeQueue;
+use super::{CoRef, loose};
 use crate::stack::{self, Slot};
 use crate::tls;
 use crate::track::{self, Kind};
@@ -35,12 +35,12 @@ const _: () = assert!(stack::CONTROL_SIZE.is_multiple_of(INLINE_MAX));
 // What an ended one gives back is no plain suspension.
 const _: () = assert!(Machine::ENDED & key::SETTLE != 0);
 
-/// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
-/// for it. It runs nothing.
+/// Makes a coroutine in `home`, which is of this thread, or a loose one; on a stack that the caller
+/// has acquired for it. It runs nothing.
 #[inline]
 pub(super) fn create<F: FnOnce() + 'static>(
     thread: &'static tls::ThreadState,
-    home: &Home,
+    home: Option<&Home>,
     slot: &'static Slot,
     name: Option<Rc<str>>,
     created_at: &'static Location<'static>,
@@ -76,7 +76,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
         locks_held: Cell::new(0),
         generation,
         slot,
-        home: Cell::new(home),
+        home: Cell::new(home.map_or(ptr::null(), ptr::from_ref)),
         newer: Cell::new(ptr::null()),
         older: Cell::new(ptr::null()),
         panic: Cell::new(None),
@@ -88,13 +88,18 @@ pub(super) fn create<F: FnOnce() + 'static>(
     };
     // SAFETY: the control block's space is ours, large enough and aligned (asserted in `control`).
     unsafe { ControlBlock::init(at, hot, rest) };
-    // Relaxed: published by the park's compare-exchange.
-    slot.inbox
-        .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
-    if home.inbox().is_null() {
-        slot.word.notify_new(generation); // See `super::try_park`.
+    match home {
+        Some(home) => {
+            // Relaxed: published by the park's compare-exchange.
+            slot.inbox
+                .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
+            if home.inbox().is_null() {
+                slot.word.notify_new(generation); // See `super::try_park`.
+            }
+            home.link(block.block());
+        }
+        None => slot.word.share(generation, false), // stack::word I8.
     }
-    home.link(block.block());
     if track::notice(thread) {
         let by = running().map_or(0, |block| reference(block).id());
         track::emit(Kind::Created, block.id(), by, slot.size() as u64);
@@ -163,7 +168,7 @@ fn keep_panic(co: CoRef, payload: Panic) {
 ///
 /// `base` is the key of its generation.
 #[inline(always)]
-fn switch_into(block: &ControlBlock, base: u64) -> bool {
+pub(super) fn switch_into(block: &ControlBlock, base: u64) -> bool {
     let thread = block.hot.thread.get();
     if thread.traced.get() {
         return traced_switch(block, base);
@@ -224,7 +229,7 @@ pub(super) fn enter_first(thread: &tls::ThreadState, co: CoRef, base: u64) {
 
 /// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
 #[inline(never)]
-fn after_run(co: CoRef) {
+pub(super) fn after_run(co: CoRef) {
     let queue = WakeQueue::new();
     let panic = settle(co, &queue);
     if panic.is_some() || !queue.is_empty() {
@@ -260,6 +265,7 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         let co = super::of_slot(slot);
         let block = co.block();
         let state = block.state(block.generation);
+        block.hot.thread.set(tls::thread()); // A loose one may have run elsewhere.
         if state >= key::DEPARTING {
             leaves(co, state);
             continue;
@@ -268,6 +274,9 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
             block.suspend_plainly(); // stack::word I6.
         } else {
             slot.word.claim(block.generation);
+            if state == key::ENTERED {
+                loose::entered_twice();
+            }
         }
         co.accept_cancel();
         let raised = if co.is_cancelled() && block.phase() == Phase::Created {
@@ -311,7 +320,13 @@ fn finish(co: CoRef) -> Option<Panic> {
     if block.locks_held.get() != 0 && panic.is_none() {
         panic = Some(ended_with_locks(block));
     }
-    unlink(co);
+    if block.is_loose() {
+        if block.slot.word.is_scheduled() && panic.is_none() {
+            return Some(ended_scheduled(block));
+        }
+    } else {
+        unlink(co);
+    }
     co.slot().clear();
     give_up(co);
     panic
@@ -327,11 +342,16 @@ fn ended_queued(co: CoRef) -> Option<Panic> {
     if panic.is_some() || co.is_unwinding() {
         return panic;
     }
-    Some(misuse(&format!(
+    Some(ended_scheduled(block))
+}
+
+#[cold]
+fn ended_scheduled(block: &ControlBlock) -> Panic {
+    misuse(&format!(
         "{} ended while it was scheduled: a coroutine that schedules itself must yield before it \
          ends",
         block.describe()
-    )))
+    ))
 }
 
 #[cold]

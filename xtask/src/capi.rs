@@ -1,0 +1,159 @@
+//! `cargo xtask capi --prefix DIR`: the C library, installed.
+//!
+//! Rust makes `libcorio.a`; the shared library is linked of it by the C compiler, as only so its
+//! symbols get a version of ours: the header's functions are `CORIO_1`, and all else is local.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::workspace::{Workspace, read};
+
+/// What the libraries need of the system.
+const SYSTEM_LIBS: &str = "-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc";
+
+/// Arguments of `cargo xtask capi`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where to install: DIR/lib, DIR/include
+    #[arg(long, value_name = "DIR")]
+    prefix: PathBuf,
+    /// Build without optimisation
+    #[arg(long)]
+    debug: bool,
+    /// Build for programs with AddressSanitizer
+    #[arg(long)]
+    asan: bool,
+}
+
+impl Arguments {
+    /// What the tests use.
+    pub(crate) fn for_tests(prefix: PathBuf) -> Self {
+        Self {
+            prefix,
+            debug: true,
+            asan: false,
+        }
+    }
+}
+
+/// Builds and installs; true if that succeeded.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
+    let mut build = match arguments.asan {
+        true => workspace.cargo_apart("capi-asan", ["build", "--features", "asan"]),
+        false => workspace.cargo(["build"]),
+    };
+    build.args(["--package", "corio-capi", "--lib"]);
+    if !arguments.debug {
+        build.arg("--release");
+    }
+    if !succeeds(&mut build)? {
+        return Ok(false);
+    }
+    let target = match arguments.asan {
+        true => workspace.target.join("capi-asan"),
+        false => workspace.target.clone(),
+    };
+    let profile = if arguments.debug { "debug" } else { "release" };
+    let archive = target.join(profile).join("libcorio_capi.a");
+    let prefix = std::path::absolute(&arguments.prefix).context("--prefix")?;
+    install(workspace, &archive, &prefix)
+}
+
+fn install(workspace: &Workspace, archive: &Path, prefix: &Path) -> Result<bool> {
+    let (lib, include) = (prefix.join("lib"), prefix.join("include"));
+    for dir in [&lib.join("pkgconfig"), &include] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let header = workspace.root.join("crates/corio-capi/include/corio.h");
+    let text = read(&header)?;
+    write(&include.join("corio.h"), &text)?;
+    let installed = lib.join("libcorio.a");
+    fs::copy(archive, &installed).with_context(|| format!("cannot copy {}", archive.display()))?;
+    let functions = functions(&text);
+    ensure!(
+        !functions.is_empty(),
+        "{} declares nothing",
+        header.display()
+    );
+    let map = lib.join("corio.map");
+    write(
+        &map,
+        &format!(
+            "CORIO_1 {{\n  global: {};\n  local: *;\n}};\n",
+            functions.join("; ")
+        ),
+    )?;
+    let mut link = Command::new("cc");
+    link.args(["-shared", "-o"]).arg(lib.join("libcorio.so"));
+    link.arg("-Wl,-soname,libcorio.so");
+    link.arg(format!("-Wl,--version-script={}", map.display()));
+    link.args(["-Wl,--gc-sections", "-Wl,-z,relro,-z,now"]);
+    link.arg("-Wl,--whole-archive").arg(&installed);
+    link.arg("-Wl,--no-whole-archive");
+    link.args(SYSTEM_LIBS.split(' '));
+    if !succeeds(&mut link)? {
+        return Ok(false);
+    }
+    fs::remove_file(&map).with_context(|| format!("cannot remove {}", map.display()))?;
+    let version = env!("CARGO_PKG_VERSION");
+    write(&lib.join("pkgconfig/corio.pc"), &pc(prefix, version))?;
+    Ok(true)
+}
+
+fn pc(prefix: &Path, version: &str) -> String {
+    format!(
+        "prefix={}\nlibdir=${{prefix}}/lib\nincludedir=${{prefix}}/include\n\n\
+         Name: corio\nDescription: Coroutines and the AioContext event loop, for C\n\
+         Version: {version}\nCflags: -I${{includedir}} -pthread\nLibs: -L${{libdir}} -lcorio\n\
+         Libs.private: {SYSTEM_LIBS}\n",
+        prefix.display()
+    )
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn succeeds(command: &mut Command) -> Result<bool> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    Ok(status.success())
+}
+
+/// The functions that a header declares: what is followed by a parenthesis on a line that begins a
+/// declaration.
+fn functions(header: &str) -> Vec<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut names: Vec<_> = header
+        .lines()
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_alphabetic()))
+        .filter(|line| {
+            !["typedef", "static", "extern"]
+                .iter()
+                .any(|word| line.starts_with(word))
+        })
+        .filter_map(|line| {
+            let before = line.split_once('(')?.0;
+            let start = before.rfind(|c| !is_name(c)).map_or(0, |at| at + 1);
+            before.get(start..).filter(|name| !name.is_empty())
+        })
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::functions;
+
+    #[test]
+    fn functions_are_found_in_a_header() {
+        let header = "/* f(x) */\n#define g(x) x\ntypedef int h(void);\nstatic inline int i(int a)\n\
+                      extern \"C\" {\nint *j(void);\nvoid k(int a,\n       int (*b)(int));\n";
+        assert_eq!(functions(header), ["j", "k"]);
+    }
+}
