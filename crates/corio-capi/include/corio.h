@@ -97,6 +97,78 @@ bool aio_poll(AioContext *ctx, bool blocking);
 /* Makes an aio_poll that blocks, or is about to, return. Any thread, and signal handlers. */
 void aio_notify(AioContext *ctx);
 
+/* The parts of a turn, for a loop that is not aio_poll. In the home of ctx. */
+/* Whether something is to be done at once, without a look at the descriptors. */
+bool aio_prepare(AioContext *ctx);
+/* Whether aio_dispatch would find something to do. */
+bool aio_pending(AioContext *ctx);
+/* One turn that does not block. */
+void aio_dispatch(AioContext *ctx);
+/* How long a wait may last for all that is no descriptor, in nanoseconds; -1: without limit. */
+int64_t aio_compute_timeout(AioContext *ctx);
+/* Has a notification that has come used up, as a turn does. */
+void aio_notify_accept(AioContext *ctx);
+
+/* ------------------------------------------------------------------- bottom halves */
+
+typedef void QEMUBHFunc(void *opaque);
+
+/* A device that is to be told of, on standard error, if one of its bottom halves runs while it is
+ * engaged. Each of them engages it while it runs. */
+typedef struct MemReentrancyGuard {
+    bool engaged_in_io;
+} MemReentrancyGuard;
+
+/* Makes a bottom half; its name is copied. reentrancy_guard may be NULL. Any thread. */
+QEMUBH *aio_bh_new_full(AioContext *ctx, QEMUBHFunc *cb, void *opaque, const char *name,
+                        MemReentrancyGuard *reentrancy_guard);
+#define aio_bh_new(ctx, cb, opaque) aio_bh_new_full((ctx), (cb), (opaque), #cb, NULL)
+#define aio_bh_new_guarded(ctx, cb, opaque, guard)                                                 \
+    aio_bh_new_full((ctx), (cb), (opaque), #cb, (guard))
+
+/* Has cb run once, in the next turn. Any thread; allocates, so not from a signal handler. */
+void aio_bh_schedule_oneshot_full(AioContext *ctx, QEMUBHFunc *cb, void *opaque, const char *name);
+#define aio_bh_schedule_oneshot(ctx, cb, opaque)                                                   \
+    aio_bh_schedule_oneshot_full((ctx), (cb), (opaque), #cb)
+
+/* Has it run once in the next turn, however often it is scheduled before that; in the order in which
+ * they were scheduled. Any thread, and signal handlers. */
+void qemu_bh_schedule(QEMUBH *bh);
+/* The same, within 10 ms, without hurrying the loop and without counting as progress. */
+void qemu_bh_schedule_idle(QEMUBH *bh);
+/* Takes a schedule back. */
+void qemu_bh_cancel(QEMUBH *bh);
+/* It does not run any more. Any thread; also in its own function. */
+void qemu_bh_delete(QEMUBH *bh);
+
+/* Runs it here and now, scheduled or not. */
+void aio_bh_call(QEMUBH *bh);
+/* Runs those that are scheduled, and nothing else of a turn. 1: one of them was not idle. */
+int aio_bh_poll(AioContext *ctx);
+
+/* ------------------------------------------------------------------------ handlers */
+
+typedef void IOHandler(void *opaque);
+typedef bool AioPollFn(void *opaque);
+
+/* Has io_read called in each turn that finds fd readable, hung up or failed, io_write in each that
+ * finds it writable or failed. io_poll asks without a system call whether there is something, in
+ * place of which io_poll_ready is called then. All NULL: it is watched no more. Replaces what was
+ * set before. Any thread and any callback. The descriptor stays open until it is removed. */
+void aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,
+                        AioPollFn *io_poll, IOHandler *io_poll_ready, void *opaque);
+
+/* ------------------------------------------------------------------------- waiting */
+
+/* Turns a loop until cond is false: that of ctx in its home, the main one in the main thread, which
+ * alone may wait for other contexts, and does for all of them if ctx is NULL. True if it was not
+ * false at once. Not in a coroutine. */
+bool corio_aio_wait_while(AioContext *ctx, bool (*cond)(void *opaque), void *opaque);
+/* Makes those who wait look again: to be called after what they wait for has changed. */
+void aio_wait_kick(void);
+/* Runs cb in a bottom half of ctx and waits until it has run. */
+void aio_wait_bh_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
+
 /* ---------------------------------------------------------- coroutines on contexts */
 
 /* Queues a coroutine on a context, whose loop enters it. Any thread. First scheduled, first run. */

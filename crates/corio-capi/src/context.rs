@@ -6,31 +6,48 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Weak};
 
 use corio::AioContext;
-use corio::raw::{Loop, Loose};
+use corio::raw::{self, Loop, Loose};
 
 use crate::abort;
+use crate::bottom_half::Halves;
 use crate::coroutine::{self, Coroutine};
 use crate::error::{self, CorioError};
+use crate::handler::Watched;
 
 /// What C calls an `AioContext`: its pointers are those of `Arc::into_raw`.
 pub(crate) struct Context {
     turns: Arc<Loop>,
+    pub(crate) watched: Watched,
+    pub(crate) halves: Halves,
 }
 
 /// What `qemu_get_aio_context` returns.
 static MAIN: AtomicPtr<Context> = AtomicPtr::new(ptr::null_mut());
 
 impl Context {
-    fn new(name: Option<&str>) -> Result<Arc<Self>, corio::Error> {
-        abort::on_panic();
-        let mut builder = AioContext::builder();
-        if let Some(name) = name {
-            builder = builder.name(name);
-        }
-        let rust = builder.build()?;
-        Ok(Arc::new_cyclic(|this: &Weak<Self>| Self {
+    pub(crate) fn new(rust: AioContext) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
             turns: Arc::new(Loop::new(rust, this.as_ptr().cast())),
-        }))
+            watched: Watched::default(),
+            halves: Halves::default(),
+        })
+    }
+
+    /// Makes this thread its home.
+    pub(crate) fn enter_thread(&self) -> Result<(), corio::Error> {
+        self.turns.enter_thread()?;
+        self.watched.apply_all(self);
+        Ok(())
+    }
+
+    /// Dies off its home thread, and in a coroutine.
+    pub(crate) fn check_home(&self, function: &str) {
+        if !std::ptr::eq(Context::current(), self) {
+            die!("{function}: this thread is not the home of the context");
+        }
+        if corio::in_coroutine() {
+            die!("{function}: called in a coroutine, on whose stack the loop would run");
+        }
     }
 
     /// Where its coroutines are scheduled.
@@ -77,6 +94,9 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if let Some(name) = self.halves.any() {
+            die!("aio_context_unref: bottom half '{name}' was not deleted");
+        }
         self.turns.disown();
         self.turns.leave_thread();
     }
@@ -90,8 +110,9 @@ fn null(function: &str) -> ! {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn aio_context_new(errp: *mut *mut CorioError) -> *mut Context {
-    match Context::new(None) {
-        Ok(ctx) => Arc::into_raw(ctx).cast_mut(),
+    abort::on_panic();
+    match AioContext::new() {
+        Ok(rust) => Arc::into_raw(Context::new(rust)).cast_mut(),
         Err(error) => {
             // SAFETY: the header's contract.
             unsafe { error::set(errp, error) };
@@ -123,8 +144,10 @@ unsafe extern "C" fn qemu_init_main_loop(errp: *mut *mut CorioError) -> c_int {
     if !MAIN.load(Ordering::Relaxed).is_null() {
         die!("qemu_init_main_loop: the main loop is there already");
     }
-    let made = Context::new(Some("main")).and_then(|ctx| {
-        ctx.turns.enter_thread()?;
+    abort::on_panic();
+    let made = AioContext::init_main().and_then(|rust| {
+        let ctx = Context::new(rust);
+        ctx.enter_thread()?;
         Ok(ctx)
     });
     match made {
@@ -134,17 +157,23 @@ unsafe extern "C" fn qemu_init_main_loop(errp: *mut *mut CorioError) -> c_int {
             0
         }
         Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
             // SAFETY: the header's contract.
             unsafe { error::set(errp, error) };
-            -libc::EMFILE
+            -errno
         }
     }
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn qemu_get_aio_context() -> *mut Context {
+/// The main context, or null.
+pub(crate) fn main() -> *mut Context {
     // Acquire: pairs with `qemu_init_main_loop`.
     MAIN.load(Ordering::Acquire)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn qemu_get_aio_context() -> *mut Context {
+    main()
 }
 
 #[unsafe(no_mangle)]
@@ -160,7 +189,7 @@ unsafe extern "C" fn qemu_set_current_aio_context(ctx: *mut Context) {
     }
     // SAFETY: the header asks for a context to which the caller has a reference.
     let ctx = unsafe { Context::at(ctx, NAME) };
-    if let Err(error) = ctx.turns.enter_thread() {
+    if let Err(error) = ctx.enter_thread() {
         die!("{NAME}: {error}");
     }
 }
@@ -168,17 +197,61 @@ unsafe extern "C" fn qemu_set_current_aio_context(ctx: *mut Context) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn aio_poll(ctx: *mut Context, blocking: bool) -> bool {
     // SAFETY: the header asks for a context to which the caller has a reference.
-    let context = unsafe { Context::at(ctx, "aio_poll") };
-    if Context::current() != ctx {
-        die!("aio_poll: this thread is not the home of the context");
-    }
-    if corio::in_coroutine() {
-        die!("aio_poll: called in a coroutine, which would run the loop on its stack");
-    }
-    match context.rust().poll(blocking) {
+    let ctx = unsafe { Context::at(ctx, "aio_poll") };
+    ctx.check_home("aio_poll");
+    turn(ctx, blocking, "aio_poll")
+}
+
+fn turn(ctx: &Context, blocking: bool, function: &str) -> bool {
+    match ctx.rust().poll(blocking) {
         Ok(progress) => progress,
-        Err(error) => die!("aio_poll: {error}"),
+        Err(error) => die!("{function}: {error}"),
     }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn aio_prepare(ctx: *mut Context) -> bool {
+    // SAFETY: the header asks for a context to which the caller has a reference.
+    let ctx = unsafe { Context::at(ctx, "aio_prepare") };
+    ctx.check_home("aio_prepare");
+    raw::wait_ns_max(ctx.rust()) == Some(0)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn aio_pending(ctx: *mut Context) -> bool {
+    // SAFETY: the header asks for a context to which the caller has a reference.
+    let ctx = unsafe { Context::at(ctx, "aio_pending") };
+    ctx.check_home("aio_pending");
+    match raw::has_work(ctx.rust()) {
+        Ok(has_work) => has_work,
+        Err(error) => die!("aio_pending: {error}"),
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn aio_dispatch(ctx: *mut Context) {
+    // SAFETY: the header asks for a context to which the caller has a reference.
+    let ctx = unsafe { Context::at(ctx, "aio_dispatch") };
+    ctx.check_home("aio_dispatch");
+    turn(ctx, false, "aio_dispatch");
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn aio_compute_timeout(ctx: *mut Context) -> i64 {
+    // SAFETY: the header asks for a context to which the caller has a reference.
+    let ctx = unsafe { Context::at(ctx, "aio_compute_timeout") };
+    ctx.check_home("aio_compute_timeout");
+    match raw::wait_ns_max(ctx.rust()) {
+        Some(ns) => i64::try_from(ns).unwrap_or(i64::MAX),
+        None => -1,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn aio_notify_accept(ctx: *mut Context) {
+    // SAFETY: the header asks for a context to which the caller has a reference.
+    let ctx = unsafe { Context::at(ctx, "aio_notify_accept") };
+    raw::accept_notification(ctx.rust());
 }
 
 #[unsafe(no_mangle)]
@@ -236,8 +309,8 @@ unsafe fn enter_in(ctx: *mut Context, co: Loose, function: &str) {
             None => coroutine::enter(co, function),
             Some(running) if running == co => die!("{function}: a coroutine wakes itself"),
             Some(_) => {
-                if !corio::raw::queue_beside_running(co) {
-                    coroutine::refused(corio::raw::Refused::Scheduled, function);
+                if !raw::queue_beside_running(co) {
+                    coroutine::refused(raw::Refused::Scheduled, function);
                 }
             }
         }

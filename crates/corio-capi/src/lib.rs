@@ -31,5 +31,14 @@ mod bottom_half;
 mod context;
 mod coroutine;
 mod error;
+mod handler;
 #[allow(unused)]
 mod layout;
+mod wait;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a lock protects; none of ours is poisoned, as the first panic ends the process.
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -13,7 +13,7 @@
 //! `polling` what it does before it waits, `monitor` how it waits, `ring` the io_uring it shares
 //! with the disk engine, `list` what other threads push onto, `lock_cnt` the lock for lists that
 //! are walked far more often than they change, `embed` somebody else's loop, `wait` how other
-//! threads' work is waited for by turning the loop.
+//! threads' work is waited for by turning the loop, `phases` the parts of a turn by name.
 
 mod bottom_half;
 mod embed;
@@ -24,6 +24,7 @@ mod local;
 pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
+mod phases;
 mod polling;
 mod reentrancy;
 mod ring;

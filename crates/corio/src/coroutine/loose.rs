@@ -201,10 +201,28 @@ fn claim(co: CoRef, seen: u64, base: u64) -> Result<(), Refused> {
     }
 }
 
-/// One that runs was queued by name, and its turn has come.
-#[cold]
-pub(super) fn entered_twice() -> ! {
-    panic!("Co-routine re-entered recursively")
+/// What follows when one that was in state `state` is taken off a queue to be entered (I3).
+#[inline]
+pub(super) fn taken_off_queue(block: &ControlBlock, state: u64) {
+    assert!(state != key::ENTERED, "Co-routine re-entered recursively");
+    let thread = tls::thread();
+    block.hot.thread.set(thread);
+    let inbox = inbox_of(thread).cast_mut();
+    block.slot.inbox.store(inbox, Ordering::Relaxed);
+}
+
+/// Panics if it must not end now.
+#[inline]
+pub(super) fn check_end(block: &ControlBlock) {
+    let locks = block.locks_held.get();
+    assert!(
+        locks == 0,
+        "Co-routine ended while it holds {locks} lock(s)"
+    );
+    assert!(
+        !block.slot.word.is_scheduled(),
+        "Co-routine ended while it was scheduled: it must yield before it ends"
+    );
 }
 
 /// Where wakes of coroutines go that are entered on this thread; null without a home.

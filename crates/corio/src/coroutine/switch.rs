@@ -265,7 +265,6 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         let co = super::of_slot(slot);
         let block = co.block();
         let state = block.state(block.generation);
-        block.hot.thread.set(tls::thread()); // A loose one may have run elsewhere.
         if state >= key::DEPARTING {
             leaves(co, state);
             continue;
@@ -274,9 +273,9 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
             block.suspend_plainly(); // stack::word I6.
         } else {
             slot.word.claim(block.generation);
-            if state == key::ENTERED {
-                loose::entered_twice();
-            }
+        }
+        if block.is_loose() {
+            loose::taken_off_queue(block, state);
         }
         co.accept_cancel();
         let raised = if co.is_cancelled() && block.phase() == Phase::Created {
@@ -317,14 +316,12 @@ fn finish(co: CoRef) -> Option<Panic> {
         track::emit(Kind::Ended, co.id(), to, 0);
     }
     let mut panic = block.panic.take();
-    if block.locks_held.get() != 0 && panic.is_none() {
-        panic = Some(ended_with_locks(block));
-    }
     if block.is_loose() {
-        if block.slot.word.is_scheduled() && panic.is_none() {
-            return Some(ended_scheduled(block));
-        }
+        loose::check_end(block);
     } else {
+        if block.locks_held.get() != 0 && panic.is_none() {
+            panic = Some(ended_with_locks(block));
+        }
         unlink(co);
     }
     co.slot().clear();
@@ -342,16 +339,11 @@ fn ended_queued(co: CoRef) -> Option<Panic> {
     if panic.is_some() || co.is_unwinding() {
         return panic;
     }
-    Some(ended_scheduled(block))
-}
-
-#[cold]
-fn ended_scheduled(block: &ControlBlock) -> Panic {
-    misuse(&format!(
+    Some(misuse(&format!(
         "{} ended while it was scheduled: a coroutine that schedules itself must yield before it \
          ends",
         block.describe()
-    ))
+    )))
 }
 
 #[cold]
