@@ -14,6 +14,7 @@
 #ifndef CORIO_H
 #define CORIO_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -169,6 +170,15 @@ void aio_wait_kick(void);
 /* Runs cb in a bottom half of ctx and waits until it has run. */
 void aio_wait_bh_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
 
+/* -------------------------------------------------------------------------- clocks */
+
+typedef enum {
+    QEMU_CLOCK_REALTIME = 0, /* CLOCK_MONOTONIC */
+    QEMU_CLOCK_VIRTUAL = 1,
+    QEMU_CLOCK_HOST = 2, /* CLOCK_REALTIME */
+    QEMU_CLOCK_VIRTUAL_RT = 3
+} QEMUClockType;
+
 /* ---------------------------------------------------------- coroutines on contexts */
 
 /* Queues a coroutine on a context, whose loop enters it. Any thread. First scheduled, first run. */
@@ -180,6 +190,162 @@ void aio_co_enter(AioContext *ctx, Coroutine *co);
 void aio_co_wake(Coroutine *co);
 /* Goes on in the home of new_ctx; at once, if this is that. */
 void coroutine_fn aio_co_reschedule_self(AioContext *new_ctx);
+
+/* --------------------------------------------------------------------------- locks */
+
+/* A mutex for coroutines of any threads. Unlocking hands it to who has waited longest. */
+typedef struct CoMutex {
+    uint64_t corio_private[5];
+} CoMutex;
+
+void qemu_co_mutex_init(CoMutex *mutex);
+void coroutine_fn qemu_co_mutex_lock(CoMutex *mutex);
+/* By the coroutine that has locked it. */
+void coroutine_fn qemu_co_mutex_unlock(CoMutex *mutex);
+/* Aborts unless the running coroutine holds it. */
+void coroutine_fn qemu_co_mutex_assert_locked(CoMutex *mutex);
+
+/* Readers share, a writer is alone, all are served in the order in which they came. */
+typedef struct CoRwlock {
+    uint64_t corio_private[5];
+} CoRwlock;
+
+void qemu_co_rwlock_init(CoRwlock *lock);
+void coroutine_fn qemu_co_rwlock_rdlock(CoRwlock *lock);
+void coroutine_fn qemu_co_rwlock_wrlock(CoRwlock *lock);
+/* From reading to writing. It waits its turn: somebody may have written meanwhile. */
+void coroutine_fn qemu_co_rwlock_upgrade(CoRwlock *lock);
+/* From writing to reading, with nobody writing in between. */
+void coroutine_fn qemu_co_rwlock_downgrade(CoRwlock *lock);
+void coroutine_fn qemu_co_rwlock_unlock(CoRwlock *lock);
+
+/* -------------------------------------------------------------------------- queues */
+
+/* A lock of any kind, to be given up while something is waited for. */
+typedef struct QemuLockable {
+    void *object;
+    void (*lock)(void *object);
+    void (*unlock)(void *object);
+} QemuLockable;
+
+/* Coroutines that wait until somebody says go on. A wake that finds nobody is lost. */
+typedef struct CoQueue {
+    uint64_t corio_private[3];
+} CoQueue;
+
+typedef int CoQueueWaitFlags;
+#define CO_QUEUE_WAIT_FRONT 1
+
+void qemu_co_queue_init(CoQueue *queue);
+/* Gets in line, gives up lock unless that is NULL, waits to be woken, and takes lock again. */
+void coroutine_fn qemu_co_queue_wait(CoQueue *queue, QemuLockable *lock);
+/* The same; with CO_QUEUE_WAIT_FRONT before all that wait. */
+void coroutine_fn qemu_co_queue_wait_flags(CoQueue *queue, QemuLockable *lock,
+                                           CoQueueWaitFlags flags);
+/* Wakes who has waited longest, as aio_co_wake does. False if nobody waits. */
+bool qemu_co_queue_next(CoQueue *queue);
+/* Wakes all that wait now, oldest first. */
+void qemu_co_queue_restart_all(CoQueue *queue);
+bool qemu_co_queue_empty(CoQueue *queue);
+/* The same outside of coroutines, where the woken run at once; with lock, which the caller holds,
+ * given up meanwhile, unless it is NULL. */
+bool qemu_co_enter_next(CoQueue *queue, QemuLockable *lock);
+void qemu_co_enter_all(CoQueue *queue, QemuLockable *lock);
+
+#if !defined(__cplusplus)
+/* In C the lock may be a CoMutex *, a pthread_mutex_t *, a QemuLockable * or NULL. */
+static inline void corio_lock_co_mutex(void *mutex)
+{
+    qemu_co_mutex_lock((CoMutex *)mutex);
+}
+static inline void corio_unlock_co_mutex(void *mutex)
+{
+    qemu_co_mutex_unlock((CoMutex *)mutex);
+}
+static inline void corio_lock_pthread(void *mutex)
+{
+    pthread_mutex_lock((pthread_mutex_t *)mutex);
+}
+static inline void corio_unlock_pthread(void *mutex)
+{
+    pthread_mutex_unlock((pthread_mutex_t *)mutex);
+}
+static inline QemuLockable *corio_lockable_none(QemuLockable *room, void *nothing)
+{
+    (void)room;
+    return (QemuLockable *)nothing;
+}
+static inline QemuLockable *corio_lockable_itself(QemuLockable *room, QemuLockable *lock)
+{
+    (void)room;
+    return lock;
+}
+static inline QemuLockable *corio_lockable_co_mutex(QemuLockable *room, CoMutex *mutex)
+{
+    room->object = mutex;
+    room->lock = corio_lock_co_mutex;
+    room->unlock = corio_unlock_co_mutex;
+    return room;
+}
+static inline QemuLockable *corio_lockable_pthread(QemuLockable *room, pthread_mutex_t *mutex)
+{
+    room->object = mutex;
+    room->lock = corio_lock_pthread;
+    room->unlock = corio_unlock_pthread;
+    return room;
+}
+#define QEMU_MAKE_LOCKABLE(x)                                                                      \
+    _Generic((x),                                                                                  \
+        void *: corio_lockable_none,                                                               \
+        QemuLockable *: corio_lockable_itself,                                                     \
+        CoMutex *: corio_lockable_co_mutex,                                                        \
+        pthread_mutex_t *: corio_lockable_pthread)(&(QemuLockable){NULL, NULL, NULL}, (x))
+#define qemu_co_queue_wait(queue, lock) qemu_co_queue_wait((queue), QEMU_MAKE_LOCKABLE(lock))
+#define qemu_co_queue_wait_flags(queue, lock, flags)                                               \
+    qemu_co_queue_wait_flags((queue), QEMU_MAKE_LOCKABLE(lock), (flags))
+#define qemu_co_enter_next(queue, lock) qemu_co_enter_next((queue), QEMU_MAKE_LOCKABLE(lock))
+#define qemu_co_enter_all(queue, lock) qemu_co_enter_all((queue), QEMU_MAKE_LOCKABLE(lock))
+#endif
+
+/* ------------------------------------------------------------- sleeping, time-outs */
+
+/* A place for one coroutine to sleep in. */
+typedef struct QemuCoSleep {
+    uint64_t corio_private[1];
+} QemuCoSleep;
+
+/* Until it is woken. */
+void coroutine_fn qemu_co_sleep(QemuCoSleep *w);
+/* Ends the sleep as aio_co_wake does; if nobody sleeps there, nothing. Any thread. */
+void qemu_co_sleep_wake(QemuCoSleep *w);
+/* For so many nanoseconds of a clock. */
+void coroutine_fn qemu_co_sleep_ns(QEMUClockType type, int64_t ns);
+/* The same, or until it is woken. */
+void coroutine_fn qemu_co_sleep_ns_wakeable(QemuCoSleep *w, QEMUClockType type, int64_t ns);
+
+typedef void CleanupFunc(void *opaque);
+
+/* Runs entry in a coroutine of its own and waits until it has ended: 0; at most for timeout_ns, or
+ * without limit if that is 0: -ETIMEDOUT. Then entry goes on by itself, and clean, unless that is
+ * NULL, is called after it. */
+int coroutine_fn qemu_co_timeout(CoroutineEntry *entry, void *opaque, uint64_t timeout_ns,
+                                 CleanupFunc *clean);
+
+/* ------------------------------------------------------------------------- sockets */
+
+/* Yields until fd is readable, hung up or failed. Replaces what aio_set_fd_handler has set for it. */
+void coroutine_fn yield_until_fd_readable(int fd);
+
+/* Receive and send so many bytes, and yield meanwhile. What they return is less at the end of what
+ * the peer sends, and after an error that came later; it is a negative errno if one came first. The
+ * socket may be a blocking one. */
+ssize_t coroutine_fn corio_co_recv(int sockfd, void *buf, size_t bytes);
+ssize_t coroutine_fn corio_co_send(int sockfd, const void *buf, size_t bytes);
+/* The same from offset on in what the vectors make together. */
+ssize_t coroutine_fn corio_co_recvv(int sockfd, const struct iovec *iov, unsigned int iov_cnt,
+                                    size_t offset, size_t bytes);
+ssize_t coroutine_fn corio_co_sendv(int sockfd, const struct iovec *iov, unsigned int iov_cnt,
+                                    size_t offset, size_t bytes);
 
 #ifdef __cplusplus
 }

@@ -28,12 +28,16 @@
 #[macro_use]
 mod abort;
 mod bottom_half;
+mod clock;
 mod context;
 mod coroutine;
 mod error;
 mod handler;
-#[allow(unused)]
 mod layout;
+mod lock;
+mod queue;
+mod sleep;
+mod socket;
 mod wait;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

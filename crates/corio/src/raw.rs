@@ -6,7 +6,9 @@
 use std::io;
 
 pub use crate::coroutine::loose::{Loose, Refused};
-pub use crate::schedule::loose::{Loop, create, enter, queue_beside_running};
+pub use crate::schedule::loose::{
+    Loop, create, enter, queue_beside_running, token_of_running, wake_token,
+};
 
 use crate::context::AioContext;
 

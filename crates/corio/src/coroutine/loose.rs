@@ -27,7 +27,7 @@ use super::home::{self, Home};
 use super::{CoRef, overflow, switch};
 use crate::atomic::Ordering;
 use crate::error::Error;
-use crate::stack;
+use crate::stack::{self, Slot};
 use crate::sys::signal::AlternateStack;
 use crate::tls::{self, ThreadState};
 
@@ -82,6 +82,12 @@ impl Loose {
     #[inline(always)]
     pub unsafe fn from_ptr(at: NonNull<()>) -> Self {
         Self(at)
+    }
+
+    /// The one that lives in a slot, if it is a loose one.
+    pub(crate) fn of_slot(slot: &'static Slot) -> Option<Self> {
+        let co = super::of_slot(slot);
+        co.block().is_loose().then_some(Self(co.0.cast()))
     }
 
     #[inline(always)]

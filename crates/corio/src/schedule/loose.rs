@@ -17,14 +17,16 @@
 
 use core::cell::RefCell;
 use core::panic::Location;
+use core::ptr;
 use std::sync::Arc;
 
+use super::CoWaker;
 use super::inbox::Inbox;
 use crate::context::{AioContext, OpenLocal};
 use crate::coroutine;
 use crate::coroutine::loose::{Loose, Refused, Unscoped, inbox_of};
 use crate::error::Error;
-use crate::tls;
+use crate::{stack, tls};
 
 /// A context whose home is a thread of a C program, and on which loose coroutines are scheduled.
 pub struct Loop {
@@ -88,7 +90,7 @@ impl Loop {
 
     /// Its owner is no more.
     pub fn disown(&self) {
-        self.inbox.set_owner(core::ptr::null());
+        self.inbox.set_owner(ptr::null());
     }
 
     /// The owner of the loop whose home this thread is; null if there is none.
@@ -201,6 +203,44 @@ pub unsafe fn enter(co: Loose) -> Result<bool, Refused> {
     }
     // SAFETY: the caller's promise.
     unsafe { co.enter(thread, inbox_of(thread)) }
+}
+
+impl CoWaker {
+    /// Gets the coroutine going again as `aio_co_wake` does: a loose one that is parked in this
+    /// thread's home is entered at once if no coroutine runs. All else as [`wake`](Self::wake).
+    pub(crate) fn wake_by_name(self) {
+        let thread = tls::thread();
+        if thread.current.get().is_null()
+            && let Some(slot) = stack::slot_at(self.index)
+            && slot.word.is_parked_as(self.generation)
+            && ptr::eq(super::inbox_of(slot), inbox_of(thread))
+            && let Some(co) = Loose::of_slot(slot)
+        {
+            // SAFETY: it was parked, and is entered by whoever wins its word: a loose one's block
+            // is touched by nobody else.
+            match unsafe { co.enter(thread, inbox_of(thread)) } {
+                Ok(true) => return,
+                // SAFETY: it has just been entered.
+                Ok(false) => return unsafe { co.settle() },
+                Err(_) => {} // Somebody else was faster.
+            }
+        }
+        self.wake();
+    }
+}
+
+/// The running coroutine's wake token as a number, which is not 0; 0 if none runs.
+#[must_use]
+pub fn token_of_running() -> u64 {
+    CoWaker::current().map_or(0, CoWaker::pack)
+}
+
+/// Wakes the coroutine of a token, as `aio_co_wake` would, once it is parked. Any thread; a token is
+/// good for any number of wakes, and does nothing once its coroutine has ended.
+pub fn wake_token(token: u64) {
+    if token != 0 {
+        CoWaker::unpack(token).wake_by_name();
+    }
 }
 
 /// Has a coroutine entered once the one that runs on this thread suspends or ends. False: it is
