@@ -347,6 +347,234 @@ ssize_t coroutine_fn corio_co_recvv(int sockfd, const struct iovec *iov, unsigne
 ssize_t coroutine_fn corio_co_sendv(int sockfd, const struct iovec *iov, unsigned int iov_cnt,
                                     size_t offset, size_t bytes);
 
+/* --------------------------------------------------------- parameters of a context */
+
+/* How long a turn polls before it waits: at most max_ns, in steps that grow and shrink by these
+ * factors; a grow of 0 is the default, 2; a shrink of 0 is to nothing at once. What is out of range
+ * changes nothing, and *errp says so. Any thread, at any time, as all of these. */
+void aio_context_set_poll_params(AioContext *ctx, int64_t max_ns, int64_t grow, int64_t shrink,
+                                 CorioError **errp);
+/* How many disk requests gather before they are submitted together: 1 to 256; 0: as many as the
+ * engine likes. */
+void aio_context_set_aio_params(AioContext *ctx, int64_t max_batch);
+/* How many worker threads are kept, and how many there are at most: 0 <= min <= max, max 1 to 64. */
+void aio_context_set_thread_pool_params(AioContext *ctx, int64_t min, int64_t max,
+                                        CorioError **errp);
+
+/* -------------------------------------------------------------------------- timers */
+
+/* What a unit of a timer's time is, in nanoseconds. */
+#define SCALE_MS 1000000
+#define SCALE_US 1000
+#define SCALE_NS 1
+#define NANOSECONDS_PER_SECOND 1000000000LL
+
+/* Kept, and without effect: there is no record and replay. */
+#define QEMU_TIMER_ATTR_EXTERNAL (1 << 0)
+#define QEMU_TIMER_ATTR_ALL (-1)
+
+typedef void QEMUTimerCB(void *opaque);
+/* A context is its own group of timer lists. */
+typedef AioContext QEMUTimerListGroup;
+
+/* A timer, which the caller allocates. Once it is cancelled, or its function is called, nothing
+ * looks at it any more, and it may be freed. */
+typedef struct QEMUTimer {
+    uint64_t corio_private[6];
+} QEMUTimer;
+
+int64_t qemu_clock_get_ns(QEMUClockType type);
+/* Has a clock's timers run, or not: they stay armed, and none of their functions runs when this has
+ * returned. Not from one of them. */
+void qemu_clock_enable(QEMUClockType type, bool enabled);
+
+static inline int64_t qemu_clock_get_us(QEMUClockType type)
+{
+    return qemu_clock_get_ns(type) / SCALE_US;
+}
+static inline int64_t qemu_clock_get_ms(QEMUClockType type)
+{
+    return qemu_clock_get_ns(type) / SCALE_MS;
+}
+
+/* Makes ts a timer that runs cb in the home of a context, which must stay as long as the timer is
+ * used; timer_list_group NULL: the main one. It must not be armed. */
+void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *timer_list_group, QEMUClockType type,
+                     int scale, int attributes, QEMUTimerCB *cb, void *opaque);
+void aio_timer_init(AioContext *ctx, QEMUTimer *ts, QEMUClockType type, int scale, QEMUTimerCB *cb,
+                    void *opaque);
+/* The same on the heap, for timer_free. */
+QEMUTimer *aio_timer_new(AioContext *ctx, QEMUClockType type, int scale, QEMUTimerCB *cb,
+                         void *opaque);
+
+#define timer_init(ts, type, scale, cb, opaque)                                                    \
+    timer_init_full((ts), NULL, (type), (scale), 0, (cb), (opaque))
+#define timer_init_ns(ts, type, cb, opaque) timer_init((ts), (type), SCALE_NS, (cb), (opaque))
+#define timer_init_us(ts, type, cb, opaque) timer_init((ts), (type), SCALE_US, (cb), (opaque))
+#define timer_init_ms(ts, type, cb, opaque) timer_init((ts), (type), SCALE_MS, (cb), (opaque))
+
+/* It is used no more; it must not be armed. */
+void timer_deinit(QEMUTimer *ts);
+/* Cancels and frees one of aio_timer_new, or NULL. */
+void timer_free(QEMUTimer *ts);
+
+/* Arms it, or arms it anew, for when its clock shows expire_time, in the timer's unit or in
+ * nanoseconds. What has passed already is due in the next turn. Any thread; also in cb. */
+void timer_mod(QEMUTimer *ts, int64_t expire_time);
+void timer_mod_ns(QEMUTimer *ts, int64_t expire_time);
+/* The same, unless it is armed for that time or earlier. */
+void timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time);
+void timer_mod_anticipate_ns(QEMUTimer *ts, int64_t expire_time);
+/* Cancels it. Any thread; off the home of its context cb may be running still. */
+void timer_del(QEMUTimer *ts);
+/* Whether it is armed. */
+bool timer_pending(QEMUTimer *ts);
+/* Whether it is armed, and due when its clock shows current_time, in its unit. */
+bool timer_expired(QEMUTimer *ts, int64_t current_time);
+/* When it is due; -1: it is not armed. */
+int64_t timer_expire_time_ns(QEMUTimer *ts);
+
+/* ----------------------------------------------------------------- event notifiers */
+
+/* A descriptor to be notified by, which the caller allocates. All zeros: it has none. */
+typedef struct EventNotifier {
+    uint64_t corio_private[2];
+} EventNotifier;
+
+typedef void EventNotifierHandler(EventNotifier *e);
+
+/* Opens an eventfd, set if active. 0, or a negative errno. */
+int event_notifier_init(EventNotifier *e, int active);
+/* Takes a descriptor that stays the caller's, and ought not to block. */
+void event_notifier_init_fd(EventNotifier *e, int fd);
+/* Closes what event_notifier_init has opened. */
+void event_notifier_cleanup(EventNotifier *e);
+int event_notifier_get_fd(const EventNotifier *e);
+/* Makes it readable. 0, or a negative errno. Any thread, and signal handlers. */
+int event_notifier_set(EventNotifier *e);
+/* Makes it unreadable; 1 if it was readable, else 0. */
+int event_notifier_test_and_clear(EventNotifier *e);
+
+/* As aio_set_fd_handler, with functions that get the notifier, which stays until it is removed. */
+void aio_set_event_notifier(AioContext *ctx, EventNotifier *notifier, EventNotifierHandler *io_read,
+                            AioPollFn *io_poll, EventNotifierHandler *io_poll_ready);
+/* What is called when a turn begins to poll for a notifier that has a handler, and when it ends. */
+void aio_set_event_notifier_poll(AioContext *ctx, EventNotifier *notifier,
+                                 EventNotifierHandler *io_poll_begin,
+                                 EventNotifierHandler *io_poll_end);
+
+/* --------------------------------------------------------------------- thread pool */
+
+typedef struct ThreadPoolAio ThreadPoolAio;
+typedef int ThreadPoolFunc(void *opaque);
+typedef void BlockCompletionFunc(void *opaque, int ret);
+
+/* Runs func on a worker of this thread's context, then cb with what it has returned, here. What is
+ * returned is good until cb returns, and may be ignored. In the home of a context. */
+ThreadPoolAio *thread_pool_submit_aio(ThreadPoolFunc *func, void *arg, BlockCompletionFunc *cb,
+                                      void *opaque);
+/* Takes it back, if no worker has begun with it: func is not called, and cb gets -ECANCELED. */
+void corio_aio_cancel_async(ThreadPoolAio *aio);
+/* The same, and turns the loop until cb has returned. Where corio_aio_wait_while may be called. */
+void corio_aio_cancel(ThreadPoolAio *aio);
+/* Runs func on a worker, and returns what it has returned. */
+int coroutine_fn thread_pool_submit_co(ThreadPoolFunc *func, void *arg);
+
+/* ------------------------------------------------------------------ deferred calls */
+
+/* Calls fn(opaque) at the end of this thread's section; at once outside of any. The same call is
+ * made once. */
+void defer_call(void (*fn)(void *opaque), void *opaque);
+/* A section, to which what is inside of it belongs, and in which a coroutine must not yield. Disk
+ * requests that coroutines make in it are submitted together at its end. */
+void defer_call_begin(void);
+void defer_call_end(void);
+
+/* ----------------------------------------------------------- lockcnt, event, shres */
+
+/* A counter of visitors and a lock. While it is locked with no visitor, none comes in. */
+typedef struct QemuLockCnt {
+    uint64_t corio_private[1];
+} QemuLockCnt;
+
+void qemu_lockcnt_init(QemuLockCnt *lockcnt);
+/* It must be unlocked, without visitors. */
+void qemu_lockcnt_destroy(QemuLockCnt *lockcnt);
+/* Comes in; waits while it is locked and there is no other visitor. */
+void qemu_lockcnt_inc(QemuLockCnt *lockcnt);
+/* Leaves. */
+void qemu_lockcnt_dec(QemuLockCnt *lockcnt);
+/* Leaves; true if it was the last visitor, and it is locked now. */
+bool qemu_lockcnt_dec_and_lock(QemuLockCnt *lockcnt);
+/* The same, but stays if there are others. */
+bool qemu_lockcnt_dec_if_lock(QemuLockCnt *lockcnt);
+void qemu_lockcnt_lock(QemuLockCnt *lockcnt);
+void qemu_lockcnt_unlock(QemuLockCnt *lockcnt);
+/* Unlocks it and comes in, with nobody in between. */
+void qemu_lockcnt_inc_and_unlock(QemuLockCnt *lockcnt);
+unsigned int qemu_lockcnt_count(QemuLockCnt *lockcnt);
+
+/* An event: set or not. All zeros: not. */
+typedef struct QemuEvent {
+    uint64_t corio_private[4];
+} QemuEvent;
+
+void qemu_event_init(QemuEvent *ev, bool init);
+void qemu_event_set(QemuEvent *ev);
+void qemu_event_reset(QemuEvent *ev);
+/* Waits until it is set: a coroutine of a context yields, all else blocks. */
+void qemu_event_wait(QemuEvent *ev);
+/* Nobody may wait for it. */
+void qemu_event_destroy(QemuEvent *ev);
+
+/* A number of units, which coroutines of any threads take and give back; first come, first served.
+ */
+typedef struct SharedResource SharedResource;
+
+SharedResource *shres_create(uint64_t total);
+/* All of them must have been given back. */
+void shres_destroy(SharedResource *s);
+/* Takes n; waits until there are so many, and all who came before are served. */
+void coroutine_fn co_get_from_shres(SharedResource *s, uint64_t n);
+/* The same without waiting: false if it would have to. */
+bool co_try_get_from_shres(SharedResource *s, uint64_t n);
+void co_put_to_shres(SharedResource *s, uint64_t n);
+
+/* ------------------------------------------------------------- threads with a loop */
+
+typedef struct CorioIOThread CorioIOThread;
+
+/* Starts a thread that runs a context of its own, its signals blocked. NULL: *errp says why not. */
+CorioIOThread *corio_iothread_new(const char *name, CorioError **errp);
+/* Its context, which is there until it is joined, unless referred to. */
+AioContext *corio_iothread_get_aio_context(CorioIOThread *iothread);
+/* Has it end after the turn that it is in. Any thread. */
+void corio_iothread_stop(CorioIOThread *iothread);
+/* Stops it, waits for its end, and frees it. Not in the thread itself. */
+void corio_iothread_join(CorioIOThread *iothread);
+
+/* --------------------------------------------------------------------------- disks */
+
+/* What carries a request. */
+typedef enum CorioEngine {
+    CORIO_ENGINE_AUTO = 0,      /* The best that works. */
+    CORIO_ENGINE_IO_URING = 1,  /* io_uring; a negative errno where it is refused. */
+    CORIO_ENGINE_LINUX_AIO = 2, /* io_submit(2); -EINVAL if the file is not open with O_DIRECT. */
+    CORIO_ENGINE_THREADS = 3    /* A worker that makes the system call. */
+} CorioEngine;
+
+/* Reads into all buffers in turn, up to 1024. How many bytes were read, less than asked for only at
+ * the end of the file; or a negative errno. fd is a file or a block device. */
+ssize_t coroutine_fn corio_co_preadv(int fd, const struct iovec *iov, int iovcnt, int64_t offset,
+                                     CorioEngine engine);
+/* Writes all of them. How many bytes, or a negative errno. */
+ssize_t coroutine_fn corio_co_pwritev(int fd, const struct iovec *iov, int iovcnt, int64_t offset,
+                                      CorioEngine engine);
+/* Waits until what was written before is on the medium. 0, or a negative errno. */
+int coroutine_fn corio_co_fdatasync(int fd, CorioEngine engine);
+/* Gives a range back, which reads as zeroes then; on a device perhaps as before. */
+int coroutine_fn corio_co_discard(int fd, int64_t offset, int64_t bytes, CorioEngine engine);
+
 #ifdef __cplusplus
 }
 #endif

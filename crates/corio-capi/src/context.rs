@@ -13,12 +13,14 @@ use crate::bottom_half::Halves;
 use crate::coroutine::{self, Coroutine};
 use crate::error::{self, CorioError};
 use crate::handler::Watched;
+use crate::timer::Timers;
 
 /// What C calls an `AioContext`: its pointers are those of `Arc::into_raw`.
 pub(crate) struct Context {
     turns: Arc<Loop>,
     pub(crate) watched: Watched,
     pub(crate) halves: Halves,
+    pub(crate) timers: Arc<Timers>,
 }
 
 /// What `qemu_get_aio_context` returns.
@@ -30,6 +32,7 @@ impl Context {
             turns: Arc::new(Loop::new(rust, this.as_ptr().cast())),
             watched: Watched::default(),
             halves: Halves::default(),
+            timers: Arc::default(),
         })
     }
 
@@ -96,6 +99,9 @@ impl Drop for Context {
     fn drop(&mut self) {
         if let Some(name) = self.halves.any() {
             die!("aio_context_unref: bottom half '{name}' was not deleted");
+        }
+        if self.timers.any() {
+            die!("aio_context_unref: a timer is armed");
         }
         self.turns.disown();
         self.turns.leave_thread();

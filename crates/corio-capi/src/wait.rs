@@ -15,7 +15,7 @@ extern "C" fn aio_wait_kick() {
 }
 
 /// Dies where nobody may turn a loop for `ctx`.
-fn check_waiter(ctx: &AioContext, function: &str) {
+pub(crate) fn check_waiter(ctx: &AioContext, function: &str) {
     if corio::in_coroutine() {
         die!("{function}: called in a coroutine, on whose stack the loop would run");
     }
