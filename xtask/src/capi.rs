@@ -62,6 +62,28 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     install(workspace, &archive, &prefix)
 }
 
+/// Builds the C side of the bench's suite `capi` against a library that is installed for it; None if
+/// that failed.
+pub(crate) fn build_rounds(workspace: &Workspace) -> Result<Option<PathBuf>> {
+    let prefix = workspace.target.join("bench-capi");
+    let arguments = Arguments {
+        prefix: prefix.clone(),
+        debug: false,
+        asan: false,
+    };
+    if !run(workspace, &arguments)? {
+        return Ok(None);
+    }
+    let (lib, rounds) = (prefix.join("lib"), prefix.join("rounds.so"));
+    let mut compile = Command::new("cc");
+    compile.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&rounds);
+    compile.arg(workspace.root.join("bench/src/capi/rounds.c"));
+    compile.arg("-I").arg(prefix.join("include"));
+    compile.arg("-L").arg(&lib).arg("-lcorio");
+    compile.arg(format!("-Wl,-rpath,{}", lib.display()));
+    Ok(succeeds(&mut compile)?.then_some(rounds))
+}
+
 fn install(workspace: &Workspace, archive: &Path, prefix: &Path) -> Result<bool> {
     let (lib, include) = (prefix.join("lib"), prefix.join("include"));
     for dir in [&lib.join("pkgconfig"), &include] {

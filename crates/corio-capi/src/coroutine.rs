@@ -91,6 +91,8 @@ unsafe extern "C" fn qemu_coroutine_create(
     }
 }
 
+// Elsewhere in `switch`.
+#[cfg(not(all(target_arch = "x86_64", not(feature = "asan"))))]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
     // SAFETY: the header asks for a coroutine of `qemu_coroutine_create` that nobody else enters.
@@ -122,6 +124,8 @@ unsafe extern "C" fn qemu_aio_coroutine_enter(ctx: *mut Context, co: *mut Corout
     }
 }
 
+// As `qemu_coroutine_enter`.
+#[cfg(not(all(target_arch = "x86_64", not(feature = "asan"))))]
 #[unsafe(no_mangle)]
 extern "C" fn qemu_coroutine_yield() {
     if !corio::in_coroutine() {

@@ -46,6 +46,8 @@ mod queue;
 mod shres;
 mod sleep;
 mod socket;
+#[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
+mod switch;
 mod thread_pool;
 mod timer;
 mod wait;

@@ -16,10 +16,11 @@ static void note(void *opaque)
 /* SPEC S1 */
 static void first_scheduled_first_run(void)
 {
+    static char names[3][2] = {"a", "b", "c"};
+
     order[0] = 0;
-    for (const char *name = "abc"; *name != 0; name++) {
-        char text[2] = {*name, 0};
-        aio_co_schedule(ctx, qemu_coroutine_create(note, strdup(text)));
+    for (int i = 0; i < 3; i++) {
+        aio_co_schedule(ctx, qemu_coroutine_create(note, names[i]));
     }
     CHECK(order[0] == 0);
     CHECK(aio_poll(ctx, true));

@@ -140,6 +140,44 @@ impl Loose {
         Ok(switch::switch_into(block, base))
     }
 
+    /// Begins what [`enter`](Self::enter) does, up to the switch, if that is all there is to do: for
+    /// who switches by itself. None: nothing has been done, and there is more to do.
+    ///
+    /// # Safety
+    /// As for `enter`. The caller resumes the stack that is returned.
+    #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
+    #[inline(always)]
+    pub unsafe fn begin_enter(self) -> Option<NonNull<Saved>> {
+        let thread = tls::thread();
+        let home = home::of_thread(thread)?;
+        let co = self.co();
+        let base = co.key();
+        let block = co.block();
+        // The key is its generation's in state SUSPENDED: not so if it has begun to be anything else.
+        if base & STATE_MASK != key::SUSPENDED
+            || !block.slot.word.is_quiet(base)
+            || thread.traced.get()
+        {
+            return None;
+        }
+        let inbox = home.inbox().cast_mut();
+        block.slot.inbox.store(inbox, Ordering::Relaxed);
+        block.hot.thread.set(thread);
+        switch::begin(thread, thread.current.get(), block, base);
+        Some(self.0.cast())
+    }
+
+    /// Begins a suspension of the running coroutine, up to the switch: for who switches by itself.
+    /// The stack to be left, and what is to be given to the resumer. None outside of coroutines.
+    #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
+    #[inline(always)]
+    pub fn begin_suspend() -> Option<(NonNull<Saved>, u64)> {
+        let block = switch::running()?;
+        let given = block.hot.suspended_key.get();
+        switch::begin_out(block, given);
+        Some((NonNull::from(block).cast(), given))
+    }
+
     /// What is to be done after a run that left something to be done: ends the coroutine, runs what
     /// it woke. A panic of any of them passes through.
     ///
@@ -188,6 +226,18 @@ impl Loose {
         super::leave_by(co, Box::new(departure));
     }
 }
+
+/// What lies at a coroutine's address: where its stack ends while it does not run, and where its
+/// resumer's ends while it does, as the machine's documentation draws them.
+#[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
+#[repr(C)]
+pub struct Saved {
+    sp: *mut u8,
+    resumer: *mut u8,
+}
+
+/// The bit of what a resumer is given by which [`Loose::settle`] must follow.
+pub const SETTLE: u64 = key::SETTLE;
 
 /// The bits of a key that hold the state.
 const STATE_MASK: u64 = u32::MAX as u64;

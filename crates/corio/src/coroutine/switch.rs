@@ -179,13 +179,19 @@ pub(super) fn switch_into(block: &ControlBlock, base: u64) -> bool {
 /// As [`switch_into`]; `caller` is the running coroutine's block, or null.
 #[inline(always)]
 fn switch(thread: &tls::ThreadState, caller: *const (), block: &ControlBlock, base: u64) -> bool {
-    block.hot.caller.set(caller);
-    block.set_key(base + key::ENTERED);
-    thread.current.set(ptr::from_ref(block).cast());
+    begin(thread, caller, block, base);
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
     let key = unsafe { block.hot.machine.resume() };
     key & key::SETTLE == 0
+}
+
+/// The coroutine is about to run.
+#[inline(always)]
+pub(super) fn begin(thread: &tls::ThreadState, caller: *const (), block: &ControlBlock, base: u64) {
+    block.hot.caller.set(caller);
+    block.set_key(base + key::ENTERED);
+    thread.current.set(ptr::from_ref(block).cast());
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
@@ -438,10 +444,16 @@ fn give_up(co: CoRef) {
 /// `block` is the running coroutine's; `key` is what it shows meanwhile.
 #[inline(always)]
 pub(super) fn switch_out(block: &ControlBlock, key: u64) {
-    block.set_key(key);
-    not_running(block);
+    begin_out(block, key);
     // SAFETY: the caller is inside the coroutine.
     unsafe { block.hot.machine.suspend(key) };
+}
+
+/// The running coroutine is about to suspend.
+#[inline(always)]
+pub(super) fn begin_out(block: &ControlBlock, key: u64) {
+    block.set_key(key);
+    not_running(block);
 }
 
 /// The running coroutine's block.
