@@ -130,6 +130,11 @@ struct Call {
     given_up: AtomicBool,
 }
 
+// SAFETY: what C has given is used where C's coroutines are, and the rest is atomic.
+unsafe impl Send for Call {}
+// SAFETY: as above.
+unsafe impl Sync for Call {}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn qemu_co_timeout(
     entry: Option<CoroutineEntry>,
