@@ -54,6 +54,7 @@ pub fn prepare_loop_thread() {
 }
 
 /// The end of a gather, when it is dropped; on whichever thread it began.
+#[doc(hidden)]
 #[derive(Debug)]
 #[must_use = "the gather ends when this is dropped"]
 pub struct EndOfGather(#[expect(dead_code, reason = "it acts when dropped")] engine::EndOfGather);

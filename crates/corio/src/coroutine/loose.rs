@@ -32,6 +32,7 @@ use crate::sys::signal::AlternateStack;
 use crate::tls::{self, ThreadState};
 
 /// Why a coroutine cannot be entered.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// It runs, or waits for one that it has entered.
@@ -43,6 +44,7 @@ pub enum Refused {
 }
 
 /// A loose coroutine, which may have ended.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Loose(NonNull<()>);
@@ -229,6 +231,7 @@ impl Loose {
 
 /// What lies at a coroutine's address: where its stack ends while it does not run, and where its
 /// resumer's ends while it does, as the machine's documentation draws them.
+#[doc(hidden)]
 #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
 #[repr(C)]
 pub struct Saved {

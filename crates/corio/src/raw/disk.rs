@@ -18,6 +18,7 @@ use crate::sys;
 const SECTOR: usize = 512;
 
 /// A descriptor, and what carries its requests: None is what its context would choose.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Disk<'a> {
     /// A regular file or a block device, unless no engine is named.

@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::{stack, tls};
 
 /// A context whose home is a thread of a C program, and on which loose coroutines are scheduled.
+#[doc(hidden)]
 pub struct Loop {
     context: AioContext,
     inbox: Arc<Inbox>,
