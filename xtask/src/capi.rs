@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Build for programs with AddressSanitizer
     #[arg(long)]
     asan: bool,
+    /// Add what is for programs with GLib: corio-glib.h
+    #[arg(long)]
+    glib: bool,
 }
 
 impl Arguments {
@@ -35,6 +38,8 @@ impl Arguments {
             prefix,
             debug: true,
             asan: false,
+            // As for the tests of corio-glib, which cannot be built without.
+            glib: true,
         }
     }
 }
@@ -46,6 +51,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         false => workspace.cargo(["build"]),
     };
     build.args(["--package", "corio-capi", "--lib"]);
+    if arguments.glib {
+        build.args(["--features", "glib"]);
+    }
     if !arguments.debug {
         build.arg("--release");
     }
@@ -59,7 +67,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     let profile = if arguments.debug { "debug" } else { "release" };
     let archive = target.join(profile).join("libcorio_capi.a");
     let prefix = std::path::absolute(&arguments.prefix).context("--prefix")?;
-    install(workspace, &archive, &prefix)
+    install(workspace, &archive, &prefix, arguments.glib)
 }
 
 /// Builds the C side of the bench's suite `capi` against a library that is installed for it; None if
@@ -70,6 +78,7 @@ pub(crate) fn build_rounds(workspace: &Workspace) -> Result<Option<PathBuf>> {
         prefix: prefix.clone(),
         debug: false,
         asan: false,
+        glib: false,
     };
     if !run(workspace, &arguments)? {
         return Ok(None);
@@ -84,22 +93,26 @@ pub(crate) fn build_rounds(workspace: &Workspace) -> Result<Option<PathBuf>> {
     Ok(succeeds(&mut compile)?.then_some(rounds))
 }
 
-fn install(workspace: &Workspace, archive: &Path, prefix: &Path) -> Result<bool> {
+fn install(workspace: &Workspace, archive: &Path, prefix: &Path, glib: bool) -> Result<bool> {
     let (lib, include) = (prefix.join("lib"), prefix.join("include"));
     for dir in [&lib.join("pkgconfig"), &include] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
-    let header = workspace.root.join("crates/corio-capi/include/corio.h");
-    let text = read(&header)?;
-    write(&include.join("corio.h"), &text)?;
+    let mut declarations = String::new();
+    for header in headers(glib) {
+        let text = read(
+            &workspace
+                .root
+                .join("crates/corio-capi/include")
+                .join(header),
+        )?;
+        write(&include.join(header), &text)?;
+        declarations.push_str(&text);
+    }
     let installed = lib.join("libcorio.a");
     fs::copy(archive, &installed).with_context(|| format!("cannot copy {}", archive.display()))?;
-    let functions = functions(&text);
-    ensure!(
-        !functions.is_empty(),
-        "{} declares nothing",
-        header.display()
-    );
+    let functions = functions(&declarations);
+    ensure!(!functions.is_empty(), "the headers declare nothing");
     let map = lib.join("corio.map");
     write(
         &map,
@@ -116,20 +129,33 @@ fn install(workspace: &Workspace, archive: &Path, prefix: &Path) -> Result<bool>
     link.arg("-Wl,--whole-archive").arg(&installed);
     link.arg("-Wl,--no-whole-archive");
     link.args(SYSTEM_LIBS.split(' '));
+    if glib {
+        link.arg("-lglib-2.0");
+    }
     if !succeeds(&mut link)? {
         return Ok(false);
     }
     fs::remove_file(&map).with_context(|| format!("cannot remove {}", map.display()))?;
     let version = env!("CARGO_PKG_VERSION");
-    write(&lib.join("pkgconfig/corio.pc"), &pc(prefix, version))?;
+    write(&lib.join("pkgconfig/corio.pc"), &pc(prefix, version, glib))?;
     Ok(true)
 }
 
-fn pc(prefix: &Path, version: &str) -> String {
+/// What is installed of the directory `include`.
+fn headers(glib: bool) -> &'static [&'static str] {
+    match glib {
+        true => &["corio.h", "corio-glib.h"],
+        false => &["corio.h"],
+    }
+}
+
+fn pc(prefix: &Path, version: &str, glib: bool) -> String {
+    // Its header includes GLib's.
+    let requires = if glib { "Requires: glib-2.0\n" } else { "" };
     format!(
         "prefix={}\nlibdir=${{prefix}}/lib\nincludedir=${{prefix}}/include\n\n\
          Name: corio\nDescription: Coroutines and the AioContext event loop, for C\n\
-         Version: {version}\nCflags: -I${{includedir}} -pthread\nLibs: -L${{libdir}} -lcorio\n\
+         Version: {version}\n{requires}Cflags: -I${{includedir}} -pthread\nLibs: -L${{libdir}} -lcorio\n\
          Libs.private: {SYSTEM_LIBS}\n",
         prefix.display()
     )

@@ -36,6 +36,8 @@ mod disk;
 mod error;
 mod event;
 mod event_notifier;
+#[cfg(feature = "glib")]
+mod g_source;
 mod handler;
 mod io_thread;
 mod layout;

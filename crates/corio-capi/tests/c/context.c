@@ -22,11 +22,11 @@ static void turn_all(void)
 static void the_main_context_is_current(void)
 {
     CHECK(qemu_get_aio_context() == ctx && qemu_get_current_aio_context() == ctx);
-    CHECK(!aio_poll(ctx, false));
+    CHECK_IDLE(aio_poll(ctx, false));
     aio_context_ref(ctx);
     aio_context_unref(ctx);
     aio_notify(ctx);
-    CHECK(!aio_poll(ctx, true)); /* Returns; a notification is no progress. */
+    CHECK_IDLE(aio_poll(ctx, true)); /* Returns; a notification is no progress. */
 }
 
 /* SPEC B2, B7 */
@@ -44,7 +44,7 @@ static void bottom_halves_run_once_and_in_order(void)
     CHECK(strcmp(order, "bao") == 0);
     qemu_bh_schedule(a);
     qemu_bh_cancel(a);
-    CHECK(!aio_poll(ctx, false));
+    CHECK_IDLE(aio_poll(ctx, false));
     qemu_bh_schedule(a);
     CHECK(aio_bh_poll(ctx) == 1 && aio_bh_poll(ctx) == 0);
     aio_bh_call(b);
@@ -52,7 +52,7 @@ static void bottom_halves_run_once_and_in_order(void)
     qemu_bh_schedule(a);
     qemu_bh_delete(a);
     qemu_bh_delete(b);
-    CHECK(!aio_poll(ctx, false));
+    CHECK_IDLE(aio_poll(ctx, false));
     CHECK(strcmp(order, "baoab") == 0);
 }
 
@@ -130,7 +130,7 @@ static void idle_and_guarded(void)
 
     qemu_bh_schedule_idle(bh);
     while (runs == 0) {
-        CHECK(!aio_poll(ctx, true)); /* Is no progress. */
+        CHECK_IDLE(aio_poll(ctx, true)); /* Is no progress. */
     }
     qemu_bh_schedule(bh);
     CHECK(aio_poll(ctx, true) && runs == 2 && !device.engaged_in_io);

@@ -105,7 +105,7 @@ static void notifiers_have_handlers(void)
     aio_set_event_notifier(ctx, &e, on_notified, is_set, on_notified);
     aio_set_event_notifier_poll(ctx, &e, on_begin, on_end);
     aio_context_set_poll_params(ctx, SCALE_MS, 0, 0, NULL);
-    for (int i = 2; i < 1000 && begun == 0; i++) {
+    for (int i = 2; i < 100 && begun == 0; i++) {
         event_notifier_set(&e); /* With events it begins to be polled for. */
         while (notified < i) {
             aio_poll(ctx, true);
@@ -113,7 +113,12 @@ static void notifiers_have_handlers(void)
         aio_bh_schedule_oneshot(ctx, nothing, NULL);
         aio_poll(ctx, true);
     }
-    CHECK(begun > 0 && begun == ends);
+    CHECK(begun == ends);
+#ifdef POLL_H /* SPEC G2: GLib waits, not we. */
+    CHECK(begun == 0);
+#else
+    CHECK(begun > 0);
+#endif
     aio_context_set_poll_params(ctx, 0, 2, 0, NULL);
     aio_set_event_notifier(ctx, &e, NULL, NULL, NULL);
     while (aio_poll(ctx, false)) {
@@ -638,7 +643,10 @@ static void joined_by_itself(void)
 {
     CorioIOThread *io = corio_iothread_new("io0", NULL);
 
-    aio_wait_bh_oneshot(corio_iothread_get_aio_context(io), joins_itself, io);
+    aio_bh_schedule_oneshot(corio_iothread_get_aio_context(io), joins_itself, io);
+    for (;;) {
+        pause(); /* The loop of this thread is the parent's. */
+    }
 }
 
 static void joined_with_a_bottom_half(void)
