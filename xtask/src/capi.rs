@@ -174,7 +174,7 @@ fn succeeds(command: &mut Command) -> Result<bool> {
 
 /// The functions that a header declares: what is followed by a parenthesis on a line that begins a
 /// declaration.
-fn functions(header: &str) -> Vec<&str> {
+pub(crate) fn functions(header: &str) -> Vec<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut names: Vec<_> = header
         .lines()

@@ -5,9 +5,15 @@
 //! program.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What every program is compiled with.
 const FLAGS: &[&str] = &["-Wall", "-Wextra", "-Werror", "-g", "-O1", "-pthread"];
@@ -33,6 +39,7 @@ fn prefix() -> &'static Path {
             "--",
             "capi",
             "--debug",
+            "--glib",
         ]);
         run(command.arg("--prefix").arg(&prefix));
         prefix
@@ -78,9 +85,11 @@ fn program(compiler: &str, name: &str, flags: &[&str]) -> String {
         .concat()
         .join("")
         .replace(['=', '/'], "-");
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{tag}"));
+    let out = format!("{}-{tag}", name.replace('/', "-"));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(out);
     let mut command = Command::new(compiler);
     command.args(FLAGS).args(flags).arg("-o").arg(&out);
+    command.arg("-I").arg(here().join("tests/c"));
     command.arg(here().join("tests/c").join(name).with_extension("c"));
     command.args(pkg_config(&["--cflags", "--libs"]));
     run(command.arg(format!("-Wl,-rpath,{}", prefix().join("lib").display())));
@@ -106,11 +115,24 @@ fn all_with(compiler: &str, flags: &[&str]) {
         return;
     }
     for name in programs() {
-        let said = program(compiler, &name, flags);
-        let passed = said.lines().filter(|line| line.starts_with("passed: "));
-        assert!(passed.count() > 0, "{name}: {said}");
-        print!("{name}:\n{said}");
+        check(compiler, &name, flags);
     }
+}
+
+/// Compiles and runs a program whose tests must pass.
+fn check(compiler: &str, name: &str, flags: &[&str]) {
+    let said = program(compiler, name, flags);
+    let passed = said.lines().filter(|line| line.starts_with("passed: "));
+    assert!(passed.count() > 0, "{name}: {said}");
+    print!("{name}:\n{said}");
+}
+
+fn has_glib() -> bool {
+    let has_glib = prefix().join("include/corio-glib.h").exists();
+    if !has_glib {
+        println!("SKIP: the library is installed without GLib");
+    }
+    has_glib
 }
 
 // SPEC C1, C2, C3, A1, A2: the tests are named in the programs.
@@ -131,9 +153,30 @@ fn c_programs_under_address_sanitizer() {
     all_with("gcc", &["-std=gnu11", "-fsanitize=address"]);
 }
 
+// SPEC G1: the same tests, with contexts that are sources of main loops of GLib's.
 #[test]
-fn the_header_is_c11_and_cxx17() {
-    let header = prefix().join("include/corio.h");
+fn c_programs_in_main_loops_of_glib() {
+    if has_glib() {
+        all_with("gcc", &["-std=gnu11", "-include", "glib/poll.h"]);
+    }
+}
+
+// SPEC G1
+#[test]
+fn a_context_is_a_source_among_others() {
+    if has_glib() {
+        check("gcc", "glib/source", &["-std=gnu11"]);
+        check("gcc", "glib/source", &["-std=gnu11", "-fsanitize=address"]);
+    }
+}
+
+#[test]
+fn the_headers_are_c11_and_cxx17() {
+    let mut headers = vec!["corio.h"];
+    if has_glib() {
+        headers.push("corio-glib.h");
+    }
+    let glib = pkg_config(&["--cflags"]);
     for (compiler, language) in [
         ("gcc", ["-xc", "-std=c11"]),
         ("clang", ["-xc", "-std=c11"]),
@@ -144,17 +187,61 @@ fn the_header_is_c11_and_cxx17() {
             println!("SKIP: {compiler} is absent");
             continue;
         }
-        let mut command = Command::new(compiler);
-        command
-            .args(language)
-            .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]);
-        run(command.arg(&header));
+        for header in &headers {
+            let mut command = Command::new(compiler);
+            command
+                .args(language)
+                .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"])
+                .args(&glib);
+            run(command.args(["-include", header, "/dev/null"]));
+        }
     }
 }
 
-/// The functions that the header declares.
+/// The example of docs/C.md is built as that says, and serves.
+#[test]
+fn the_example_is_built_by_pkg_config_alone() {
+    let source = here().join("examples/echo.c");
+    let document = std::fs::read_to_string(here().join("../../docs/C.md")).unwrap();
+    let text = std::fs::read_to_string(&source).unwrap();
+    assert!(document.contains(&text), "docs/C.md shows another example");
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("echo");
+    let mut command = Command::new("cc");
+    command.arg(&source).arg("-o").arg(&out);
+    run(command.args(pkg_config(&["--cflags", "--libs"])));
+
+    let disk = here().join("Cargo.toml");
+    let mut child = Command::new(out)
+        .arg(&disk)
+        .env("LD_LIBRARY_PATH", prefix().join("lib"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line = || said.next().unwrap().unwrap();
+    let port = line().strip_prefix("port ").unwrap().parse().unwrap();
+    let size = std::fs::metadata(&disk).unwrap().len();
+    assert_eq!(line(), format!("{}: {size} bytes, read", disk.display()));
+    let clients = [(); 3].map(|()| TcpStream::connect(("127.0.0.1", port)).unwrap());
+    for (mut client, text) in clients.iter().zip(["one", "two", "three"]) {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(text.as_bytes()).unwrap();
+    }
+    for (mut client, text) in clients.iter().zip(["one", "two", "three"]) {
+        let mut back = vec![0; text.len()];
+        client.read_exact(&mut back).unwrap();
+        assert_eq!(back, text.as_bytes());
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// The functions that the headers declare.
 fn declared() -> Vec<String> {
-    let header = std::fs::read_to_string(here().join("include/corio.h")).unwrap();
+    let mut header = std::fs::read_to_string(here().join("include/corio.h")).unwrap();
+    if has_glib() {
+        header += &std::fs::read_to_string(here().join("include/corio-glib.h")).unwrap();
+    }
     let mut names: Vec<_> = functions(&header).map(str::to_owned).collect();
     names.sort();
     names

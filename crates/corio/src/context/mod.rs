@@ -294,7 +294,7 @@ impl AioContext {
 
     /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not
     /// from a signal handler.
-    #[doc(alias = "aio_bh_schedule_oneshot")]
+    #[doc(alias("aio_bh_schedule_oneshot", "aio_bh_schedule_oneshot_full"))]
     pub fn schedule_oneshot(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
         bottom_half::oneshot(self, name, callback);
     }
