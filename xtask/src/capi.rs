@@ -85,7 +85,9 @@ pub(crate) fn build_rounds(workspace: &Workspace) -> Result<Option<PathBuf>> {
     }
     let (lib, rounds) = (prefix.join("lib"), prefix.join("rounds.so"));
     let mut compile = Command::new("cc");
-    compile.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&rounds);
+    compile
+        .args(["-O2", "-fno-plt", "-shared", "-fPIC", "-o"])
+        .arg(&rounds);
     compile.arg(workspace.root.join("bench/src/capi/rounds.c"));
     compile.arg("-I").arg(prefix.join("include"));
     compile.arg("-L").arg(&lib).arg("-lcorio");

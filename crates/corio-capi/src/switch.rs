@@ -7,119 +7,149 @@
 //! which is predicted by where it went the last times, and switch by jumps as well.
 //!
 //! ```text
-//!   C's caller ── call enter ──▶ prepare ── jmp ──▶ (in yield) pop, jmp ──▶ the coroutine's body
-//!              ◀── pop, jmp ──── (in enter) ◀── jmp ── prepare ◀── call yield ──┘
+//!   C's caller ── call enter ──▶ begin ── jmp ──▶ (in yield) pop, jmp ──▶ the coroutine's body
+//!              ◀── pop, jmp ──── (in enter) ◀── jmp ── begin ◀── call yield ──┘
 //! ```
 //!
-//! What a stack that waits looks like is the machine's affair (`corio::raw::Saved`): its resumer
-//! leaves its own `rip` on its stack, jumps to the address at the top of the one that waits with
-//! `rdi` and `rdx` pointing to both, and finds in `rsi` what it is given.
+//! What a stack that waits looks like is the machine's affair (corio, `coroutine/machine/x86_64.rs`):
+//! its resumer leaves its own `rip` on its stack and jumps to the address at the end of the one that
+//! waits, with the coroutine in `rdi` and that end in `rdx`; what it is given it finds in `rsi`.
 //!
-//! A coroutine that is entered for the first time is entered the ordinary way, by calls: one that
-//! never yields returns as it was called.
+//! Whatever is not simply suspended is entered the ordinary way, by calls. So is a coroutine that
+//! has never run: one that never yields returns as it was called.
 
 use std::arch::naked_asm;
-use std::ptr::NonNull;
 
-use corio::raw::{Loose, SETTLE, Saved};
+use corio::raw::{SETTLE, layout};
 
 use crate::coroutine::{self, Coroutine};
 
+const NAME: &str = "qemu_coroutine_enter";
+
+/// Where this thread's state is from the thread pointer: see corio's `tls`.
+macro_rules! thread_state {
+    () => {
+        concat!(
+            "[rip + \"corio_thread_state_",
+            env!("CARGO_PKG_VERSION"),
+            "\"@GOTTPOFF]"
+        )
+    };
+}
+
+/// Saves what a C function must leave as it was.
+macro_rules! save {
+    () => {
+        concat!(
+            save!(rbp),
+            save!(rbx),
+            save!(r12),
+            save!(r13),
+            save!(r14),
+            save!(r15)
+        )
+    };
+    ($register:ident) => {
+        concat!(
+            "push ",
+            stringify!($register),
+            "\n",
+            ".cfi_adjust_cfa_offset 8\n",
+            ".cfi_rel_offset ",
+            stringify!($register),
+            ", 0\n"
+        )
+    };
+}
+
+/// Restores it, and leaves by a jump to where the function was called.
+macro_rules! restore_and_leave {
+    () => {
+        "pop r15\npop r14\npop r13\npop r12\npop rbx\npop rbp\npop rcx\njmp rcx"
+    };
+}
+
 /// # Safety
-/// As `qemu_coroutine_enter`.
+/// The header's contract: a coroutine of `qemu_coroutine_create` that nobody else enters.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
     naked_asm!(
         ".cfi_startproc",
-        "push rbp",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset rbp, 0",
-        "push rbx",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset rbx, 0",
-        "push r12",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r12, 0",
-        "push r13",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r13, 0",
-        "push r14",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r14, 0",
-        "push r15",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r15, 0",
+        // As `corio::raw::enter`, as far as all is as it mostly is.
+        "test rdi, rdi",
+        "jz 9f",
+        concat!("mov rax, ", thread_state!()),
+        "add rax, fs:[0]",
+        "mov rcx, [rax + {home}]",
+        "test rcx, rcx",
+        "jz 9f",
+        "cmp byte ptr [rax + {traced}], 0",
+        "jne 9f",
+        "mov rdx, [rdi + {key}]",
+        "test edx, edx",
+        "jnz 9f",
+        "mov rsi, [rdi + {slot}]",
+        "lea r8, [rdx + {running}]",
+        "cmp r8, [rsi + {word}]",
+        "jne 9f",
+        "mov rcx, [rcx + {home_inbox}]",
+        "mov [rsi + {inbox}], rcx",
+        "mov [rdi + {thread}], rax",
+        "mov rcx, [rax]",
+        "mov [rdi + {caller}], rcx",
+        "add rdx, {entered}",
+        "mov [rdi + {key}], rdx",
+        "mov [rax], rdi",
+        save!(),
         "push rdi",
         ".cfi_adjust_cfa_offset 8",
-        "call {prepare}",
-        "test rax, rax",
-        "jz 4f",
-        "mov rdi, rax",
-        "mov rdx, [rax]",
+        "mov rdx, [rdi]",
         "lea rax, [rip + 2f]",
         "push rax",
         "jmp [rdx]",
-        "2:", // It has suspended, or ended: rsi is what it gives. rbp is as it was.
+        "2:", // It has suspended, or ended. rbp is as it was.
         "test sil, {settle_bit}",
-        "jz 3f",
-        "mov rdi, [rsp]",
-        "call {settle}",
+        "jnz 4f",
         "3:",
         "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "pop rcx",
-        "jmp rcx",
-        "4:", // All is done, by calls.
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "ret",
+        restore_and_leave!(),
+        "4:",
+        "mov rdi, [rsp]",
+        "call {settle}",
+        "jmp 3b",
+        "9:",
+        "jmp {by_call}",
         ".cfi_endproc",
-        prepare = sym prepare_enter,
-        settle = sym settle,
+        home = const layout::HOME,
+        traced = const layout::TRACED,
+        key = const layout::KEY,
+        slot = const layout::SLOT,
+        running = const layout::RUNNING,
+        word = const layout::WORD,
+        home_inbox = const layout::HOME_INBOX,
+        inbox = const layout::INBOX,
+        thread = const layout::THREAD,
+        caller = const layout::CALLER,
+        entered = const layout::ENTERED,
         settle_bit = const SETTLE,
+        settle = sym settle,
+        by_call = sym enter_by_call,
     )
 }
 
-/// The stack to be resumed; null if that is done already.
-///
 /// # Safety
 /// As `qemu_coroutine_enter`.
-unsafe extern "C" fn prepare_enter(co: *mut Coroutine) -> *const Saved {
-    // SAFETY: the caller's promise.
-    let saved = NonNull::new(co).and_then(|co| unsafe { Loose::from_ptr(co.cast()).begin_enter() });
-    match saved {
-        Some(saved) => saved.as_ptr(),
-        // SAFETY: the caller's promise.
-        None => unsafe { enter_by_call(co) },
-    }
-}
-
-/// # Safety
-/// As `qemu_coroutine_enter`.
-#[inline(never)] // What it needs of registers, `prepare_enter` need not save.
-unsafe extern "C" fn enter_by_call(co: *mut Coroutine) -> *const Saved {
-    const NAME: &str = "qemu_coroutine_enter";
+unsafe extern "C" fn enter_by_call(co: *mut Coroutine) {
     // SAFETY: the caller's promise.
     unsafe { coroutine::enter(coroutine::loose(co, NAME), NAME) };
-    std::ptr::null()
 }
 
 /// # Safety
 /// The coroutine has just given something to settle.
 unsafe extern "C" fn settle(co: *mut Coroutine) {
     // SAFETY: the caller's promise.
-    unsafe { coroutine::loose(co, "qemu_coroutine_enter").settle() }
+    unsafe { coroutine::loose(co, NAME).settle() }
 }
 
 #[unsafe(no_mangle)]
@@ -127,29 +157,17 @@ unsafe extern "C" fn settle(co: *mut Coroutine) {
 unsafe extern "C" fn qemu_coroutine_yield() {
     naked_asm!(
         ".cfi_startproc",
-        "push rbp",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset rbp, 0",
-        "push rbx",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset rbx, 0",
-        "push r12",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r12, 0",
-        "push r13",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r13, 0",
-        "push r14",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r14, 0",
-        "push r15",
-        ".cfi_adjust_cfa_offset 8",
-        ".cfi_rel_offset r15, 0",
-        "sub rsp, 8",
-        ".cfi_adjust_cfa_offset 8",
-        "call {prepare}",
-        "mov rdi, rax",
-        "mov rsi, rdx",
+        // As `corio::suspend`; a loose coroutine is never cancelled.
+        concat!("mov rax, ", thread_state!()),
+        "mov rdi, fs:[rax]",
+        "test rdi, rdi",
+        "jz 9f",
+        "mov rsi, [rdi + {suspended_key}]",
+        "mov [rdi + {key}], rsi",
+        "mov rdx, [rdi + {thread}]",
+        "mov rcx, [rdi + {caller}]",
+        "mov [rdx], rcx",
+        save!(),
         "lea rax, [rip + 2f]",
         "push rax",
         "mov [rdi], rsp",
@@ -157,36 +175,22 @@ unsafe extern "C" fn qemu_coroutine_yield() {
         "pop rbp",
         "pop rcx",
         "jmp rcx",
-        "2:", // Resumed: rdi is the coroutine, rdx its stack.
+        "2:", // Resumed.
         "push rbp",
         "mov [rdi + 8], rsp",
-        "lea rsp, [rdx + 16]",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "pop rcx",
-        "jmp rcx",
+        "lea rsp, [rdx + 8]",
+        restore_and_leave!(),
+        "9:",
+        "jmp {to_no_one}",
         ".cfi_endproc",
-        prepare = sym prepare_yield,
+        suspended_key = const layout::SUSPENDED_KEY,
+        key = const layout::KEY,
+        thread = const layout::THREAD,
+        caller = const layout::CALLER,
+        to_no_one = sym to_no_one,
     )
 }
 
-/// What is handed back in two registers.
-#[repr(C)]
-struct Leaving {
-    saved: *const Saved,
-    given: u64,
-}
-
-extern "C" fn prepare_yield() -> Leaving {
-    match Loose::begin_suspend() {
-        Some((saved, given)) => Leaving {
-            saved: saved.as_ptr(),
-            given,
-        },
-        None => die!("Co-routine is yielding to no one"),
-    }
+extern "C" fn to_no_one() {
+    die!("Co-routine is yielding to no one")
 }

@@ -11,7 +11,7 @@ mod disk;
 
 pub use self::disk::Disk;
 #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
-pub use crate::coroutine::loose::Saved;
+pub use crate::coroutine::loose::layout;
 pub use crate::coroutine::loose::{Loose, Refused, SETTLE};
 pub use crate::schedule::loose::{
     Loop, create, enter, queue_beside_running, token_of_running, wake_token,

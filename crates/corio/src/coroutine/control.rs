@@ -199,6 +199,9 @@ impl core::ops::Deref for ControlBlock {
 }
 
 impl ControlBlock {
+    /// Where the key is, in bytes.
+    pub(super) const KEY_AT: usize = core::mem::offset_of!(ControlBlock, key);
+
     #[inline(always)]
     pub(super) fn key(&self) -> u64 {
         self.key.load(Ordering::Relaxed)

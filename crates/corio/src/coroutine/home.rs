@@ -53,6 +53,9 @@ pub(crate) struct Home {
 }
 
 impl Home {
+    /// Where its inbox is, in bytes.
+    pub(super) const INBOX_AT: usize = core::mem::offset_of!(Home, inbox);
+
     pub(super) fn link(&self, block: &ControlBlock) {
         let older = self.newest.replace(block);
         block.older.set(older);

@@ -142,44 +142,6 @@ impl Loose {
         Ok(switch::switch_into(block, base))
     }
 
-    /// Begins what [`enter`](Self::enter) does, up to the switch, if that is all there is to do: for
-    /// who switches by itself. None: nothing has been done, and there is more to do.
-    ///
-    /// # Safety
-    /// As for `enter`. The caller resumes the stack that is returned.
-    #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
-    #[inline(always)]
-    pub unsafe fn begin_enter(self) -> Option<NonNull<Saved>> {
-        let thread = tls::thread();
-        let home = home::of_thread(thread)?;
-        let co = self.co();
-        let base = co.key();
-        let block = co.block();
-        // The key is its generation's in state SUSPENDED: not so if it has begun to be anything else.
-        if base & STATE_MASK != key::SUSPENDED
-            || !block.slot.word.is_quiet(base)
-            || thread.traced.get()
-        {
-            return None;
-        }
-        let inbox = home.inbox().cast_mut();
-        block.slot.inbox.store(inbox, Ordering::Relaxed);
-        block.hot.thread.set(thread);
-        switch::begin(thread, thread.current.get(), block, base);
-        Some(self.0.cast())
-    }
-
-    /// Begins a suspension of the running coroutine, up to the switch: for who switches by itself.
-    /// The stack to be left, and what is to be given to the resumer. None outside of coroutines.
-    #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
-    #[inline(always)]
-    pub fn begin_suspend() -> Option<(NonNull<Saved>, u64)> {
-        let block = switch::running()?;
-        let given = block.hot.suspended_key.get();
-        switch::begin_out(block, given);
-        Some((NonNull::from(block).cast(), given))
-    }
-
     /// What is to be done after a run that left something to be done: ends the coroutine, runs what
     /// it woke. A panic of any of them passes through.
     ///
@@ -229,14 +191,44 @@ impl Loose {
     }
 }
 
-/// What lies at a coroutine's address: where its stack ends while it does not run, and where its
-/// resumer's ends while it does, as the machine's documentation draws them.
+/// Where assembly finds what a switch needs, in bytes from an object's address; the numbers that it
+/// knows them by. What is done with them is what `switch::begin` and `switch::begin_out` do.
 #[doc(hidden)]
 #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
-#[repr(C)]
-pub struct Saved {
-    sp: *mut u8,
-    resumer: *mut u8,
+pub mod layout {
+    use core::mem::offset_of;
+
+    use super::super::control::{ControlBlock, key};
+    use super::super::home::Home;
+    use crate::stack::Slot;
+    use crate::tls::ThreadState;
+
+    /// In a coroutine: see its control block.
+    pub const THREAD: usize = offset_of!(ControlBlock, hot.thread);
+    /// See [`THREAD`].
+    pub const SUSPENDED_KEY: usize = offset_of!(ControlBlock, hot.suspended_key);
+    /// See [`THREAD`].
+    pub const CALLER: usize = offset_of!(ControlBlock, hot.caller);
+    /// See [`THREAD`].
+    pub const KEY: usize = ControlBlock::KEY_AT;
+    /// See [`THREAD`].
+    pub const SLOT: usize = offset_of!(ControlBlock, rest.slot);
+    /// In a slot.
+    pub const WORD: usize = offset_of!(Slot, word);
+    /// In a slot.
+    pub const INBOX: usize = offset_of!(Slot, inbox);
+    /// In a home.
+    pub const HOME_INBOX: usize = Home::INBOX_AT;
+    /// In a thread's state, whose first word is the running coroutine.
+    pub const HOME: usize = offset_of!(ThreadState, home);
+    /// In a thread's state; a byte.
+    pub const TRACED: usize = offset_of!(ThreadState, traced);
+    /// What is added to the key of one that is suspended, whose lower half is 0.
+    pub const ENTERED: u64 = key::ENTERED;
+    /// What is added to such a key to make the word of one that may be entered by hand.
+    pub const RUNNING: u64 = crate::stack::SlotWord::QUIET;
+
+    const _: () = assert!(offset_of!(ThreadState, current) == 0 && key::SUSPENDED == 0);
 }
 
 /// The bit of what a resumer is given by which [`Loose::settle`] must follow.

@@ -73,6 +73,9 @@ pub(crate) enum Park {
 pub(crate) struct SlotWord(AtomicU64);
 
 impl SlotWord {
+    /// What a word is besides its generation when [`is_quiet`](Self::is_quiet) is true.
+    pub(crate) const QUIET: u64 = RUNNING;
+
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(pack(1, ALONE)))
     }
@@ -221,7 +224,7 @@ impl SlotWord {
     #[inline(always)]
     pub(crate) fn is_quiet(&self, packed: u64) -> bool {
         // Relaxed: whoever enters it by hand is ordered after its last run by other means.
-        self.0.load(Ordering::Relaxed) == packed | RUNNING
+        self.0.load(Ordering::Relaxed) == packed | Self::QUIET
     }
 
     /// The home thread is about to enter a coroutine that it took from the queue.
