@@ -12,8 +12,9 @@
 //! ```
 //!
 //! What a stack that waits looks like is the machine's affair (corio, `coroutine/machine/x86_64.rs`):
-//! its resumer leaves its own `rip` on its stack and jumps to the address at the end of the one that
-//! waits, with the coroutine in `rdi` and that end in `rdx`; what it is given it finds in `rsi`.
+//! its resumer leaves what was current and its own `rip` on its stack, and jumps to the address at
+//! the end of the one that waits, with the coroutine in `rdi`, that end in `rdx` and the thread in
+//! `rax`. Of these it gets the first and the last back, and what it is given in `rsi`.
 //!
 //! Whatever is not simply suspended is entered the ordinary way, by calls. So is a coroutine that
 //! has never run: one that never yields returns as it was called.
@@ -96,27 +97,27 @@ unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
         "mov rcx, [rcx + {home_inbox}]",
         "mov [rsi + {inbox}], rcx",
         "mov [rdi + {thread}], rax",
-        "mov rcx, [rax]",
-        "mov [rdi + {caller}], rcx",
         "add rdx, {entered}",
         "mov [rdi + {key}], rdx",
-        "mov [rax], rdi",
         save!(),
-        "push rdi",
+        "push [rax]",
         ".cfi_adjust_cfa_offset 8",
+        "mov [rax], rdi",
         "mov rdx, [rdi]",
-        "lea rax, [rip + 2f]",
-        "push rax",
+        "lea rcx, [rip + 2f]",
+        "push rcx",
         "jmp [rdx]",
-        "2:", // It has suspended, or ended. rbp is as it was.
+        "2:", // It has suspended, or ended; rdi is the coroutine, rax the thread, rbp as it was.
+        "pop [rax]",
+        ".cfi_adjust_cfa_offset -8",
         "test sil, {settle_bit}",
         "jnz 4f",
         "3:",
-        "add rsp, 8",
         restore_and_leave!(),
         "4:",
-        "mov rdi, [rsp]",
+        "sub rsp, 8",
         "call {settle}",
+        "add rsp, 8",
         "jmp 3b",
         "9:",
         "jmp {by_call}",
@@ -130,7 +131,6 @@ unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
         home_inbox = const layout::HOME_INBOX,
         inbox = const layout::INBOX,
         thread = const layout::THREAD,
-        caller = const layout::CALLER,
         entered = const layout::ENTERED,
         settle_bit = const SETTLE,
         settle = sym settle,
@@ -159,17 +159,15 @@ unsafe extern "C" fn qemu_coroutine_yield() {
         ".cfi_startproc",
         // As `corio::suspend`; a loose coroutine is never cancelled.
         concat!("mov rax, ", thread_state!()),
-        "mov rdi, fs:[rax]",
+        "add rax, fs:[0]",
+        "mov rdi, [rax]",
         "test rdi, rdi",
         "jz 9f",
         "mov rsi, [rdi + {suspended_key}]",
         "mov [rdi + {key}], rsi",
-        "mov rdx, [rdi + {thread}]",
-        "mov rcx, [rdi + {caller}]",
-        "mov [rdx], rcx",
         save!(),
-        "lea rax, [rip + 2f]",
-        "push rax",
+        "lea rcx, [rip + 2f]",
+        "push rcx",
         "mov [rdi], rsp",
         "mov rsp, [rdi + 8]",
         "pop rbp",
@@ -185,8 +183,6 @@ unsafe extern "C" fn qemu_coroutine_yield() {
         ".cfi_endproc",
         suspended_key = const layout::SUSPENDED_KEY,
         key = const layout::KEY,
-        thread = const layout::THREAD,
-        caller = const layout::CALLER,
         to_no_one = sym to_no_one,
     )
 }

@@ -22,7 +22,8 @@ use super::ring::ContextRing;
 use super::{AioContext, PollStats, guarded, timer};
 use crate::error::Error;
 use crate::sys::clock::Moment;
-use crate::{coroutine, tls, track};
+use crate::tls::{self, ThreadState};
+use crate::{coroutine, track};
 
 /// Turns that may go by without looking at the descriptors while there is other work.
 const SKIPPED_TURNS_MAX: u32 = 61;
@@ -92,11 +93,17 @@ impl Local {
 
     /// The context whose home thread this is, if any.
     #[inline]
-    #[allow(unsafe_code)] // ThreadState::context is untyped.
     pub(crate) fn current<'a>() -> Option<&'a Local> {
+        Local::of(tls::thread())
+    }
+
+    /// The same, for who has this thread's state at hand.
+    #[inline]
+    #[allow(unsafe_code)] // ThreadState::context is untyped.
+    pub(super) fn of<'a>(thread: &ThreadState) -> Option<&'a Local> {
         // SAFETY: set to a living Local by `enter`, and back before it goes; callers do not keep
         // the reference past the code that runs in the home.
-        unsafe { tls::thread().context.get().cast::<Local>().as_ref() }
+        unsafe { thread.context.get().cast::<Local>().as_ref() }
     }
 
     pub(crate) fn context(&self) -> &AioContext {
@@ -486,12 +493,12 @@ impl Local {
         // Nothing but the time tells when the kernel is not busy any more.
         let retry = self.submit_due.get().then_some(SUBMIT_RETRY_NS);
         let timers = inner.timers.timeout_ns();
-        [retry, timers, bottom_halves].into_iter().flatten().min()
+        sooner(retry, sooner(timers, bottom_halves))
     }
 
     /// True if something that is no descriptor's nor timer's is to be run at once.
     fn is_urgent(&self) -> bool {
-        self.drain_due.get() || self.context.inner().bottom_halves.timeout_ns() == Some(0)
+        self.drain_due.get() || self.context.inner().bottom_halves.is_urgent()
     }
 
     /// True if the home has queued something for itself, in this very turn.
@@ -640,11 +647,19 @@ impl Drop for LocalHandler {
     }
 }
 
+/// The shorter of two timeouts; None is without limit.
+fn sooner(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 /// Panics with advice inside a coroutine: a poll there would run the loop on the coroutine's stack.
 #[track_caller]
-pub(super) fn refuse_in_coroutine() {
+pub(super) fn refuse_in_coroutine(thread: &ThreadState) {
     assert!(
-        tls::thread().current.get().is_null(),
+        thread.current.get().is_null(),
         "AioContext::poll was called inside a coroutine: park it instead (sleep, I/O, locks), the loop that runs it goes on"
     );
 }

@@ -272,8 +272,10 @@ impl AioContext {
     #[doc(alias = "aio_poll")]
     #[track_caller]
     pub fn poll(&self, blocking: bool) -> io::Result<bool> {
-        local::refuse_in_coroutine();
-        let Some(local) = Local::current().filter(|local| Arc::ptr_eq(&local.context().0, &self.0))
+        let thread = tls::thread();
+        local::refuse_in_coroutine(thread);
+        let Some(local) =
+            Local::of(thread).filter(|local| Arc::ptr_eq(&local.context().0, &self.0))
         else {
             panic!(
                 "AioContext::poll of `{}` was called off its home thread: call it inside `enter_home`",
@@ -289,7 +291,7 @@ impl AioContext {
         name: &'static str,
         callback: impl Fn() + Send + Sync + 'static,
     ) -> BottomHalf {
-        BottomHalf::new(self.clone(), name, Box::new(callback))
+        BottomHalf::new(self.clone(), name, callback)
     }
 
     /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not

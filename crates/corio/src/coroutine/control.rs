@@ -151,8 +151,6 @@ pub(crate) struct Hot {
     /// The key that a suspension leaves: of state SUSPENDED; with QUEUES once it has queued itself,
     /// and with WOKE once it has woken others.
     pub(super) suspended_key: Cell<u64>,
-    /// Who has entered it: what `ThreadState::current` was, and is again once it suspends.
-    pub(super) caller: Cell<*const ()>,
     pub(super) cancel: Cell<Cancel>,
     /// Cancellation is not raised while this is above 0.
     pub(super) cancel_masks: Cell<u32>,

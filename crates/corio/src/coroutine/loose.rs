@@ -139,7 +139,8 @@ impl Loose {
         let block = co.block();
         block.slot.inbox.store(inbox.cast_mut(), Ordering::Relaxed);
         block.hot.thread.set(thread);
-        Ok(switch::switch_into(block, base))
+        let (left, _) = switch::switch_into(block, base);
+        Ok(left & key::SETTLE == 0)
     }
 
     /// What is to be done after a run that left something to be done: ends the coroutine, runs what
@@ -192,7 +193,8 @@ impl Loose {
 }
 
 /// Where assembly finds what a switch needs, in bytes from an object's address; the numbers that it
-/// knows them by. What is done with them is what `switch::begin` and `switch::begin_out` do.
+/// knows them by. What is done with them is what
+/// `switch::switch` and `switch::switch_out` do.
 #[doc(hidden)]
 #[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
 pub mod layout {
@@ -207,8 +209,6 @@ pub mod layout {
     pub const THREAD: usize = offset_of!(ControlBlock, hot.thread);
     /// See [`THREAD`].
     pub const SUSPENDED_KEY: usize = offset_of!(ControlBlock, hot.suspended_key);
-    /// See [`THREAD`].
-    pub const CALLER: usize = offset_of!(ControlBlock, hot.caller);
     /// See [`THREAD`].
     pub const KEY: usize = ControlBlock::KEY_AT;
     /// See [`THREAD`].

@@ -9,23 +9,24 @@
 //! defers cancelling, `wake_queue` in which order the woken run, `overflow` the report of a stack
 //! that was too small.
 
+mod cancel;
 mod control;
 mod home;
 pub(crate) mod loose;
 mod machine;
-mod mask;
 mod overflow;
 mod switch;
 mod wake_queue;
 
 use core::cell::Cell;
+use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::ptr::NonNull;
 use std::rc::Rc;
 
+pub use cancel::{CancelMask, mask_cancel};
 pub use home::home;
-pub use mask::{CancelMask, mask_cancel};
 
 pub(crate) use control::{Cancel, Cancelled, Phase, is_parked_as};
 pub(crate) use home::{Home, Unfinished, cancel_now, of_context as context_home, with_home};
@@ -170,44 +171,6 @@ impl CoRef {
         self.block().has_queued_itself()
     }
 
-    /// Takes note of a cancellation that was asked for with a token, perhaps on another thread.
-    #[inline]
-    pub(crate) fn accept_cancel(self) {
-        if self.slot().is_cancel_wanted(self.generation()) {
-            self.request_cancel();
-        }
-    }
-
-    pub(crate) fn request_cancel(self) {
-        if self.block().hot.cancel.get() == Cancel::None {
-            self.block().hot.cancel.set(Cancel::Requested);
-        }
-    }
-
-    /// True once it unwinds because it was cancelled.
-    pub(crate) fn is_unwinding(self) -> bool {
-        self.block().hot.cancel.get() == Cancel::Raised
-    }
-
-    /// True once it is asked to end, unless a mask defers it.
-    pub(crate) fn is_cancelled(self) -> bool {
-        self.block().hot.cancel.get() != Cancel::None && self.block().hot.cancel_masks.get() == 0
-    }
-
-    /// True while it is asked to end, no mask defers it, and it has not begun to unwind.
-    fn is_cancel_due(self) -> bool {
-        self.block().hot.cancel.get() == Cancel::Requested && self.is_cancelled()
-    }
-
-    /// True while it is asked to end and cannot be made to, as something on this thread unwinds,
-    /// perhaps itself: then it must not wait for what may never come.
-    pub(crate) fn must_not_wait(self) -> bool {
-        self.is_unwinding()
-            || self.block().hot.cancel.get() == Cancel::Requested
-                && self.block().hot.cancel_masks.get() == 0
-                && std::thread::panicking()
-    }
-
     /// Has `unfinished` told if the coroutine is leaked.
     ///
     /// # Safety
@@ -339,7 +302,7 @@ pub(crate) fn suspend_running(co: CoRef) {
 
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
-    switch::switch_out(block, block.hot.suspended_key.get());
+    let block = switch::switch_out(block, block.hot.suspended_key.get());
     if block.hot.cancel.get() == Cancel::Requested {
         take_cancel(block, false, true);
     }
@@ -369,7 +332,7 @@ fn suspend_parked(block: &ControlBlock, uninterruptible: bool) {
     // One that unwinds now does so still when it is woken; while it does not, others of the thread
     // may, and wait for this one to end.
     let may_unwind = std::thread::panicking();
-    switch::switch_out(block, block.hot.suspended_key.get() | key::PARKS);
+    let block = switch::switch_out(block, block.hot.suspended_key.get() | key::PARKS);
     if block.hot.cancel.get() == Cancel::Requested {
         take_cancel(block, uninterruptible, may_unwind);
     }
@@ -704,8 +667,12 @@ impl Coroutine {
     #[track_caller]
     #[inline(always)] // A call more would cost a return that the CPU predicts wrong.
     pub fn enter(&self) {
-        // Of this generation, and in one of the first two states: one comparison.
-        if self.co.key().wrapping_sub(self.base) <= key::CREATED {
+        let key = self.co.key();
+        if key == self.base + key::SUSPENDED {
+            return switch::enter_as(self.co, self.base);
+        }
+        if key == self.base + key::CREATED {
+            cold_path(); // Or the two comparisons become an addition and one, a step longer.
             return switch::enter_as(self.co, self.base);
         }
         self.enter_slow();

@@ -9,7 +9,7 @@
 #![allow(unsafe_code)] // Stack switching; SAFETY comments name control's and stack's invariants.
 
 use core::cell::Cell;
-use core::mem::ManuallyDrop;
+use core::mem::{ManuallyDrop, offset_of};
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 use std::any::Any;
@@ -67,7 +67,6 @@ pub(super) fn create<F: FnOnce() + 'static>(
         machine,
         thread: Cell::new(thread),
         suspended_key: Cell::new(key::of(generation) + key::SUSPENDED),
-        caller: Cell::new(ptr::null()),
         cancel: Cell::new(Cancel::None),
         cancel_masks: Cell::new(0),
     };
@@ -147,13 +146,6 @@ fn run_body<F: FnOnce()>(body: Body<F>) {
         keep_panic(co, payload);
     }
     co.block().set_state(key::ENDED);
-    not_running(co.block());
-}
-
-/// The coroutine that runs is about to give control back.
-#[inline(always)]
-fn not_running(block: &ControlBlock) {
-    block.hot.thread.get().current.set(block.hot.caller.get());
 }
 
 #[cold]
@@ -163,51 +155,50 @@ fn keep_panic(co: CoRef, payload: Panic) {
     }
 }
 
-/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends. True
-/// if that is all: it has suspended and woken nobody. Else [`after_run`] must follow.
+/// Switches into a coroutine that is Created or Suspended, and back when it suspends or ends.
+/// Returns what it left: its key, which has SETTLE in it if [`after_run`] must follow, and itself
+/// again, as the machine keeps it in a register.
 ///
 /// `base` is the key of its generation.
 #[inline(always)]
-pub(super) fn switch_into(block: &ControlBlock, base: u64) -> bool {
-    let thread = block.hot.thread.get();
+pub(super) fn switch_into(block: &ControlBlock, base: u64) -> (u64, CoRef) {
+    let thread = tls::thread();
     if thread.traced.get() {
         return traced_switch(block, base);
     }
-    switch(thread, thread.current.get(), block, base)
+    switch(thread, block, base)
 }
 
-/// As [`switch_into`]; `caller` is the running coroutine's block, or null.
+/// As [`switch_into`]; `thread` is this one.
 #[inline(always)]
-fn switch(thread: &tls::ThreadState, caller: *const (), block: &ControlBlock, base: u64) -> bool {
-    begin(thread, caller, block, base);
+fn switch(thread: &tls::ThreadState, block: &ControlBlock, base: u64) -> (u64, CoRef) {
+    block.set_key(base + key::ENTERED);
     // SAFETY: control I3: it was not Entered, so nobody else is in here, and the block outlives the
     // call: only `finish` and `discard` end it, after it and never from inside.
-    let key = unsafe { block.hot.machine.resume() };
-    key & key::SETTLE == 0
+    let (key, machine) = unsafe { block.hot.machine.resume(thread) };
+    (key, of_machine(machine))
 }
 
-/// The coroutine is about to run.
+/// The coroutine of a machine, which is its first part.
 #[inline(always)]
-pub(super) fn begin(thread: &tls::ThreadState, caller: *const (), block: &ControlBlock, base: u64) {
-    block.hot.caller.set(caller);
-    block.set_key(base + key::ENTERED);
-    thread.current.set(ptr::from_ref(block).cast());
+fn of_machine(machine: NonNull<Machine>) -> CoRef {
+    const { assert!(offset_of!(ControlBlock, hot) == 0 && offset_of!(Hot, machine) == 0) }
+    CoRef(machine.cast())
 }
 
 /// All that is told of a run is told here, on the side of whoever enters, so that a suspension
 /// need not ask whether to tell. The end is told by `finish`.
 #[cold]
 #[inline(never)]
-fn traced_switch(block: &ControlBlock, base: u64) -> bool {
+fn traced_switch(block: &ControlBlock, base: u64) -> (u64, CoRef) {
     let co = reference(block);
     let caller = running().map_or(0, |caller| reference(caller).id());
     track::emit(Kind::Entered, caller, co.id(), 0);
-    let thread = block.hot.thread.get();
-    let plain = switch(thread, thread.current.get(), block, base);
+    let left = switch(tls::thread(), block, base);
     if block.key() != base + key::ENDED {
         track::emit(Kind::Yielded, co.id(), caller, 0);
     }
-    plain
+    left
 }
 
 /// Runs a coroutine that is Created or Suspended, then what it woke, and so on (SPEC C4).
@@ -219,7 +210,8 @@ pub(crate) fn enter(co: CoRef) {
 /// As [`enter`], for who has `base`, the key of the coroutine's generation, at hand.
 #[inline(always)]
 pub(super) fn enter_as(co: CoRef, base: u64) {
-    if !switch_into(co.block(), base) {
+    let (left, co) = switch_into(co.block(), base);
+    if left & key::SETTLE != 0 {
         after_run(co);
     }
 }
@@ -228,7 +220,8 @@ pub(super) fn enter_as(co: CoRef, base: u64) {
 /// one.
 #[inline(always)]
 pub(super) fn enter_first(thread: &tls::ThreadState, co: CoRef, base: u64) {
-    if !switch(thread, ptr::null(), co.block(), base) {
+    let (left, co) = switch(thread, co.block(), base);
+    if left & key::SETTLE != 0 {
         after_run(co);
     }
 }
@@ -286,7 +279,7 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         co.accept_cancel();
         let raised = if co.is_cancelled() && block.phase() == Phase::Created {
             discard_caught(co)
-        } else if switch_into(block, key::of(block.generation)) {
+        } else if switch_into(block, key::of(block.generation)).0 & key::SETTLE == 0 {
             continue;
         } else {
             settle(co, queue)
@@ -439,21 +432,15 @@ fn give_up(co: CoRef) {
     }
 }
 
-/// Gives control back to whoever entered the running coroutine; returns when it is entered again.
+/// Gives control back to whoever entered the running coroutine; returns it when it is entered
+/// again, as the machine keeps it in a register.
 ///
 /// `block` is the running coroutine's; `key` is what it shows meanwhile.
 #[inline(always)]
-pub(super) fn switch_out(block: &ControlBlock, key: u64) {
-    begin_out(block, key);
-    // SAFETY: the caller is inside the coroutine.
-    unsafe { block.hot.machine.suspend(key) };
-}
-
-/// The running coroutine is about to suspend.
-#[inline(always)]
-pub(super) fn begin_out(block: &ControlBlock, key: u64) {
+pub(super) fn switch_out(block: &ControlBlock, key: u64) -> &ControlBlock {
     block.set_key(key);
-    not_running(block);
+    // SAFETY: the caller is inside the coroutine; its block is where it was.
+    unsafe { &*of_machine(block.hot.machine.suspend(key)).0.as_ptr() }
 }
 
 /// The running coroutine's block.

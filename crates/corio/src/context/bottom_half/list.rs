@@ -1,5 +1,5 @@
 //! The list that threads other than the home push on, and signal handlers that interrupt it: a
-//! Treiber stack, which the home takes as a whole and turns round.
+//! Treiber stack, which the home takes as a whole.
 
 use core::ptr;
 
@@ -65,19 +65,11 @@ impl<T: Chained> List<T> {
         self.newest.load(Ordering::Relaxed).is_null()
     }
 
-    /// Takes everything and hands it over oldest first. Home thread.
+    /// Takes everything and hands it over newest first. Home thread.
     pub(super) fn drain(&self, mut each: impl FnMut(&T)) {
-        let mut at = self.newest.swap(ptr::null_mut(), Ordering::Acquire);
-        // Turned round in place.
-        let mut oldest: *mut T = ptr::null_mut();
+        let mut at = self.newest.swap(ptr::null_mut(), Ordering::Acquire); // Pairs with `push`.
         while let Some(node) = resolve(at) {
-            let next = node.next().load(Ordering::Relaxed);
-            node.next().store(oldest, Ordering::Relaxed);
-            oldest = at;
-            at = next;
-        }
-        while let Some(node) = resolve(oldest) {
-            oldest = node.next().load(Ordering::Relaxed);
+            at = node.next().load(Ordering::Relaxed);
             each(node); // It may be pushed again from here on.
         }
     }

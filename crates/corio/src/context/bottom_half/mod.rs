@@ -6,110 +6,25 @@
 //! differs from QEMU).
 //!
 //! Files: `queue` the protocol between the home, other threads and signal handlers, `list` what the
-//! latter two push on, `once` the nodes that run once. Here are the others, and what runs them.
+//! latter two push on, `node` what they push. Here is what runs them, and the handle.
 
 #![allow(unsafe_code)] // Nodes pass through the queue as raw pointers (queue I1, I2).
 
 mod list;
-mod once;
+mod node;
 mod queue;
 
 use core::ptr::NonNull;
-// A counter and no protocol, so not through `crate::atomic`.
-use core::sync::atomic::{AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use self::list::Chained;
-use self::once::{Once, OnceTable};
-use self::queue::{Hurry, Link, Linked, Popped, Queue};
+use self::node::{Kind, Node, free};
+use self::queue::{Hurry, Popped, Queue};
 use super::AioContext;
 use crate::tls;
 use crate::track;
 
 /// How long the loop sleeps at most while an idle bottom half is scheduled.
 pub(super) const IDLE_PERIOD_NS: u64 = 10_000_000;
-
-/// What a node runs.
-enum Work {
-    Shared(Box<dyn Fn() + Send + Sync>),
-    Once(&'static OnceTable),
-    /// The same, to start a coroutine; see [`BottomHalves::drop_spawns`].
-    Spawn(&'static OnceTable),
-}
-
-struct Node {
-    link: Link<Node>,
-    work: Work,
-    name: &'static str,
-    /// See `number`; 0 if none was given yet.
-    number: AtomicU64,
-}
-
-impl Node {
-    fn new(name: &'static str, work: Work) -> Self {
-        Self {
-            link: Link::new(),
-            work,
-            name,
-            number: AtomicU64::new(0),
-        }
-    }
-
-    /// A number that no other bottom half has or had, for tracking. It is given when it is first
-    /// asked for, so that those that nobody tracks do not meet at the counter. Home thread, so that
-    /// nobody else gives one meanwhile.
-    fn number(&self) -> u64 {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        match self.number.load(Ordering::Relaxed) {
-            0 => {
-                let number = NEXT.fetch_add(1, Ordering::Relaxed);
-                self.number.store(number, Ordering::Relaxed);
-                number
-            }
-            number => number,
-        }
-    }
-
-    fn note_run(&self) {
-        if track::is_enabled() {
-            track::emit_bottom_half(self.number(), self.name);
-        }
-    }
-}
-
-impl Chained for Node {
-    fn next(&self) -> &crate::atomic::AtomicPtr<Self> {
-        self.link.next_asked()
-    }
-}
-
-impl Linked for Node {
-    fn link(&self) -> &Link<Self> {
-        &self.link
-    }
-
-    #[inline]
-    fn runs_once(&self) -> bool {
-        !matches!(self.work, Work::Shared(_))
-    }
-}
-
-/// Frees a node that belongs to the caller.
-///
-/// # Safety
-/// It does, and nobody else uses it.
-unsafe fn free(node: *mut Node) {
-    let Some(node) = NonNull::new(node) else {
-        return;
-    };
-    // SAFETY: the caller's promise; made by `Once::make` or `BottomHalf::new`.
-    unsafe {
-        match node.as_ref().work {
-            Work::Once(table) | Work::Spawn(table) => (table.free)(node),
-            Work::Shared(_) => drop(Box::from_raw(node.as_ptr())),
-        }
-    }
-}
 
 /// What a context keeps of its bottom halves.
 pub(super) struct BottomHalves {
@@ -152,25 +67,32 @@ impl BottomHalves {
         Some(if is_urgent { 0 } else { IDLE_PERIOD_NS })
     }
 
+    /// True if the loop must not sleep. Home thread.
+    #[inline]
+    pub(super) fn is_urgent(&self) -> bool {
+        self.queue.begins_urgent() || self.timeout_ns() == Some(0)
+    }
+
     /// Frees what belongs to the queue and is `unwanted`. Who does this is home, or the last.
     fn discard(&self, unwanted: impl Fn(&Node) -> bool) {
         let mut freed = Vec::new();
         if let Some(section) = self.queue.section() {
-            section.absorb();
-            let limit = section.appended();
-            while let Some(popped) = section.pop(limit) {
+            let mut slice = section.slice();
+            while let Some(popped) = section.pop(&mut slice) {
                 match popped {
                     Popped::Once(node) => {
                         // SAFETY: it was just popped, and belongs to us.
-                        let node_ref = unsafe { &*node };
+                        let node_ref = unsafe { node.as_ref() };
                         if unwanted(node_ref) {
                             freed.push(node);
                         } else {
                             section.put_back_once(node_ref);
                         }
                     }
-                    // SAFETY: it stays for the run, and then for being in the queue.
-                    Popped::Run { node, hurry } => section.put_back(unsafe { &*node }, hurry),
+                    Popped::Run { node, hurry } => {
+                        // SAFETY: it stays for the run, and then for being in the queue.
+                        section.put_back(unsafe { node.as_ref() }, hurry);
+                    }
                     Popped::Dead(node) => freed.push(node),
                     Popped::Skip => {}
                 }
@@ -186,7 +108,7 @@ impl BottomHalves {
 
     /// Drops the spawns that no home will run. Who does this is home.
     pub(super) fn drop_spawns(&self) {
-        self.discard(|node| matches!(node.work, Work::Spawn(_)));
+        self.discard(|node| node.kind() == Kind::Spawn);
     }
 
     /// Runs what was scheduled before the call, and what outer turns have not run yet. True:
@@ -201,67 +123,69 @@ impl BottomHalves {
         let Some(mut section) = self.queue.section() else {
             return false;
         };
-        section.absorb();
-        let limit = section.appended();
+        let mut slice = section.slice();
+        let is_tracked = track::is_enabled();
         let mut progress = false;
-        while let Some(popped) = section.pop(limit) {
+        loop {
+            let node = if let Some(node) = section.pop_plain(&mut slice) {
+                progress = true;
+                node
+            } else {
+                match section.pop(&mut slice) {
+                    None => return progress,
+                    Some(Popped::Run { node, hurry }) => {
+                        progress |= hurry == Hurry::Urgent;
+                        node
+                    }
+                    Some(other) => {
+                        drop(section);
+                        progress |= run_or_free(other, is_tracked);
+                        // There is one: no callback leaves a section open.
+                        let Some(next) = self.queue.section() else {
+                            return progress;
+                        };
+                        section = next;
+                        continue;
+                    }
+                }
+            };
             drop(section);
-            let running = match popped {
-                Popped::Run { node, hurry } => {
-                    progress |= hurry == Hurry::Urgent;
-                    // SAFETY: it stays until `ran`.
-                    Some(self.run_shared(unsafe { &*node }))
-                }
-                Popped::Once(node) => {
-                    progress = true;
-                    run_once(node);
-                    None
-                }
-                Popped::Skip => None,
-                Popped::Dead(node) => {
-                    // SAFETY: it belongs to us.
-                    unsafe { free(node) };
-                    None
-                }
-            };
-            // In none: no callback leaves a section open.
-            let Some(next) = self.queue.section() else {
-                return progress;
-            };
-            section = next;
-            if let Some(running) = running {
-                section = running.end(section);
+            // SAFETY: it stays until `ran`.
+            let shared = unsafe { node.as_ref() };
+            let running = Running(self, shared);
+            if is_tracked {
+                shared.note_run();
             }
+            // SAFETY: as above.
+            unsafe { node::run(node) };
+            let Some(next) = self.queue.section() else {
+                return progress; // As above.
+            };
+            section = running.end(next);
         }
-        progress
-    }
-
-    #[inline]
-    fn run_shared<'a>(&'a self, node: &'a Node) -> Running<'a> {
-        let running = Running(self, node);
-        node.note_run();
-        if let Work::Shared(callback) = &node.work {
-            callback();
-        }
-        running
     }
 }
 
+/// What is no run of a shared callback. True: progress. In no section.
 #[inline]
-fn run_once(node: *mut Node) {
-    let Some(node) = NonNull::new(node) else {
-        return;
-    };
-    // SAFETY: it was popped, and belongs to us; its table is of its type.
-    unsafe {
-        node.as_ref().note_run();
-        if let Work::Once(table) | Work::Spawn(table) = node.as_ref().work {
-            (table.run)(node);
-        }
+fn run_or_free(popped: Popped<Node>, is_tracked: bool) -> bool {
+    match popped {
+        // SAFETY: it was popped, and belongs to us.
+        Popped::Once(node) => unsafe {
+            if is_tracked {
+                node.as_ref().note_run();
+            }
+            node::run(node);
+            return true;
+        },
+        // SAFETY: it belongs to us.
+        Popped::Dead(node) => unsafe { free(node) },
+        Popped::Run { .. } | Popped::Skip => {}
     }
+    false
 }
 
-/// A run, which ends also by the callback's panic.
+/// A run of a shared callback, which ends also by its panic.
 struct Running<'a>(&'a BottomHalves, &'a Node);
 
 impl<'a> Running<'a> {
@@ -270,31 +194,41 @@ impl<'a> Running<'a> {
     fn end(self, section: queue::Section<'a, Node>) -> queue::Section<'a, Node> {
         let Self(halves, node) = self;
         core::mem::forget(self);
-        if !section.ran(node) {
-            return section;
+        if section.ran(node) {
+            drop(section);
+            return halves.free_in_turn(node);
         }
-        drop(section);
-        // SAFETY: `ran` says that it belongs to us.
-        unsafe { free(core::ptr::from_ref(node).cast_mut()) };
-        loop {
-            // What its destructor has done is over.
-            if let Some(section) = halves.queue.section() {
-                return section;
-            }
-        }
+        section
     }
 }
 
 impl Drop for Running<'_> {
+    #[inline(always)] // Else it must be in memory, for unwinding.
     fn drop(&mut self) {
-        let Self(halves, node) = self;
-        let node = core::ptr::from_ref::<Node>(node).cast_mut();
+        self.0.end_by_panic(self.1);
+    }
+}
+
+impl BottomHalves {
+    #[cold]
+    fn free_in_turn(&self, node: &Node) -> queue::Section<'_, Node> {
+        // SAFETY: `ran` says that it belongs to us.
+        unsafe { free(NonNull::from(node)) };
+        loop {
+            // What its destructor has done is over.
+            if let Some(section) = self.queue.section() {
+                return section;
+            }
+        }
+    }
+
+    #[cold]
+    fn end_by_panic(&self, node: &Node) {
         // The home thread is in no section while a callback runs.
-        let section = halves.queue.section();
-        // SAFETY: it stays until `ran`.
-        if section.is_some_and(|section| section.ran(unsafe { &*node })) {
+        let section = self.queue.section();
+        if section.is_some_and(|section| section.ran(node)) {
             // SAFETY: `ran` says that it belongs to us.
-            unsafe { free(node) };
+            unsafe { free(NonNull::from(node)) };
         }
     }
 }
@@ -333,10 +267,9 @@ impl BottomHalf {
     pub(super) fn new(
         context: AioContext,
         name: &'static str,
-        callback: Box<dyn Fn() + Send + Sync>,
+        callback: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let node = Box::new(Node::new(name, Work::Shared(callback)));
-        let node = NonNull::from(Box::leak(node));
+        let node = node::shared(name, callback);
         Self { node, context }
     }
 
@@ -425,7 +358,7 @@ impl Drop for BottomHalf {
         };
         if is_ours {
             // SAFETY: `delete` says that it is.
-            unsafe { free(self.node.as_ptr()) };
+            unsafe { free(self.node) };
         } else if !is_here {
             self.context.notify(); // What it has captured is not to wait for the next event.
         }
@@ -459,7 +392,7 @@ pub(super) fn oneshot(
     name: &'static str,
     callback: impl FnOnce() + Send + 'static,
 ) {
-    if push(context, name, callback, Work::Once) {
+    if push(context, node::once(name, callback)) {
         context.inner().notifier.set();
     }
 }
@@ -471,21 +404,15 @@ pub(super) fn push_spawn(
     name: &'static str,
     callback: impl FnOnce() + Send + 'static,
 ) -> bool {
-    push(context, name, callback, Work::Spawn)
+    push(context, node::spawn(name, callback))
 }
 
 /// Gives the queue a node that runs once. True: the caller has to notify.
 #[inline]
-fn push<F: FnOnce() + Send + 'static>(
-    context: &AioContext,
-    name: &'static str,
-    callback: F,
-    work: fn(&'static OnceTable) -> Work,
-) -> bool {
+fn push(context: &AioContext, node: NonNull<Node>) -> bool {
     let inner = context.inner();
     let halves = &inner.bottom_halves;
     let is_home = is_home(context);
-    let node = Once::make(name, callback, work);
     // SAFETY: it was just made, and belongs to the queue from here on: what runs it may be faster
     // than we are, and nothing of it is used after it was given.
     let node = unsafe { node.as_ref() };

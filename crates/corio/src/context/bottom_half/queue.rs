@@ -30,11 +30,13 @@
 //!   before PENDING is cleared, so that one of the two is seen, or a run, by who wants to free it.
 //! - I3 What is asked is taken before the callback's work begins, so that a schedule meanwhile
 //!   queues it again.
-//! - I4 `home`, the queue's ends and its counts are changed in sections only.
+//! - I4 `home`, the queue's ends and its slices are changed in sections only.
+//! - I5 A *slice* is what is in the queue when a turn begins. It ends behind its last node; or when
+//!   another slice begins, a nested poll's, which takes over what is left.
 
 #![allow(unsafe_code)] // Nodes pass through the list and the queue as raw pointers (I1, I2).
 
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::compiler_fence;
 
 use crossbeam_utils::CachePadded;
@@ -150,13 +152,23 @@ pub(super) trait Linked: Chained {
 #[derive(Debug)]
 pub(super) enum Popped<T> {
     /// It belongs to the caller.
-    Once(*mut T),
+    Once(NonNull<T>),
     /// Its callback is to run; [`Section::ran`] has to follow. It stays until then.
-    Run { node: *mut T, hurry: Hurry },
+    Run { node: NonNull<T>, hurry: Hurry },
     /// Nothing: it was cancelled, or waits for a run of its own to end.
     Skip,
     /// It belongs to the caller, who frees it.
-    Dead(*mut T),
+    Dead(NonNull<T>),
+}
+
+/// What a turn runs (I5).
+#[derive(Debug)]
+pub(super) struct Slice<T> {
+    number: u64,
+    /// Null behind its last. While no other slice begins, it is the queue's oldest: nobody else
+    /// takes anything out.
+    next: *mut T,
+    last: *mut T,
 }
 
 /// See the module's documentation.
@@ -167,10 +179,8 @@ pub(super) struct Queue<T> {
     in_section: AtomicBool,
     oldest: AtomicPtr<T>,
     newest: AtomicPtr<T>,
-    /// How many were ever appended.
-    appended: AtomicU64,
-    /// How many of those were popped. The difference is the queue's length.
-    popped: AtomicU64,
+    /// The number of the slice that began last (I5).
+    slices: AtomicU64,
 }
 
 impl<T: Linked> Queue<T> {
@@ -180,8 +190,7 @@ impl<T: Linked> Queue<T> {
             in_section: AtomicBool::new(false),
             oldest: AtomicPtr::new(ptr::null_mut()),
             newest: AtomicPtr::new(ptr::null_mut()),
-            appended: AtomicU64::new(0),
-            popped: AtomicU64::new(0),
+            slices: AtomicU64::new(0),
         }
     }
 
@@ -200,6 +209,18 @@ impl<T: Linked> Queue<T> {
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty() && self.oldest.load(Ordering::Relaxed).is_null()
+    }
+
+    /// True if the oldest is urgent. Home thread, also where a section is open: it only looks.
+    #[inline]
+    pub(super) fn begins_urgent(&self) -> bool {
+        resolve(self.oldest.load(Ordering::Relaxed)).is_some_and(Self::is_urgent)
+    }
+
+    #[inline]
+    fn is_urgent(queued: &T) -> bool {
+        let home = queued.link().home.load(Ordering::Relaxed);
+        home & (SCHEDULED | IDLE | DELETED) == SCHEDULED || queued.runs_once()
     }
 
     /// True if others have pushed something that is not absorbed yet.
@@ -274,7 +295,7 @@ impl<T: Linked> Queue<T> {
 pub(super) struct Section<'a, T>(&'a Queue<T>);
 
 impl<T> Drop for Section<'_, T> {
-    #[inline]
+    #[inline(always)] // Else it must be in memory, for unwinding.
     fn drop(&mut self) {
         compiler_fence(Ordering::SeqCst);
         self.0.in_section.store(false, Ordering::Relaxed);
@@ -290,46 +311,73 @@ impl<T: Linked> Section<'_, T> {
         }
     }
 
+    /// Newest first, each before the one that was taken last: what comes of it is oldest first.
     #[inline(never)]
     fn absorb_list(&self) {
+        let mut oldest: *mut T = ptr::null_mut();
+        let mut newest: *mut T = ptr::null_mut();
         self.0.list.drain(|node| {
-            if node.runs_once() {
-                return self.append(node);
-            }
-            let link = node.link();
-            let before = link.home.load(Ordering::Relaxed);
-            // Planted: who deletes it may then see neither PENDING nor QUEUED.
-            if !planted!("bottom_half_queued_late") {
-                link.home.store(before | QUEUED, Ordering::Relaxed); // Before `take`: I2.
-            }
-            let all = PENDING | SCHEDULED | IDLE | CANCELLED;
-            let (home, asked) = link.take(before | QUEUED, all);
-            link.home.store(home | asked & DELETED, Ordering::Relaxed);
-            if before & QUEUED == 0 {
-                self.append(node);
+            if node.runs_once() || self.take_asked(node) {
+                node.link().next_queued.store(oldest, Ordering::Relaxed);
+                oldest = ptr::from_ref(node).cast_mut();
+                if newest.is_null() {
+                    newest = oldest;
+                }
             }
         });
+        self.append_all(oldest, newest);
+    }
+
+    /// Takes what is asked of a node that has come off the list. True: it is to be queued.
+    #[inline]
+    fn take_asked(&self, node: &T) -> bool {
+        let link = node.link();
+        let before = link.home.load(Ordering::Relaxed);
+        // Planted: who deletes it may then see neither PENDING nor QUEUED.
+        if !planted!("bottom_half_queued_late") {
+            link.home.store(before | QUEUED, Ordering::Relaxed); // Before `take`: I2.
+        }
+        let all = PENDING | SCHEDULED | IDLE | CANCELLED;
+        let (home, asked) = link.take(before | QUEUED, all);
+        link.home.store(home | asked & DELETED, Ordering::Relaxed);
+        before & QUEUED == 0
     }
 
     #[inline]
     fn append(&self, node: &T) {
-        let queue = self.0;
         let raw = ptr::from_ref(node).cast_mut();
         node.link()
             .next_queued
             .store(ptr::null_mut(), Ordering::Relaxed);
-        match resolve(queue.newest.load(Ordering::Relaxed)) {
-            Some(newest) => newest.link().next_queued.store(raw, Ordering::Relaxed),
-            None => queue.oldest.store(raw, Ordering::Relaxed),
-        }
-        queue.newest.store(raw, Ordering::Relaxed);
-        let appended = self.appended() + 1;
-        queue.appended.store(appended, Ordering::Relaxed);
+        self.append_all(raw, raw);
     }
 
-    /// How many were ever appended: what a turn runs is what it finds below this at its start.
-    pub(super) fn appended(&self) -> u64 {
-        self.0.appended.load(Ordering::Relaxed)
+    /// Appends a chain that ends with `newest`; null if there is none.
+    #[inline]
+    fn append_all(&self, oldest: *mut T, newest: *mut T) {
+        if oldest.is_null() {
+            return;
+        }
+        let queue = self.0;
+        match resolve(queue.newest.load(Ordering::Relaxed)) {
+            Some(before) => before.link().next_queued.store(oldest, Ordering::Relaxed),
+            None => queue.oldest.store(oldest, Ordering::Relaxed),
+        }
+        queue.newest.store(newest, Ordering::Relaxed);
+    }
+
+    /// Begins a slice with all that is in the queue.
+    #[inline]
+    pub(super) fn slice(&self) -> Slice<T> {
+        self.absorb();
+        let queue = self.0;
+        let number = queue.slices.load(Ordering::Relaxed) + 1;
+        queue.slices.store(number, Ordering::Relaxed);
+        Slice {
+            number,
+            next: queue.oldest.load(Ordering::Relaxed),
+            last: queue.newest.load(Ordering::Relaxed),
+        }
     }
 
     /// Schedules it.
@@ -395,35 +443,58 @@ impl<T: Linked> Section<'_, T> {
         false
     }
 
-    /// Takes the oldest out; None if it is none of the first `limit` that were ever appended.
+    /// The next of a slice, if there is one and no other slice has begun since.
     #[inline]
-    pub(super) fn pop(&self, limit: u64) -> Option<Popped<T>> {
-        let queue = self.0;
-        let popped = queue.popped.load(Ordering::Relaxed);
-        if popped >= limit {
+    fn next(&self, slice: &Slice<T>) -> Option<&T> {
+        if self.0.slices.load(Ordering::Relaxed) != slice.number {
             return None;
         }
-        let raw = queue.oldest.load(Ordering::Relaxed);
-        let node = resolve(raw)?;
-        let link = node.link();
-        let next = link.next_queued.load(Ordering::Relaxed);
-        queue.oldest.store(next, Ordering::Relaxed);
+        resolve(slice.next)
+    }
+
+    /// Takes the next of a slice, which is the oldest, out.
+    #[inline]
+    fn unlink(&self, oldest: &T, slice: &mut Slice<T>) {
+        let next = oldest.link().next_queued.load(Ordering::Relaxed);
+        self.0.oldest.store(next, Ordering::Relaxed);
         if next.is_null() {
-            queue.newest.store(next, Ordering::Relaxed);
+            self.0.newest.store(next, Ordering::Relaxed);
         }
-        queue.popped.store(popped + 1, Ordering::Relaxed);
+        slice.next = if ptr::eq(oldest, slice.last) {
+            ptr::null_mut()
+        } else {
+            next
+        };
+    }
+
+    /// As [`pop`](Self::pop), for most: what was scheduled at home and is to run, and no more.
+    /// [`ran`](Self::ran) has to follow; it stays until then.
+    #[inline]
+    pub(super) fn pop_plain(&self, slice: &mut Slice<T>) -> Option<NonNull<T>> {
+        let node = self.next(slice)?;
+        let link = node.link();
+        let is_plain = link.home.load(Ordering::Relaxed) == SCHEDULED | QUEUED
+            && link.asked.load(Ordering::Relaxed) == 0;
+        if !is_plain {
+            return None;
+        }
+        self.unlink(node, slice);
+        link.home.store(RUN, Ordering::Release); // As in `pop`.
+        Some(NonNull::from(node))
+    }
+
+    /// Takes the next of a slice out; None at its end.
+    #[inline]
+    pub(super) fn pop(&self, slice: &mut Slice<T>) -> Option<Popped<T>> {
+        let node = self.next(slice)?;
+        self.unlink(node, slice);
+        let raw = NonNull::from(node);
         if node.runs_once() {
             return Some(Popped::Once(raw));
         }
+        let link = node.link();
         let mut home = link.home.load(Ordering::Relaxed) & !QUEUED;
         let mut asked = link.asked.load(Ordering::Relaxed);
-        if asked == 0 && home == SCHEDULED {
-            link.home.store(RUN, Ordering::Release); // What is below, for most.
-            return Some(Popped::Run {
-                node: raw,
-                hurry: Hurry::Urgent,
-            });
-        }
         if asked & (SCHEDULED | CANCELLED) != 0 {
             // Scheduled again since it was queued: that is this run, too (SPEC B2).
             (home, asked) = link.take(home, SCHEDULED | IDLE | CANCELLED);
@@ -489,12 +560,10 @@ impl<T: Linked> Section<'_, T> {
             return None;
         }
         while let Some(node) = resolve(at) {
-            let link = node.link();
-            let home = link.home.load(Ordering::Relaxed);
-            if node.runs_once() || home & (SCHEDULED | IDLE | DELETED) == SCHEDULED {
+            if Queue::is_urgent(node) {
                 return Some(true);
             }
-            at = link.next_queued.load(Ordering::Relaxed);
+            at = node.link().next_queued.load(Ordering::Relaxed);
         }
         Some(false)
     }
@@ -570,25 +639,28 @@ mod loom_tests {
 
         /// A turn: what ran, in order.
         fn turn(&self) -> Vec<usize> {
-            let section = self.section();
-            section.absorb();
-            let limit = section.appended();
-            drop(section);
+            let mut slice = self.section().slice();
             let mut ran = Vec::new();
             loop {
-                let Some(popped) = self.section().pop(limit) else {
+                let section = self.section();
+                let plain = section.pop_plain(&mut slice).map(|node| Popped::Run {
+                    node,
+                    hurry: Hurry::Urgent,
+                });
+                let Some(popped) = plain.or_else(|| section.pop(&mut slice)) else {
                     return ran;
                 };
+                drop(section);
                 match popped {
                     Popped::Run { node, .. } => {
-                        let node = resolve(node).unwrap();
+                        let node = resolve(node.as_ptr()).unwrap();
                         node.runs.fetch_add(1, Relaxed);
                         ran.push(usize::from(ptr::eq(node, &self.nodes[1])));
                         if self.section().ran(node) {
                             self.free(node);
                         }
                     }
-                    Popped::Dead(node) => self.free(resolve(node).unwrap()),
+                    Popped::Dead(node) => self.free(resolve(node.as_ptr()).unwrap()),
                     Popped::Skip => {}
                     Popped::Once(_) => unreachable!(),
                 }

@@ -28,13 +28,15 @@ fn nodes<const N: usize>() -> [Node; N] {
 /// A turn: the indices of what ran.
 fn turn(queue: &Queue<Node>, nodes: &[Node]) -> Vec<usize> {
     let section = queue.section().unwrap();
-    section.absorb();
-    let limit = section.appended();
+    let mut slice = section.slice();
     let mut ran = Vec::new();
-    while let Some(popped) = section.pop(limit) {
+    while let Some(popped) = section.pop(&mut slice) {
         match popped {
             Popped::Run { node, .. } => {
-                let index = nodes.iter().position(|other| ptr::eq(other, node)).unwrap();
+                let index = nodes
+                    .iter()
+                    .position(|other| ptr::eq(other, node.as_ptr()))
+                    .unwrap();
                 ran.push(index);
                 assert!(!section.ran(&nodes[index]));
             }
@@ -48,7 +50,7 @@ fn turn(queue: &Queue<Node>, nodes: &[Node]) -> Vec<usize> {
 /// Pops the only node, has `elsewhere` happen, and puts it back.
 fn put_back(queue: &Queue<Node>, node: &Node, elsewhere: impl FnOnce()) {
     let section = queue.section().unwrap();
-    let Some(Popped::Run { hurry, .. }) = section.pop(section.appended()) else {
+    let Some(Popped::Run { hurry, .. }) = section.pop(&mut section.slice()) else {
         panic!("it is queued");
     };
     elsewhere();

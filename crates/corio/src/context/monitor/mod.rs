@@ -21,6 +21,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use super::handler::Entry;
 use super::local::Local;
 use crate::error::Error;
+use crate::sys::epoll::EDGE;
 
 /// Which monitor to use.
 ///
@@ -138,7 +139,16 @@ impl Monitor {
     }
 
     /// Tells the monitor what `entry` waits for now; nothing if it has been removed.
+    #[inline]
     pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
+        // After most callbacks: what it is armed for, it still waits for.
+        if entry.armed.get() & !EDGE == entry.events() {
+            return Ok(());
+        }
+        self.change(local, entry)
+    }
+
+    fn change(&self, local: &Local, entry: &Entry) -> io::Result<()> {
         let refused = match &*self.0.borrow() {
             Backend::Uring => return uring::update(local.ring()?, entry),
             Backend::Epoll(monitor) => match monitor.update(local, entry) {

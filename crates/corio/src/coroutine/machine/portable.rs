@@ -9,6 +9,7 @@ use core::ptr::{self, NonNull};
 use corosensei::{CoroutineResult, Yielder};
 
 use crate::stack::{Slot, SlotStack};
+use crate::tls::ThreadState;
 
 type Coroutine = corosensei::Coroutine<(), u64, (), SlotStack>;
 
@@ -43,29 +44,34 @@ impl Machine {
         }
     }
 
-    /// Runs the coroutine until it suspends or ends. Returns what [`suspend`](Self::suspend) was
-    /// given, or [`ENDED`](Self::ENDED).
+    /// Runs the coroutine until it suspends or ends, with its address as `current` of `thread`,
+    /// which is this one. Returns what [`suspend`](Self::suspend) was given, or
+    /// [`ENDED`](Self::ENDED); and `self`.
     ///
     /// # Safety
     /// M1 and M2.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self) -> u64 {
+    pub(crate) unsafe fn resume(&self, thread: &ThreadState) -> (u64, NonNull<Machine>) {
+        let outer = thread.current.replace(ptr::from_ref(self).cast());
         // SAFETY: not running, so nobody else is in here (M2).
-        match unsafe { &mut *self.coroutine.get() }.resume(()) {
+        let given = match unsafe { &mut *self.coroutine.get() }.resume(()) {
             CoroutineResult::Yield(given) => given,
             CoroutineResult::Return(()) => Self::ENDED,
-        }
+        };
+        thread.current.set(outer);
+        (given, NonNull::from(self))
     }
 
-    /// Gives control back to the resumer, who gets `given`; returns when the coroutine is resumed
-    /// again.
+    /// Gives control back to the resumer, who gets `given`; returns `self` when the coroutine is
+    /// resumed again.
     ///
     /// # Safety
     /// M2.
     #[inline(always)]
-    pub(crate) unsafe fn suspend(&self, given: u64) {
+    pub(crate) unsafe fn suspend(&self, given: u64) -> NonNull<Machine> {
         // SAFETY: inside the coroutine, so the yielder was set, and lies at the base of this stack.
         unsafe { (*self.yielder.get()).suspend(given) };
+        NonNull::from(self)
     }
 
     /// Drops the body of one that was never resumed.

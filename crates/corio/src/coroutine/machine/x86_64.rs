@@ -6,9 +6,10 @@
 //!   |  frames, or the body  |              |  frames              |
 //!   +-----------------------+              +----------------------+
 //!   |  rbp  \ not for one   |              |  rbx                 |
-//!   |  rbx  / that is new   |              |  rip                 |
-//!   |  rip                  | <-- sp       |  rbp                 | <-- resumer
-//!   +-----------------------+              +----------------------+
+//!   |  rbx  / that is new   |              |  current             |
+//!   |  rip                  | <-- sp       |  rip                 |
+//!   +-----------------------+              |  rbp                 | <-- resumer
+//!                                          +----------------------+
 //!
 //!   a stack that is new: the body, one word free, `discard`, `begin`, rip <-- sp
 //! ```
@@ -16,7 +17,11 @@
 //! The compiler cannot be told that rbx and rbp change, so they are saved here; all other registers
 //! it takes to be lost. Resuming is a `call` through the saved rip and suspending a `ret`, so that
 //! the processor predicts the return from what it has seen. What is resumed saves the resumer's rbp
-//! and stack pointer itself: it has the machine in a register.
+//! and stack pointer itself: it has the machine in a register. `current` is what the thread's was
+//! before. Its address comes from the thread pointer on both sides, not from the machine, whose own
+//! address is a load behind the stack pointer: the round is a chain of such loads.
+//!
+//! Both give the machine's address back, as the code around them would have to save it otherwise.
 //!
 //! Unwinders go on from a coroutine's outermost frame to its resumer by the directives at
 //! `corio_machine_begin`. Sources: System V ABI, AMD64 supplement, 3.2; DWARF 5, 2.5 and 6.4.
@@ -31,6 +36,7 @@ use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 
 use crate::stack::Slot;
+use crate::tls::{self, ThreadState};
 
 /// See the module's documentation, and its parent's for the rules.
 #[repr(C)]
@@ -70,18 +76,18 @@ global_asm!(
     // The frame that called is not above this one on the same stack, which debuggers only accept
     // of a signal's frame.
     ".cfi_signal_frame",
-    // rdi: the machine, rdx: its `sp`, which points to this very address.
+    // rdi: the machine, rdx: its `sp`, which points to this very address; rax: the thread.
     "push rbp",
     "mov [rdi + 8], rsp",
     "mov rax, [rdx + 8]",
     "lea rsp, [rdx + 32]",
     "mov rbp, rdi",
-    // rbp is the machine from here on. The resumer's frame: *(rbp + 8) + 24, DW_OP_breg6 8,
-    // DW_OP_deref, DW_OP_plus_uconst 24; and what lies below it.
-    ".cfi_escape 0x0f, 5, 0x76, 8, 0x06, 0x23, 24",
+    // rbp is the machine from here on. The resumer's frame: *(rbp + 8) + 32, DW_OP_breg6 8,
+    // DW_OP_deref, DW_OP_plus_uconst 32; and what lies below it.
+    ".cfi_escape 0x0f, 5, 0x76, 8, 0x06, 0x23, 32",
     ".cfi_offset rbx, -8",
-    ".cfi_offset rip, -16",
-    ".cfi_offset rbp, -24",
+    ".cfi_offset rip, -24",
+    ".cfi_offset rbp, -32",
     "mov rsi, rsp",
     // Not a call: the processor would remember a return that never comes.
     "lea rcx, [rip + 2f]",
@@ -133,46 +139,54 @@ impl Machine {
         }
     }
 
-    /// Runs the coroutine until it suspends or ends. Returns what [`suspend`](Self::suspend) was
-    /// given, in a register, or [`ENDED`](Self::ENDED).
+    /// Runs the coroutine until it suspends or ends, with its address as `current` of `thread`,
+    /// which is this one. Returns what [`suspend`](Self::suspend) was given, in a register, or
+    /// [`ENDED`](Self::ENDED); and `self`.
     ///
     /// # Safety
     /// M1 and M2.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self) -> u64 {
+    pub(crate) unsafe fn resume(&self, thread: &ThreadState) -> (u64, NonNull<Machine>) {
         let given;
+        let this: *mut Machine;
         // SAFETY: the stack holds what the picture shows: `new` or `suspend` left it so, and only
-        // here it is used up.
+        // here it is used up. rax is the thread again afterwards, and rdi the machine.
         unsafe {
             asm!(
                 "push rbx",
+                "push [rax + {current}]",
+                "mov [rax + {current}], rdi",
                 "call [rdx]",
+                "pop [rax + {current}]",
                 "pop rbx",
-                inout("rdi") ptr::from_ref(self) => _,
+                current = const offset_of!(ThreadState, current),
+                inout("rdi") ptr::from_ref(self) => this,
                 inout("rdx") self.sp.get() => _,
+                inout("rax") ptr::from_ref(thread) => _,
                 lateout("rsi") given,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
                 clobber_abi("sysv64"),
             );
+            (given, NonNull::new_unchecked(this))
         }
-        given
     }
 
-    /// Gives control back to the resumer, who gets `given`; returns when the coroutine is resumed
-    /// again.
+    /// Gives control back to the resumer, who gets `given`; returns `self` when the coroutine is
+    /// resumed again.
     ///
     /// # Safety
     /// M2.
     #[inline(always)]
-    pub(crate) unsafe fn suspend(&self, given: u64) {
+    pub(crate) unsafe fn suspend(&self, given: u64) -> NonNull<Machine> {
+        let this: *mut Machine;
         // SAFETY: the coroutine runs, so `resumer` is the end of its resumer's stack, which holds
         // what the picture shows.
         unsafe {
             asm!(
                 "push rbp",
                 "push rbx",
-                "lea rax, [rip + 2f]",
-                "push rax",
+                "lea rcx, [rip + 2f]",
+                "push rcx",
                 "mov [rdi], rsp",
                 "mov rsp, [rdi + 8]",
                 "pop rbp",
@@ -183,12 +197,14 @@ impl Machine {
                 "lea rsp, [rdx + 8]",
                 "pop rbx",
                 "pop rbp",
-                inout("rdi") ptr::from_ref(self) => _,
+                inout("rdi") ptr::from_ref(self) => this,
                 inout("rsi") given => _,
+                inout("rax") ptr::from_ref(tls::thread()) => _,
                 lateout("rdx") _,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
                 clobber_abi("sysv64"),
             );
+            NonNull::new_unchecked(this)
         }
     }
 
@@ -206,6 +222,7 @@ impl Machine {
                 "ret",
                 in("rdi") ptr::from_ref(self),
                 in("rsi") Self::ENDED,
+                in("rax") ptr::from_ref(tls::thread()),
                 options(noreturn),
             );
         }

@@ -1,9 +1,50 @@
-//! Masks: a coroutine that is not to be cancelled for a while (SPEC C12).
+//! Whether a coroutine is to end early (SPEC C12), and masks, which put that off for a while.
 
 use core::marker::PhantomData;
 
-use super::{current, of_slot};
+use super::control::Cancel;
+use super::{CoRef, current, of_slot};
 use crate::stack::Slot;
+
+impl CoRef {
+    /// Takes note of a cancellation that was asked for with a token, perhaps on another thread.
+    #[inline]
+    pub(crate) fn accept_cancel(self) {
+        if self.slot().is_cancel_wanted(self.generation()) {
+            self.request_cancel();
+        }
+    }
+
+    pub(crate) fn request_cancel(self) {
+        if self.block().hot.cancel.get() == Cancel::None {
+            self.block().hot.cancel.set(Cancel::Requested);
+        }
+    }
+
+    /// True once it unwinds because it was cancelled.
+    pub(crate) fn is_unwinding(self) -> bool {
+        self.block().hot.cancel.get() == Cancel::Raised
+    }
+
+    /// True once it is asked to end, unless a mask defers it.
+    pub(crate) fn is_cancelled(self) -> bool {
+        self.block().hot.cancel.get() != Cancel::None && self.block().hot.cancel_masks.get() == 0
+    }
+
+    /// True while it is asked to end, no mask defers it, and it has not begun to unwind.
+    pub(super) fn is_cancel_due(self) -> bool {
+        self.block().hot.cancel.get() == Cancel::Requested && self.is_cancelled()
+    }
+
+    /// True while it is asked to end and cannot be made to, as something on this thread unwinds,
+    /// perhaps itself: then it must not wait for what may never come.
+    pub(crate) fn must_not_wait(self) -> bool {
+        self.is_unwinding()
+            || self.block().hot.cancel.get() == Cancel::Requested
+                && self.block().hot.cancel_masks.get() == 0
+                && std::thread::panicking()
+    }
+}
 
 /// While it lives, the coroutine that made it is not cancelled: that waits for the first park after
 /// it. From [`mask_cancel`].
