@@ -12,6 +12,7 @@
 //! `--check` and a target was missed; 2 usage.
 
 mod alloc;
+mod capi;
 mod contest;
 mod coroutine;
 mod disk;
@@ -97,6 +98,7 @@ enum Suite {
     Coroutine,
     Sync,
     Loop,
+    Capi,
     Disk,
     Nbd,
 }
@@ -167,6 +169,7 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
         Suite::Coroutine => coroutine::run(&plan, &mut report),
         Suite::Sync => sync::run(&plan, &mut report),
         Suite::Loop => event_loop::run(&plan, &mut report),
+        Suite::Capi => capi::run(&plan, &mut report),
         Suite::Disk => disk::run(&plan, &mut report),
         Suite::Nbd => nbd::run(&plan, &mut report),
     });

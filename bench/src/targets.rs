@@ -167,6 +167,10 @@ pub(crate) const TARGETS: &[Target] = &[
     target("loop", "remote_bh_polled", "tokio", Limit::AtMost(0.8)),
     target("loop", "remote_wake", "tokio", Limit::AtMost(0.8)),
     target("loop", "remote_wake_polled", "tokio", Limit::AtMost(0.8)),
+    target("capi", "enter_yield", "rust", Limit::AtMost(1.5)),
+    target("capi", "create_run_end", "rust", Limit::AtMost(1.5)),
+    target("capi", "bh_schedule_dispatch", "rust", Limit::AtMost(1.5)),
+    target("capi", "fd_ready_1", "rust", Limit::AtMost(1.5)),
     target(
         "disk",
         "thread_pool_round_trip",

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::tools;
 use crate::workspace::Workspace;
+use crate::{capi, tools};
 
 /// Arguments of `cargo xtask bench`, all of them the bench program's.
 #[derive(clap::Args)]
@@ -24,7 +24,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         .rest
         .iter()
         .any(|argument| argument == "--help" || argument == "-h");
-    let serves = !asks && runs_nbd(&arguments.rest);
+    let serves = !asks && runs("nbd", &arguments.rest);
     if serves {
         tools::provide(&[tools::PEERS, tools::OBSERVERS].concat(), true);
         if !succeeds(&mut workspace.cargo(["build", "--release", "--package", "corio-cli"]))? {
@@ -33,16 +33,25 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     }
     let mut bench = workspace.cargo(["run", "--release", "--package", "bench", "--"]);
     bench.args(&arguments.rest);
+    if !asks && runs("capi", &arguments.rest) {
+        match capi::build_rounds(workspace)? {
+            Some(library) => bench.env("CORIO_CAPI_ROUNDS", library),
+            None => return Ok(false),
+        };
+    }
     if serves {
         bench.env("CORIO_BIN", workspace.corio());
     }
     succeeds(&mut bench)
 }
 
-/// Whether the suite runs that needs the program and its peers: it is named, or no suite is.
-fn runs_nbd(arguments: &[OsString]) -> bool {
+/// Whether a suite runs that needs something to be built: it is named, or no suite is.
+fn runs(suite: &str, arguments: &[OsString]) -> bool {
     let named = |suite| arguments.iter().any(|argument| argument == suite);
-    named("nbd") || !["coroutine", "sync", "loop"].into_iter().any(named)
+    named(suite)
+        || !["coroutine", "sync", "loop", "capi", "disk", "nbd"]
+            .into_iter()
+            .any(named)
 }
 
 /// Runs a command on the caller's own terminal: figures are taken with nothing in between.
@@ -55,17 +64,19 @@ fn succeeds(command: &mut Command) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::runs_nbd;
+    use super::runs;
     use std::ffi::OsString;
 
     #[test]
     fn peers_are_provided_only_for_the_suite_that_has_them() {
         let runs = |text: &str| {
             let arguments: Vec<_> = text.split_whitespace().map(OsString::from).collect();
-            runs_nbd(&arguments)
+            runs("nbd", &arguments)
         };
         assert!(runs("") && runs("--quick") && runs("--json nowhere"));
         assert!(runs("nbd") && runs("coroutine nbd"));
-        assert!(!runs("coroutine") && !runs("coroutine sync --quick") && !runs("loop"));
+        assert!(
+            !runs("capi") && !runs("coroutine") && !runs("coroutine sync --quick") && !runs("loop")
+        );
     }
 }

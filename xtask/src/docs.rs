@@ -2,7 +2,7 @@
 //!
 //! - Every C name that the runtime and the block layer carry as `#[doc(alias)]` has a row in
 //!   docs/COMPAT.md, and no row names another, unless it says that there is none in Rust. The Rust
-//!   names of its rows are declared.
+//!   names of its rows are declared. Each function of the C headers has a row.
 //! - docs/INVARIANTS.md has what the modules have: see `invariants`.
 //! - Public types have examples, and the specification's paragraphs have tests: see `sources`.
 //! - Every dependency of the workspace has a row in docs/adr/0001-dependencies.md, and no row names
@@ -92,6 +92,17 @@ fn c_names(root: &Path, findings: &mut Findings) -> Result<()> {
     let (without, with): (Vec<_>, Vec<_>) = text.lines().partition(|line| is_without(line));
     findings.compare(document, &names, &rows(&with.join("\n")));
     let without = rows(&without.join("\n"));
+    for header in ["corio.h", "corio-glib.h"] {
+        let header = read(&root.join("crates/corio-capi/include").join(header))?;
+        for name in crate::capi::functions(&header) {
+            findings.seen += 1;
+            if !names.contains(name) && !without.contains(name) {
+                findings
+                    .faults
+                    .push(format!("{document} has no row for {name}, which C has"));
+            }
+        }
+    }
     findings.seen += u64::try_from(without.len()).unwrap_or(u64::MAX);
     for name in without.intersection(&names) {
         findings.faults.push(format!(

@@ -18,7 +18,7 @@ use crate::child::{self, Stream};
 use crate::tally::Tally;
 use crate::tools::{self, Tool};
 use crate::workspace::Workspace;
-use crate::{docs, fuzz, layers, loom, planted, programs};
+use crate::{capi, docs, fuzz, layers, loom, planted, programs};
 
 /// How long a job may take where nothing else is said, on a slow machine, builds included. It is
 /// there to end what hangs.
@@ -213,6 +213,10 @@ pub(crate) const JOBS: &[Job] = &[
             158,
             doctest,
         )
+    },
+    Job {
+        tools: &[tools::C_COMPILERS],
+        ..job("capi", "the C library, seen by C programs", 5, c_library)
     },
     Job {
         unit: Unit::Targets,
@@ -445,6 +449,27 @@ fn doctest(runner: &mut Runner<'_>) -> Result<()> {
     packages.dedup();
     name(&mut command, &packages);
     runner.tests(&mut command)
+}
+
+/// The C library is installed as for its users, and C programs are compiled against that.
+fn c_library(runner: &mut Runner<'_>) -> Result<()> {
+    let prefix = runner.workspace.target.join("capi");
+    let installed = capi::run(
+        runner.workspace,
+        &capi::Arguments::for_tests(prefix.clone()),
+    )?;
+    if !installed {
+        runner
+            .faults
+            .push("the C library is not installed".to_owned());
+        return Ok(());
+    }
+    let mut command =
+        runner
+            .workspace
+            .cargo(["test", "--no-fail-fast", "-p", "corio-capi", "--tests"]);
+    command.args(["--", "--show-output"]);
+    runner.tests(command.env("CORIO_CAPI_PREFIX", prefix))
 }
 
 /// Twice: for users, where a link to a private item is broken, and for contributors, private items

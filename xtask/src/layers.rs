@@ -37,13 +37,14 @@ const LAYERS: &[&[&str]] = &[
     &["engine"],
     &["fs", "net", "time"],
     &["inspect"],
+    &["raw"],
 ];
 
 /// Our crates, and which of ours each may depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("corio", &[]),
     ("corio-glib", &["corio"]),
-    ("corio-capi", &["corio"]),
+    ("corio-capi", &["corio", "corio-glib"]),
     ("corio-block", &["corio"]),
     ("corio-nbd", &["corio", "corio-block"]),
     ("corio-cli", &["corio", "corio-block", "corio-nbd"]),

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod bench;
+mod capi;
 mod child;
 mod docs;
 mod fuzz;
@@ -51,6 +52,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Feed each fuzz target random input for SECONDS
     Fuzz(fuzz::Arguments),
+    /// Build the C library and install it, with its header and pkg-config file
+    Capi(capi::Arguments),
     /// Measure Corio beside its peers; arguments go to the bench program
     Bench(bench::Arguments),
 }
@@ -77,6 +80,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Command::Sanitize(arguments) => sanitize::run(&workspace, &arguments),
         Command::Soak(arguments) => soak::run(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        Command::Capi(arguments) => capi::run(&workspace, &arguments),
         Command::Bench(arguments) => bench::run(&workspace, &arguments),
     }
 }

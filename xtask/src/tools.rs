@@ -48,6 +48,13 @@ pub(crate) const SYMBOLIZER: &[Tool] = &[tool("llvm-symbolizer", "llvm")];
 /// What building the fuzz targets needs beside Rust: libFuzzer is C++.
 pub(crate) const COMPILER: &[Tool] = &[tool("c++", "g++")];
 
+/// What the tests of the C library are compiled with, beside the compiler that Rust links with.
+pub(crate) const C_COMPILERS: &[Tool] = &[
+    tool("clang", "clang"),
+    tool("c++", "g++"),
+    tool("pkg-config", "pkg-config"),
+];
+
 /// Whether `program` is on the path.
 pub(crate) fn present(program: &str) -> bool {
     std::env::var_os("PATH")

@@ -9,7 +9,7 @@
 pub(crate) mod cold;
 mod park;
 pub(crate) mod pingpong;
-mod switch;
+pub(crate) mod switch;
 pub(crate) mod tasks;
 
 use crate::Plan;

@@ -16,7 +16,7 @@ use crate::tally::Tally;
 
 const RAW_STACK: usize = 256 << 10;
 
-pub(super) fn ours_in_body(rounds: u32) -> Lap {
+pub(crate) fn ours_in_body(rounds: u32) -> Lap {
     ours_suspending(rounds, corio::suspend)
 }
 
@@ -113,7 +113,7 @@ deep!(
     yielder.suspend(())
 );
 
-pub(super) fn ours_created(rounds: u32) -> Lap {
+pub(crate) fn ours_created(rounds: u32) -> Lap {
     corio::home(|| {
         let tally = Tally::leak();
         let create_run_end = || corio::Coroutine::new(move || tally.work()).enter();

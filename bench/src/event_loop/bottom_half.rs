@@ -70,7 +70,7 @@ fn turn_once(context: &AioContext) {
     context.poll(false).expect("the loop's wait failed");
 }
 
-pub(super) fn ours_schedule_dispatch(rounds: u32) -> Lap {
+pub(crate) fn ours_schedule_dispatch(rounds: u32) -> Lap {
     at_home(rounds, HUNDRED)
 }
 

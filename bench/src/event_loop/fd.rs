@@ -64,7 +64,7 @@ fn allow_descriptors(count: usize) {
     }
 }
 
-pub(super) fn ours<const IDLE: usize>(rounds: u32) -> Lap {
+pub(crate) fn ours<const IDLE: usize>(rounds: u32) -> Lap {
     ours_in::<IDLE>(rounds, || None)
 }
 

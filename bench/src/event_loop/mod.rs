@@ -7,8 +7,8 @@
 //! Files: `bottom_half` queues and runs, `fd` writes one eventfd among idle ones while `reads` reads a
 //! file, `timer` arms, cancels and expires, `remote` crosses threads.
 
-mod bottom_half;
-mod fd;
+pub(crate) mod bottom_half;
+pub(crate) mod fd;
 mod reads;
 mod remote;
 mod timer;
@@ -20,12 +20,12 @@ use crate::report::Report;
 const SUITE: &str = "loop";
 
 /// For rounds of some ten nanoseconds; rounds are done in batches of a hundred or a thousand.
-const BATCHES: Size = Size {
+pub(crate) const BATCHES: Size = Size {
     rounds: 20_000,
     repeats: 20,
 };
 /// For rounds of a microsecond.
-const WAITS: Size = Size {
+pub(crate) const WAITS: Size = Size {
     rounds: 2_000,
     repeats: 8,
 };

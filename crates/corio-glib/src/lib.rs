@@ -40,3 +40,5 @@ mod source;
 pub use io_thread::{IoThreadExt, main_context_of};
 pub use main_context::MainContext;
 pub use source::Source;
+#[doc(hidden)]
+pub use source::detached_source;

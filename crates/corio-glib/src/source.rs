@@ -100,32 +100,9 @@ impl Source {
     #[doc(alias = "aio_get_g_source")]
     #[track_caller]
     pub fn attach(local: LocalContext<'_>, main: &MainContext) -> io::Result<Self> {
-        let inner = Rc::new(Inner {
-            embedded: local.embed()?,
-            tag: Cell::new(ptr::null_mut()),
-            panic: RefCell::default(),
-            error: RefCell::default(),
-        });
-        let functions = ptr::from_ref(&FUNCTIONS.0).cast_mut();
-        let size = u32::try_from(size_of::<Raw>()).expect("it has some hundred bytes");
-        // SAFETY: the table is static and GLib does not write to it; `size` is what is written
-        // below.
-        let source = unsafe { ffi::g_source_new(functions, size) };
-        let source = NonNull::new(source).expect("GLib aborts when it has no memory");
-        // SAFETY: GLib allocated a `Raw`, which nobody else knows yet; `inner`'s count is given
-        // back by `finalize` (I3). The descriptor is open for as long as `embedded` is, which
-        // outlives the source's use of it: `finalize` is the last that GLib does.
-        unsafe {
-            let raw = source.as_ptr().cast::<Raw>();
-            (&raw mut (*raw).inner).write(Rc::into_raw(Rc::clone(&inner)));
-            (&raw mut (*raw).thread).write(thread::current().id());
-            ffi::g_source_set_name(source.as_ptr(), c"corio context".as_ptr());
-            ffi::g_source_set_can_recurse(source.as_ptr(), ffi::GTRUE);
-            let fd = inner.embedded.as_raw_fd();
-            let tag = ffi::g_source_add_unix_fd(source.as_ptr(), fd, ffi::G_IO_IN);
-            inner.tag.set(tag);
-            ffi::g_source_attach(source.as_ptr(), main.as_ptr());
-        }
+        let (source, inner) = create(local)?;
+        // SAFETY: the source is ours, and in no main context yet.
+        unsafe { ffi::g_source_attach(source.as_ptr(), main.as_ptr()) };
         Ok(Self {
             source,
             main: main.clone(),
@@ -191,6 +168,51 @@ impl core::fmt::Debug for Source {
             .field("embedded", &self.inner.embedded)
             .finish_non_exhaustive()
     }
+}
+
+/// Makes a source that is in no main context yet; the one reference to it is the caller's.
+#[track_caller]
+fn create(local: LocalContext<'_>) -> io::Result<(NonNull<ffi::GSource>, Rc<Inner>)> {
+    let inner = Rc::new(Inner {
+        embedded: local.embed()?,
+        tag: Cell::new(ptr::null_mut()),
+        panic: RefCell::default(),
+        error: RefCell::default(),
+    });
+    let functions = ptr::from_ref(&FUNCTIONS.0).cast_mut();
+    let size = u32::try_from(size_of::<Raw>()).expect("it has some hundred bytes");
+    // SAFETY: the table is static and GLib does not write to it; `size` is what is written
+    // below.
+    let source = unsafe { ffi::g_source_new(functions, size) };
+    let source = NonNull::new(source).expect("GLib aborts when it has no memory");
+    // SAFETY: GLib allocated a `Raw`, which nobody else knows yet; `inner`'s count is given back by
+    // `finalize` (I3). The descriptor is open for as long as `embedded` is, which outlives the
+    // source's use of it: `finalize` is the last that GLib does.
+    unsafe {
+        let raw = source.as_ptr().cast::<Raw>();
+        (&raw mut (*raw).inner).write(Rc::into_raw(Rc::clone(&inner)));
+        (&raw mut (*raw).thread).write(thread::current().id());
+        ffi::g_source_set_name(source.as_ptr(), c"corio context".as_ptr());
+        ffi::g_source_set_can_recurse(source.as_ptr(), ffi::GTRUE);
+        let fd = inner.embedded.as_raw_fd();
+        let tag = ffi::g_source_add_unix_fd(source.as_ptr(), fd, ffi::G_IO_IN);
+        inner.tag.set(tag);
+    }
+    Ok((source, inner))
+}
+
+/// For the C interface: a source that is in no main context yet, the one reference to which is the
+/// caller's. What goes wrong in it is logged, and a panic kept from everybody.
+///
+/// # Errors
+/// As of [`Source::attach`].
+///
+/// # Panics
+/// As of [`Source::attach`].
+#[doc(hidden)]
+#[track_caller]
+pub fn detached_source(local: LocalContext<'_>) -> io::Result<NonNull<ffi::GSource>> {
+    create(local).map(|(source, _)| source)
 }
 
 /// The source's own, in its own thread and while its home lives (I1). A count of its own, as the

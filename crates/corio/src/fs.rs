@@ -684,7 +684,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// -1 is worse than refused: preadv2(2), pwritev2(2) and io_uring take it for the descriptor's own
 /// position.
 #[inline]
-fn advance(offset: u64, done: usize) -> io::Result<u64> {
+pub(crate) fn advance(offset: u64, done: usize) -> io::Result<u64> {
     u64::try_from(done)
         .ok()
         .and_then(|done| offset.checked_add(done))

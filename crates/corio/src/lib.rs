@@ -289,6 +289,8 @@ pub mod fs;
 #[cfg(all(test, loom))]
 mod model;
 pub mod net;
+#[doc(hidden)]
+pub mod raw;
 mod recycle;
 mod schedule;
 mod stack;

@@ -91,7 +91,7 @@ impl Shown {
     }
 }
 
-/// A type that is declared `pub` at the top of a module.
+/// A type that is declared `pub` at the top of a module, and not hidden.
 #[derive(Debug, PartialEq, Eq)]
 struct Public<'a> {
     name: &'a str,
@@ -101,7 +101,9 @@ struct Public<'a> {
 fn public_types(text: &str) -> Vec<Public<'_>> {
     let mut types = Vec::new();
     let (mut has_example, mut in_example) = (false, false);
+    let mut is_hidden = false;
     for line in text.lines() {
+        is_hidden |= line == "#[doc(hidden)]";
         if let Some(fence) = line.strip_prefix("/// ```") {
             // What is opened without a word is a program that is run.
             has_example |= !in_example && fence.is_empty();
@@ -112,12 +114,12 @@ fn public_types(text: &str) -> Vec<Public<'_>> {
                 let rest = rest.strip_prefix("unsafe ").unwrap_or(rest);
                 words.iter().find_map(|word| rest.strip_prefix(word))
             });
-            if let Some(rest) = declared {
+            if let Some(rest) = declared.filter(|_| !is_hidden) {
                 let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
                 let name = &rest[..end.unwrap_or(rest.len())];
                 types.push(Public { name, has_example });
             }
-            (has_example, in_example) = (false, false);
+            (has_example, in_example, is_hidden) = (false, false, false);
         }
     }
     types

@@ -369,14 +369,7 @@ impl Local {
         }
         track::notice(tls::thread());
         inner.notify.accept();
-        // Due still while the bottom halves run: a nested poll of one runs it (SPEC B6), and if one
-        // panics the next turn does.
-        let drain_due = self.drain_due.get();
-        let mut progress = inner.bottom_halves.run();
-        if drain_due && self.drain_due.replace(false) {
-            self.run_drain();
-            progress = true;
-        }
+        let mut progress = self.run_bottom_halves();
         if let Some(ring) = self.ring.get() {
             progress |= ring.dispatch();
         }
@@ -395,6 +388,27 @@ impl Local {
         }
         progress |= inner.timers.run();
         result.map(|()| progress)
+    }
+
+    /// Runs what was scheduled before the call. True: progress.
+    #[inline]
+    pub(super) fn run_bottom_halves(&self) -> bool {
+        // Due still while the bottom halves run: a nested poll of one runs it (SPEC B6), and if one
+        // panics the next turn does.
+        let drain_due = self.drain_due.get();
+        let mut progress = self.context.inner().bottom_halves.run();
+        if drain_due && self.drain_due.replace(false) {
+            self.run_drain();
+            progress = true;
+        }
+        progress
+    }
+
+    /// Looks at the descriptors without running anything. True: a turn would find something to do.
+    pub(super) fn look(&self) -> io::Result<bool> {
+        self.submit_if_due();
+        self.wait_in_monitor(false)?;
+        Ok(self.timeout_ns() == Some(0) || self.ring.get().is_some_and(ContextRing::has_arrived))
     }
 
     /// Looks at the descriptors, and waits for them if nothing else is to be done.

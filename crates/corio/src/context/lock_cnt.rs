@@ -126,6 +126,27 @@ impl<T: ?Sized> LockCnt<T> {
         self.state.count()
     }
 
+    /// Whether somebody has the lock. Only a hint.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.state.is_locked()
+    }
+
+    /// A visit whose [`Visit`] was forgotten, as one that ends when it is dropped.
+    ///
+    /// # Safety
+    /// There is such a visit, and nobody else takes it up (I1).
+    pub(crate) unsafe fn forgotten_visit(&self) -> Visit<'_, T> {
+        Visit { lock_cnt: self }
+    }
+
+    /// The lock, whose guard was forgotten, as one that is given up when it is dropped.
+    ///
+    /// # Safety
+    /// As of [`forgotten_visit`](Self::forgotten_visit).
+    pub(crate) unsafe fn forgotten_guard(&self) -> LockCntGuard<'_, T> {
+        LockCntGuard { lock_cnt: self }
+    }
+
     /// The value, to which the borrow shows that nobody else has access.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()

@@ -13,7 +13,7 @@
 //! `polling` what it does before it waits, `monitor` how it waits, `ring` the io_uring it shares
 //! with the disk engine, `list` what other threads push onto, `lock_cnt` the lock for lists that
 //! are walked far more often than they change, `embed` somebody else's loop, `wait` how other
-//! threads' work is waited for by turning the loop.
+//! threads' work is waited for by turning the loop, `phases` the parts of a turn by name.
 
 mod bottom_half;
 mod embed;
@@ -24,6 +24,7 @@ mod local;
 pub(crate) mod lock_cnt;
 mod monitor;
 mod notify;
+mod phases;
 mod polling;
 mod reentrancy;
 mod ring;
@@ -295,7 +296,7 @@ impl AioContext {
 
     /// Runs `callback` once in the home thread, in the next turn. Any thread; allocates, so not
     /// from a signal handler.
-    #[doc(alias = "aio_bh_schedule_oneshot")]
+    #[doc(alias("aio_bh_schedule_oneshot", "aio_bh_schedule_oneshot_full"))]
     pub fn schedule_oneshot(&self, name: &'static str, callback: impl FnOnce() + Send + 'static) {
         bottom_half::oneshot(self, name, callback);
     }
@@ -330,12 +331,12 @@ impl AioContext {
     }
 
     /// Nobody else is home while the scope lives. Err: the thread that is.
-    fn claim_home(&self) -> Result<HomeScope<'_>, u64> {
+    fn claim_home(&self) -> Result<HomeScope, u64> {
         // Acquire: pairs with the end of the last `HomeScope`.
         self.0
             .home
             .compare_exchange(0, thread_number(), Ordering::Acquire, Ordering::Relaxed)
-            .map(|_| HomeScope(self))
+            .map(|_| HomeScope(self.clone()))
     }
 
     /// What `T` keeps with this context, for every thread: made by `make` on first use, dropped
@@ -383,6 +384,15 @@ impl AioContext {
         f: impl FnOnce() -> R,
         leave: impl FnOnce(&Local) -> bool,
     ) -> Result<R, Error> {
+        let open = self.open_local()?;
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+        let clean = leave(&open.local);
+        open.close(clean);
+        Ok(result.unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
+    }
+
+    /// Makes this thread the context's home until what is returned is closed.
+    pub(crate) fn open_local(&self) -> Result<OpenLocal, Error> {
         let state = tls::thread();
         assert!(
             state.context.get().is_null(),
@@ -397,31 +407,24 @@ impl AioContext {
         let (monitor, info) = Monitor::new(self.0.choice)?;
         tracing::debug!(context = self.name(), monitor = ?info.kind, "{}", info.reason);
         *self.0.monitor.lock() = Some(info);
-        let mut local = Local::new(self.clone(), monitor);
-        state.context.set(ptr::from_ref(&local).cast());
+        let local = Box::new(Local::new(self.clone(), monitor));
+        state.context.set(ptr::from_ref(&*local).cast());
         state.context_id.set(self.id());
-        let current = CurrentScope; // Before `local` goes, whatever panics.
-        let notifier = self.watch_notifier(&local);
-        let result = notifier.is_ok().then(|| {
-            *self.0.ended.lock() = false;
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
-        });
-        let clean = leave(&local);
-        local.drop_attachments();
-        let watched = notifier.map(drop); // Until here they can be notified.
-        local.clear();
-        drop(current);
-        if !clean {
-            local.leak_ring();
+        let mut open = OpenLocal {
+            notifier: None,
+            current: CurrentScope,
+            local,
+            scope,
+        };
+        match self.watch_notifier(&open.local) {
+            Ok(notifier) => open.notifier = Some(notifier),
+            Err(error) => {
+                open.close(true);
+                return Err(error);
+            }
         }
-        drop(local);
-        drop(scope);
-        watched?;
-        match result {
-            Some(Ok(result)) => Ok(result),
-            Some(Err(payload)) => std::panic::resume_unwind(payload),
-            None => unreachable!("the refusal was returned above"),
-        }
+        *self.0.ended.lock() = false;
+        Ok(open)
     }
 
     /// The eventfd is read by its own handler, when it is readable (SPEC N3).
@@ -458,11 +461,45 @@ impl AioContext {
 }
 
 /// Clears the home mark when the home ends, however it ends.
-struct HomeScope<'a>(&'a AioContext);
+struct HomeScope(AioContext);
 
-impl Drop for HomeScope<'_> {
+impl Drop for HomeScope {
     fn drop(&mut self) {
         self.0.0.home.store(0, Ordering::Release);
+    }
+}
+
+/// What a thread has while it is home. Stays on its thread, and is closed there.
+pub(crate) struct OpenLocal {
+    // In the order in which they go, whatever panics.
+    notifier: Option<LocalHandler>,
+    current: CurrentScope,
+    local: Box<Local>,
+    scope: HomeScope,
+}
+
+impl OpenLocal {
+    /// Ends the home. Unless it is `clean`, something is in flight, and its ring is leaked.
+    pub(crate) fn close(self, clean: bool) {
+        let Self {
+            notifier,
+            current,
+            mut local,
+            scope,
+        } = self;
+        local.drop_attachments();
+        drop(notifier); // Until here they can be notified.
+        local.clear();
+        drop(current);
+        if !clean {
+            local.leak_ring();
+        }
+        drop(local);
+        drop(scope);
+    }
+
+    pub(crate) fn local(&self) -> &Local {
+        &self.local
     }
 }
 

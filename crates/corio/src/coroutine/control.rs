@@ -197,6 +197,9 @@ impl core::ops::Deref for ControlBlock {
 }
 
 impl ControlBlock {
+    /// Where the key is, in bytes.
+    pub(super) const KEY_AT: usize = core::mem::offset_of!(ControlBlock, key);
+
     #[inline(always)]
     pub(super) fn key(&self) -> u64 {
         self.key.load(Ordering::Relaxed)
@@ -239,6 +242,12 @@ impl ControlBlock {
             key::ENDED => Phase::Ended,
             _ => Phase::Suspended,
         }
+    }
+
+    /// True if no home owns it (`super::loose`).
+    #[inline(always)]
+    pub(super) fn is_loose(&self) -> bool {
+        self.home.get().is_null()
     }
 
     /// Its next suspension is a plain one.

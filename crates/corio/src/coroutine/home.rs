@@ -45,7 +45,7 @@ pub(crate) struct Home {
     to_ask: RefCell<Vec<(&'static Slot, u32)>>,
     outer: *const (),
     /// Where wakes of these coroutines go; null in a home without a context. Owner: `schedule`.
-    inbox: *const (),
+    inbox: Cell<*const ()>,
     /// True once nothing shall be spawned here any more.
     closing: Cell<bool>,
     /// True once somebody here was asked to end and could not, because the thread unwound.
@@ -53,6 +53,9 @@ pub(crate) struct Home {
 }
 
 impl Home {
+    /// Where its inbox is, in bytes.
+    pub(super) const INBOX_AT: usize = core::mem::offset_of!(Home, inbox);
+
     pub(super) fn link(&self, block: &ControlBlock) {
         let older = self.newest.replace(block);
         block.older.set(older);
@@ -86,7 +89,36 @@ impl Home {
     /// Where wakes of its coroutines go; null without a context.
     #[inline]
     pub(crate) fn inbox(&self) -> *const () {
-        self.inbox
+        self.inbox.get()
+    }
+
+    /// A home inside of another one, if there is one.
+    pub(super) fn inside(outer: *const (), inbox: *const ()) -> Self {
+        Self {
+            newest: Cell::new(ptr::null()),
+            living: Cell::new(0),
+            to_ask: RefCell::default(),
+            outer,
+            inbox: Cell::new(inbox),
+            closing: Cell::new(false),
+            refused: Cell::new(false),
+        }
+    }
+
+    /// Has wakes of coroutines that are made or entered from now on go elsewhere.
+    pub(super) fn set_inbox(&self, inbox: *const ()) {
+        self.inbox.set(inbox);
+    }
+
+    /// The end of a home that is no scope: what lives in it is unwound, or leaked.
+    pub(super) fn end_unscoped(&self) {
+        self.close();
+        let leaked = self.unwind_all();
+        tls::thread().home.set(self.outer);
+        if self.outer.is_null() {
+            stack::flush_local();
+        }
+        leaked.report();
     }
 
     /// How many coroutines live here.
@@ -229,7 +261,7 @@ pub(super) fn of_thread(thread: &tls::ThreadState) -> Option<&'static Home> {
 pub(crate) fn of_context() -> Option<&'static Home> {
     let mut at = of_thread(tls::thread());
     while let Some(home) = at {
-        if !home.inbox.is_null() {
+        if !home.inbox().is_null() {
             return at; // The only one: I3.
         }
         at = of_pointer(home.outer);
@@ -343,15 +375,7 @@ pub(crate) fn with_home<R>(
     );
     let was_panicking = thread::panicking();
     let state = tls::thread();
-    let home = Home {
-        newest: Cell::new(ptr::null()),
-        living: Cell::new(0),
-        to_ask: RefCell::default(),
-        outer: state.home.get(),
-        inbox,
-        closing: Cell::new(false),
-        refused: Cell::new(false),
-    };
+    let home = Home::inside(state.home.get(), inbox);
     let _overflows = home.outer.is_null().then(overflow::watch);
     state.home.set(ptr::from_ref(&home).cast());
     track::notice(state);

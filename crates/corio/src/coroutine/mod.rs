@@ -5,12 +5,14 @@
 //! This layer knows no event loop: `schedule` joins the two.
 //!
 //! Files: `control` is the control block and its invariants, `machine` what switches stacks,
-//! `switch` the hot paths, `home` the scope, `mask` what defers cancelling, `wake_queue` the order
-//! in which the woken run, `overflow` the report of a stack that was too small.
+//! `switch` the hot paths, `home` the scope, `loose` coroutines that no home owns, `mask` what
+//! defers cancelling, `wake_queue` in which order the woken run, `overflow` the report of a stack
+//! that was too small.
 
 mod cancel;
 mod control;
 mod home;
+pub(crate) mod loose;
 mod machine;
 mod overflow;
 mod switch;
@@ -395,7 +397,7 @@ pub(crate) fn create_on<F: FnOnce() + 'static>(
     body: F,
 ) -> CoRef {
     let name = how.name.map(Rc::from);
-    switch::create(tls::thread(), home, stack, name, at, body)
+    switch::create(tls::thread(), Some(home), stack, name, at, body)
 }
 
 /// Suspends the running coroutine and has `departure` done with it once it does not run any more.
@@ -586,7 +588,7 @@ impl Coroutine {
             switch::no_home(at)
         };
         match stack::acquire(thread, stack::SIZE_DEFAULT) {
-            Ok(slot) => Self::from_ref(switch::create(thread, home, slot, None, at, body)),
+            Ok(slot) => Self::from_ref(switch::create(thread, Some(home), slot, None, at, body)),
             Err(error) => no_stack(&error),
         }
     }

@@ -16,11 +16,11 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use super::CoRef;
 use super::control::{Cancel, Cancelled, ControlBlock, Hot, Phase, Rest, key};
 use super::home::Home;
 use super::machine::Machine;
 use super::wake_queue::WakeQueue;
+use super::{CoRef, loose};
 use crate::stack::{self, Slot};
 use crate::tls;
 use crate::track::{self, Kind};
@@ -35,12 +35,12 @@ const _: () = assert!(stack::CONTROL_SIZE.is_multiple_of(INLINE_MAX));
 // What an ended one gives back is no plain suspension.
 const _: () = assert!(Machine::ENDED & key::SETTLE != 0);
 
-/// Makes a coroutine in `home`, which is of this thread, on a stack that the caller has acquired
-/// for it. It runs nothing.
+/// Makes a coroutine in `home`, which is of this thread, or a loose one; on a stack that the caller
+/// has acquired for it. It runs nothing.
 #[inline]
 pub(super) fn create<F: FnOnce() + 'static>(
     thread: &'static tls::ThreadState,
-    home: &Home,
+    home: Option<&Home>,
     slot: &'static Slot,
     name: Option<Rc<str>>,
     created_at: &'static Location<'static>,
@@ -75,7 +75,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
         locks_held: Cell::new(0),
         generation,
         slot,
-        home: Cell::new(home),
+        home: Cell::new(home.map_or(ptr::null(), ptr::from_ref)),
         newer: Cell::new(ptr::null()),
         older: Cell::new(ptr::null()),
         panic: Cell::new(None),
@@ -87,13 +87,18 @@ pub(super) fn create<F: FnOnce() + 'static>(
     };
     // SAFETY: the control block's space is ours, large enough and aligned (asserted in `control`).
     unsafe { ControlBlock::init(at, hot, rest) };
-    // Relaxed: published by the park's compare-exchange.
-    slot.inbox
-        .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
-    if home.inbox().is_null() {
-        slot.word.notify_new(generation); // See `super::try_park`.
+    match home {
+        Some(home) => {
+            // Relaxed: published by the park's compare-exchange.
+            slot.inbox
+                .store(home.inbox().cast_mut(), crate::atomic::Ordering::Relaxed);
+            if home.inbox().is_null() {
+                slot.word.notify_new(generation); // See `super::try_park`.
+            }
+            home.link(block.block());
+        }
+        None => slot.word.share(generation, false), // stack::word I8.
     }
-    home.link(block.block());
     if track::notice(thread) {
         let by = running().map_or(0, |block| reference(block).id());
         track::emit(Kind::Created, block.id(), by, slot.size() as u64);
@@ -156,7 +161,7 @@ fn keep_panic(co: CoRef, payload: Panic) {
 ///
 /// `base` is the key of its generation.
 #[inline(always)]
-fn switch_into(block: &ControlBlock, base: u64) -> (u64, CoRef) {
+pub(super) fn switch_into(block: &ControlBlock, base: u64) -> (u64, CoRef) {
     let thread = tls::thread();
     if thread.traced.get() {
         return traced_switch(block, base);
@@ -223,7 +228,7 @@ pub(super) fn enter_first(thread: &tls::ThreadState, co: CoRef, base: u64) {
 
 /// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
 #[inline(never)]
-fn after_run(co: CoRef) {
+pub(super) fn after_run(co: CoRef) {
     let queue = WakeQueue::new();
     let panic = settle(co, &queue);
     if panic.is_some() || !queue.is_empty() {
@@ -268,6 +273,9 @@ pub(crate) fn run_queue(queue: &WakeQueue, mut panic: Option<Panic>) {
         } else {
             slot.word.claim(block.generation);
         }
+        if block.is_loose() {
+            loose::taken_off_queue(block, state);
+        }
         co.accept_cancel();
         let raised = if co.is_cancelled() && block.phase() == Phase::Created {
             discard_caught(co)
@@ -307,10 +315,14 @@ fn finish(co: CoRef) -> Option<Panic> {
         track::emit(Kind::Ended, co.id(), to, 0);
     }
     let mut panic = block.panic.take();
-    if block.locks_held.get() != 0 && panic.is_none() {
-        panic = Some(ended_with_locks(block));
+    if block.is_loose() {
+        loose::check_end(block);
+    } else {
+        if block.locks_held.get() != 0 && panic.is_none() {
+            panic = Some(ended_with_locks(block));
+        }
+        unlink(co);
     }
-    unlink(co);
     co.slot().clear();
     give_up(co);
     panic

@@ -43,20 +43,22 @@ impl Gathering {
 #[doc(alias = "defer_call_begin")]
 #[doc(alias = "defer_call_end")]
 pub fn gather<R>(f: impl FnOnce() -> R) -> R {
-    let Some(local) = Local::current() else {
-        return f();
-    };
-    {
-        let depth = &super::of_home(local).gathering.0;
-        depth.set(depth.get() + 1);
-    }
-    let _end = End(local.context().id());
+    let _end = begin();
     f()
+}
+
+/// Begins what ends when its end is dropped; None where there is no loop.
+pub(crate) fn begin() -> Option<End> {
+    let local = Local::current()?;
+    let depth = &super::of_home(local).gathering.0;
+    depth.set(depth.get() + 1);
+    Some(End(local.context().id()))
 }
 
 /// The end of a gather of the context's home. By its number: `f` may have moved its coroutine to
 /// another home, or have been left behind by its own.
-struct End(u64);
+#[derive(Debug)]
+pub(crate) struct End(u64);
 
 impl Drop for End {
     fn drop(&mut self) {

@@ -27,12 +27,14 @@ mod uring;
 
 use core::cell::OnceCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 pub use gather::gather;
+pub(crate) use gather::{End as EndOfGather, begin as begin_gather};
 pub use job::BlockingJob;
 pub use threads::unblock;
 
@@ -207,6 +209,24 @@ impl HomeEngine {
         *self
             .direct_kind
             .get_or_init(|| self.choose_for_direct(local))
+    }
+
+    /// Sees to it that a request can be made by an engine that its maker has named.
+    fn prepare(&self, local: &Local, kind: EngineKind, direct: bool) -> io::Result<()> {
+        match kind {
+            EngineKind::Threads => {}
+            EngineKind::IoUring => drop(local.ring()?),
+            // It would block on any other file.
+            EngineKind::LinuxAio if !direct => {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
+            EngineKind::LinuxAio if self.aio.get().is_none() => {
+                let aio = linux_aio::LinuxAio::new(local)?;
+                self.aio.get_or_init(|| aio);
+            }
+            EngineKind::LinuxAio => {}
+        }
+        Ok(())
     }
 
     fn aio(&self) -> Option<&linux_aio::LinuxAio> {

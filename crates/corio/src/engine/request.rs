@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::FallocateFlags;
 
 use super::linux_aio::{self, Carried};
-use super::{EngineKind, of_home, threads, uring};
+use super::{EngineKind, HomeEngine, of_home, threads, uring};
 use crate::context::Local;
 use crate::coroutine::{self, CoRef};
 use crate::track::{self, Kind};
@@ -59,7 +59,39 @@ impl Request<'_, '_> {
         {
             return Ok(count);
         }
-        match engine.kind_for(local, direct) {
+        self.carry(&engine, engine.kind_for(local, direct), local, fd)
+    }
+
+    /// As [`run`](Self::run), by an engine that the caller has named; the page cache is not asked
+    /// first.
+    ///
+    /// # Errors
+    /// Also why that engine cannot be used here; EINVAL for Linux AIO if the file is not `direct`.
+    #[track_caller]
+    pub(crate) fn run_by(
+        &mut self,
+        kind: EngineKind,
+        fd: BorrowedFd<'_>,
+        direct: bool,
+    ) -> io::Result<usize> {
+        let Some(local) = Local::current() else {
+            return self.block(fd);
+        };
+        schedule::parkable("a file operation");
+        let engine = of_home(local);
+        engine.prepare(local, kind, direct)?;
+        self.carry(&engine, kind, local, fd)
+    }
+
+    #[inline]
+    fn carry(
+        &mut self,
+        engine: &HomeEngine,
+        kind: EngineKind,
+        local: &Local,
+        fd: BorrowedFd<'_>,
+    ) -> io::Result<usize> {
+        match kind {
             EngineKind::IoUring => {
                 let gathers = engine.gathering.is_on();
                 uring::run(local, fd, self, engine.batch_max(), gathers)

@@ -25,6 +25,7 @@ impl AioContext {
     ///
     /// # Panics
     /// If this thread is a home already, the context has one, or inside a coroutine.
+    #[doc(alias = "qemu_set_current_aio_context")]
     pub fn enter_home<R>(&self, f: impl FnOnce() -> R) -> Result<R, Error> {
         let inbox = Inbox::new(self);
         let result = self.with_local(

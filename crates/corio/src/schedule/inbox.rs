@@ -104,7 +104,10 @@ unsafe impl Sync for Own {}
 pub(crate) struct Inbox {
     own: Own,
     pushed: Pushed<Slot>,
-    drain: BottomHalf,
+    /// None where no loop runs it.
+    drain: Option<BottomHalf>,
+    /// What the C interface knows its loop by; null otherwise.
+    owner: AtomicPtr<()>,
     /// Read and written in home threads only, one after the other.
     closed: AtomicBool,
 }
@@ -121,10 +124,47 @@ impl Inbox {
             Self {
                 own: Own(WakeQueue::new()),
                 pushed: Pushed::new(),
-                drain,
+                drain: Some(drain),
+                owner: AtomicPtr::new(ptr::null_mut()),
                 closed: AtomicBool::new(false),
             }
         })
+    }
+
+    /// One that nobody runs: of a thread that has coroutines and no loop. Theirs wake each other by
+    /// their wake queues.
+    pub(super) fn without_loop() -> Arc<Self> {
+        Arc::new(Self {
+            own: Own(WakeQueue::new()),
+            pushed: Pushed::new(),
+            drain: None,
+            owner: AtomicPtr::new(ptr::null_mut()),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Has [`owner`](Self::owner) tell `owner`.
+    pub(super) fn set_owner(&self, owner: *const ()) {
+        // Relaxed: published with the inbox.
+        self.owner.store(owner.cast_mut(), Ordering::Relaxed);
+    }
+
+    /// Who owns the inbox at `inbox`; null if nobody does, or there is none.
+    ///
+    /// # Safety
+    /// It is null or an inbox that is there.
+    #[inline]
+    pub(super) unsafe fn owner(inbox: *const ()) -> *const () {
+        // SAFETY: the caller's promise.
+        match unsafe { inbox.cast::<Self>().as_ref() } {
+            Some(inbox) => inbox.owner.load(Ordering::Relaxed).cast_const(),
+            None => ptr::null(),
+        }
+    }
+
+    /// True if its home has queued something that no turn has run. Home thread.
+    pub(super) fn has_own(&self) -> bool {
+        !self.own.0.is_empty()
     }
 
     /// Runs what is queued, oldest first.
@@ -147,8 +187,10 @@ impl Inbox {
 
     /// Queues a slot whose wake has been won. Any thread.
     fn push(&self, slot: &'static Slot) {
-        if self.pushed.push(slot) {
-            self.drain.schedule();
+        if self.pushed.push(slot)
+            && let Some(drain) = &self.drain
+        {
+            drain.schedule();
         }
     }
 
@@ -200,7 +242,7 @@ impl Inbox {
         // SAFETY: the pointer comes from Arc::as_ptr of the home's inbox, which is alive until the
         // caller pushes what it has won (I3).
         let inbox = unsafe { &*inbox.cast::<Inbox>() };
-        inbox.drain.context_id()
+        inbox.drain.as_ref().map_or(0, BottomHalf::context_id)
     }
 }
 

@@ -7,13 +7,14 @@
 //!
 //! Files: `home` is the scope in which a thread runs a context and its coroutines, `io_thread` a
 //! thread that does so, `spawn` starts and joins, `packet` is what the two sides share, `scope` is
-//! for children that borrow, `named` for coroutines that are scheduled and moved by name, `bridge`
-//! for futures.
+//! for children that borrow, `named` for coroutines that are scheduled and moved by name, `loose`
+//! for those of C programs, `bridge` for futures.
 
 mod bridge;
 mod home;
 mod inbox;
 mod io_thread;
+pub(crate) mod loose;
 mod named;
 mod packet;
 mod scope;

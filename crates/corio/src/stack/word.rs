@@ -35,6 +35,9 @@
 //!   it: the control block's key alone tells whether the coroutine is parked. Whoever makes a token
 //!   has the word leave ALONE first (`share`), in the home thread; it does not come back to it in
 //!   that generation.
+//! - I8 A loose coroutine (`coroutine::loose`) is queued by name by whoever brings its word to
+//!   SCHEDULED, also while it runs or is suspended, and by nobody else. Where it parks or suspends
+//!   meanwhile it stays SCHEDULED, and is entered from the queue.
 
 use crate::atomic::{AtomicU64, Ordering};
 
@@ -70,6 +73,9 @@ pub(crate) enum Park {
 pub(crate) struct SlotWord(AtomicU64);
 
 impl SlotWord {
+    /// What a word is besides its generation when [`is_quiet`](Self::is_quiet) is true.
+    pub(crate) const QUIET: u64 = RUNNING;
+
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(pack(1, ALONE)))
     }
@@ -179,8 +185,46 @@ impl SlotWord {
             return Park::Suspend;
         }
         // AcqRel: pairs with `wake`, as does a park.
-        let _ = self.0.swap(pack(generation, RUNNING), Ordering::AcqRel);
-        Park::Notified
+        let used_up = self.0.compare_exchange(
+            pack(generation, NOTIFIED),
+            pack(generation, RUNNING),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        match used_up {
+            Err(seen) if state(seen) == SCHEDULED => Park::Suspend, // I8.
+            _ => Park::Notified,
+        }
+    }
+
+    /// Whoever calls this queues the coroutine by name, from any thread, whether it runs, is
+    /// suspended or is parked (I8). False: somebody has queued it already, or it has ended.
+    #[must_use]
+    pub(crate) fn schedule(&self, generation: u32) -> bool {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            if seen >> STATE_BITS != u64::from(generation) || state(seen) == SCHEDULED {
+                return false;
+            }
+            // AcqRel: as in `wake`.
+            match self.0.compare_exchange_weak(
+                seen,
+                pack(generation, SCHEDULED),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// True if it may be entered by hand, and no wake of it is kept; `packed` is its generation, in
+    /// place. For one that has left ALONE.
+    #[inline(always)]
+    pub(crate) fn is_quiet(&self, packed: u64) -> bool {
+        // Relaxed: whoever enters it by hand is ordered after its last run by other means.
+        self.0.load(Ordering::Relaxed) == packed | Self::QUIET
     }
 
     /// The home thread is about to enter a coroutine that it took from the queue.

@@ -7,6 +7,7 @@
 mod state;
 
 use core::fmt;
+use std::thread;
 
 pub(super) use self::state::State;
 use super::record::{Line, Record, Wake};
@@ -103,6 +104,21 @@ impl Event {
         }
     }
 
+    /// Whether somebody waits for it; only a hint.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.state.is_awaited()
+    }
+
+    /// As [`wait`](Self::wait), but a thread blocks also where it has a loop, and below a coroutine
+    /// that cannot park.
+    pub(crate) fn wait_or_block(&self) {
+        if self.state.is_set() {
+            return;
+        }
+        let waiter = Waiter::possible().unwrap_or_else(|| Waiter::Thread(thread::current()));
+        self.queue_and_wait(waiter);
+    }
+
     /// For [`select`](super::select()): that it is set.
     pub fn on_set(&self) -> impl Selectable<Output = ()> {
         InLine::new(OnSet(&self.state))
@@ -111,7 +127,12 @@ impl Event {
     #[cold]
     #[track_caller]
     fn wait_unset(&self) {
-        let record = Record::new(Waiter::current("sync::Event::wait"), 1);
+        self.queue_and_wait(Waiter::current("sync::Event::wait"));
+    }
+
+    #[track_caller]
+    fn queue_and_wait(&self, waiter: Waiter) {
+        let record = Record::new(waiter, 1);
         // SAFETY: `Queued` sees to it that the record is granted or withdrawn before it goes.
         if unsafe { self.state.pass_or_queue(&record) } {
             return;

@@ -37,6 +37,8 @@ pub use channel::{
 };
 pub use event::Event;
 pub use mutex::{Mutex, MutexGuard};
+#[doc(hidden)]
+pub use queue::Woken;
 pub use queue::{Place, Queue};
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};
 pub use select::{OneOf, Selectable, after, at_ns, select};

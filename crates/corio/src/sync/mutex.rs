@@ -114,6 +114,29 @@ impl<T: ?Sized> Mutex<T> {
         self.state.try_lock().then(|| self.guard(Holder::current()))
     }
 
+    /// Makes a guard again in place of one that was forgotten: for the C interface.
+    ///
+    /// # Safety
+    /// The running coroutine holds the mutex, and its guard was forgotten.
+    #[doc(hidden)]
+    #[inline]
+    pub unsafe fn guard_again(&self) -> MutexGuard<'_, T> {
+        MutexGuard {
+            mutex: self,
+            holder: Holder::current(),
+            not_send: PhantomData,
+        }
+    }
+
+    /// Whether the running coroutine holds it.
+    #[doc(hidden)]
+    #[inline]
+    pub fn is_held_here(&self) -> bool {
+        let own = coroutine::running_id();
+        // Relaxed: its own number was written by itself.
+        own != 0 && self.holder.load(Ordering::Relaxed) == own
+    }
+
     /// The value, to which the borrow shows that nobody else has access.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()

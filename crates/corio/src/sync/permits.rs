@@ -2,7 +2,7 @@
 //! semaphore is, and the reader-writer lock is made of.
 //!
 //! ```text
-//!   word:  free permits << 1 | AWAITED
+//!   word:  taken permits << 1 | AWAITED, as if there were PERMITS_MAX: all zeros is all free
 //!
 //!   AWAITED clear   acquire and release are one compare-exchange each
 //!   AWAITED set     the word changes only under the list's lock; nobody gets in before the oldest
@@ -26,6 +26,18 @@ const SHIFT: u32 = 1;
 /// The most permits a semaphore may have.
 pub(super) const PERMITS_MAX: usize = usize::MAX >> SHIFT;
 
+/// How many permits a word leaves free.
+#[inline]
+fn free_in(word: usize) -> usize {
+    PERMITS_MAX - (word >> SHIFT)
+}
+
+/// The word that leaves so many free, with nobody waiting.
+#[inline]
+fn word_of(free: usize) -> usize {
+    (PERMITS_MAX - free) << SHIFT
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Permits<W> {
@@ -37,14 +49,14 @@ impl<W: Wake> Permits<W> {
     /// With `permits` free ones, at most `PERMITS_MAX`.
     pub(super) fn new(permits: usize) -> Permits<W> {
         Permits {
-            word: AtomicUsize::new(permits << SHIFT),
+            word: AtomicUsize::new(word_of(permits)),
             waiting: Short::new(List::new()),
         }
     }
 
     /// How many are free. Only a hint.
     pub(super) fn free(&self) -> usize {
-        self.word.load(Ordering::Relaxed) >> SHIFT
+        free_in(self.word.load(Ordering::Relaxed))
     }
 
     /// Takes `amount` if they are free and nobody waits.
@@ -60,8 +72,8 @@ impl<W: Wake> Permits<W> {
     #[must_use]
     pub(super) fn try_trade(&self, given: usize, amount: usize) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & AWAITED == 0 && (word >> SHIFT) + given >= amount {
-            let left = (word >> SHIFT) + given - amount;
+        while word & AWAITED == 0 && free_in(word) + given >= amount {
+            let left = free_in(word) + given - amount;
             // Acquire: pairs with the releases in `release`.
             let order = if planted!("permits_taken_relaxed") {
                 Ordering::Relaxed
@@ -70,7 +82,7 @@ impl<W: Wake> Permits<W> {
             };
             match self
                 .word
-                .compare_exchange_weak(word, left << SHIFT, order, Ordering::Relaxed)
+                .compare_exchange_weak(word, word_of(left), order, Ordering::Relaxed)
             {
                 Ok(_) => return true,
                 Err(seen) => word = seen,
@@ -99,10 +111,10 @@ impl<W: Wake> Permits<W> {
         let waiting = self.waiting.lock();
         let mut word = self.word.load(Ordering::Relaxed);
         while word & AWAITED == 0 {
-            let free = (word >> SHIFT) + given;
+            let free = free_in(word) + given;
             let enough = free >= record.amount() && !planted!("permits_no_second_look");
             let next = if enough {
-                (free - record.amount()) << SHIFT
+                word_of(free - record.amount())
             } else {
                 word | AWAITED
             };
@@ -142,7 +154,7 @@ impl<W: Wake> Permits<W> {
             // Release: pairs with the acquire of who takes them.
             match self.word.compare_exchange_weak(
                 word,
-                word + (amount << SHIFT),
+                word - (amount << SHIFT),
                 Ordering::Release,
                 Ordering::Relaxed,
             ) {
@@ -173,7 +185,7 @@ impl<W: Wake> Permits<W> {
     fn hand_out(&self, waiting: &List<W>, amount: usize) {
         // Acquire, and release below: who is granted sees what all who released did. No other
         // thread writes meanwhile (I2).
-        let mut free = (self.word.load(Ordering::Acquire) >> SHIFT) + amount;
+        let mut free = free_in(self.word.load(Ordering::Acquire)) + amount;
         while waiting.oldest_amount().is_some_and(|wanted| wanted <= free) {
             // SAFETY: the list is under its lock.
             let Some(oldest) = (unsafe { waiting.pop_oldest() }) else {
@@ -190,7 +202,7 @@ impl<W: Wake> Permits<W> {
             waker.wake();
         }
         let awaited = if waiting.is_empty() { 0 } else { AWAITED };
-        self.word.store(free << SHIFT | awaited, Ordering::Release);
+        self.word.store(word_of(free) | awaited, Ordering::Release);
     }
 }
 

@@ -7,7 +7,7 @@ mod state;
 
 use self::state::State;
 use super::mutex::MutexGuard;
-use super::record::{Grant, Line, Record};
+use super::record::{Grant, Line, Record, Wake as _};
 use super::select::{InLine, Selectable, Source};
 use super::waiter::{Queued, Waiter};
 
@@ -158,10 +158,40 @@ impl Queue {
         self.state.wake_all()
     }
 
+    /// Takes whoever has waited longest out of the line, to be [woken](Woken::wake): for the C
+    /// interface.
+    #[doc(hidden)]
+    pub fn take_one(&self) -> Option<Woken> {
+        self.state.take_one().map(Woken)
+    }
+
+    /// The same, of all that wait at this moment.
+    #[doc(hidden)]
+    pub fn take_all(&self) -> impl Iterator<Item = Woken> + use<> {
+        self.state.take_all().into_iter().map(Woken)
+    }
+
     /// Whether nobody waits.
     #[doc(alias = "qemu_co_queue_empty")]
     pub fn is_empty(&self) -> bool {
         self.state.is_empty()
+    }
+}
+
+/// One that has been taken out of the line, and waits to be woken.
+#[doc(hidden)]
+#[derive(Debug)]
+#[must_use = "it waits for ever if it is not woken"]
+pub struct Woken(Waiter);
+
+impl Woken {
+    /// Gets it going again as `aio_co_wake` does: at once, if this is its home and no coroutine
+    /// runs.
+    pub fn wake(self) {
+        match self.0 {
+            Waiter::Coroutine { token, .. } => token.wake_by_name(),
+            other => other.wake(),
+        }
     }
 }
 

@@ -139,6 +139,39 @@ impl<T: ?Sized> RwLock<T> {
             .then(|| self.write_guard(Holder::current()))
     }
 
+    /// Makes a guard again in place of one that was forgotten: for the C interface.
+    ///
+    /// # Safety
+    /// The running coroutine holds the lock for reading, and its guard was forgotten.
+    #[doc(hidden)]
+    pub unsafe fn read_again(&self) -> ReadGuard<'_, T> {
+        ReadGuard {
+            lock: self,
+            holder: Holder::current(),
+            not_send: PhantomData,
+        }
+    }
+
+    /// As [`read_again`](Self::read_again), for writing.
+    ///
+    /// # Safety
+    /// The running coroutine holds the lock for writing, and its guard was forgotten.
+    #[doc(hidden)]
+    pub unsafe fn write_again(&self) -> WriteGuard<'_, T> {
+        WriteGuard {
+            lock: self,
+            holder: Holder::current(),
+            not_send: PhantomData,
+        }
+    }
+
+    /// How it is held: for reading (Some(false)), for writing (Some(true)), or not. Only a hint,
+    /// unless the caller holds it.
+    #[doc(hidden)]
+    pub fn is_held_for_writing(&self) -> Option<bool> {
+        self.state.is_written()
+    }
+
     /// The value, to which the borrow shows that nobody else has access.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()

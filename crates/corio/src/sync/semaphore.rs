@@ -114,6 +114,11 @@ impl Semaphore {
         self.permits.free()
     }
 
+    /// Gives back permits whose [`Permit`] was forgotten.
+    pub(crate) fn give_back(&self, amount: usize) {
+        self.permits.release(amount);
+    }
+
     /// How many permits there are in all.
     pub fn total(&self) -> usize {
         self.total

@@ -249,7 +249,7 @@ impl BottomHalves {
 /// # Ok::<(), corio::Error>(())
 /// ```
 #[doc(alias = "QEMUBH")]
-#[doc(alias = "qemu_bh_new")]
+#[doc(alias("qemu_bh_new", "aio_bh_new_full", "qemu_bh_delete"))]
 #[must_use = "a bottom half is deleted when its handle is dropped"]
 pub struct BottomHalf {
     /// Its own, until it is dropped.

@@ -43,7 +43,7 @@ use super::{AioContext, Local};
 /// assert!(!timer.is_armed());
 /// # Ok::<(), corio::Error>(())
 /// ```
-#[doc(alias = "QEMUTimer")]
+#[doc(alias("QEMUTimer", "timer_deinit", "timer_free"))]
 #[must_use = "a timer is cancelled when its handle is dropped"]
 pub struct Timer {
     shared: Arc<Shared>,

@@ -53,6 +53,11 @@ impl<W: Wake> State<W> {
         self.word.load(Ordering::Acquire) == SET
     }
 
+    /// Whether somebody waits; only a hint.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == AWAITED
+    }
+
     /// Sets it, and grants all that wait.
     #[inline]
     pub(in crate::sync) fn set(&self) {

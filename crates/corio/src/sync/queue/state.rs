@@ -12,6 +12,8 @@
 // Queued records are pointers into other frames: record.rs I1.
 #![allow(unsafe_code)]
 
+use smallvec::SmallVec;
+
 use crate::sync::record::{Grant, Line, List, Record, Short, Wake, grant_as};
 
 /// Where a waiter is put.
@@ -83,6 +85,17 @@ impl<W: Wake> State<W> {
         wake_oldest(&waiting, Grant::Turn)
     }
 
+    /// Grants the oldest, whom the caller wakes.
+    pub(super) fn take_one(&self) -> Option<W> {
+        take_oldest(&self.waiting.lock(), Grant::Turn)
+    }
+
+    /// Grants all that wait now, oldest first, whom the caller wakes.
+    pub(super) fn take_all(&self) -> SmallVec<[W; 8]> {
+        let waiting = self.waiting.lock();
+        core::iter::from_fn(|| take_oldest(&waiting, Grant::Own)).collect()
+    }
+
     /// Wakes all that wait now, oldest first, and says how many they were.
     pub(super) fn wake_all(&self) -> usize {
         let waiting = self.waiting.lock();
@@ -110,13 +123,15 @@ impl<W: Wake> Line<W> for State<W> {
 
 /// Under the list's lock.
 fn wake_oldest<W: Wake>(waiting: &List<W>, grant: Grant) -> bool {
+    take_oldest(waiting, grant).map(W::wake).is_some()
+}
+
+/// Under the list's lock.
+fn take_oldest<W: Wake>(waiting: &List<W>, grant: Grant) -> Option<W> {
     // SAFETY: the list is under its lock, as `waiting` is borrowed from its guard.
-    let Some(oldest) = (unsafe { waiting.pop_oldest() }) else {
-        return false;
-    };
+    let oldest = unsafe { waiting.pop_oldest() }?;
     // SAFETY: just taken out.
-    unsafe { grant_as(oldest, grant) }.wake();
-    true
+    Some(unsafe { grant_as(oldest, grant) })
 }
 
 #[cfg(all(test, loom))]

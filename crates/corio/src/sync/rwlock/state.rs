@@ -64,6 +64,14 @@ impl<W: Wake> State<W> {
         State(Permits::new(WRITE))
     }
 
+    /// Whether the one who holds it writes; None if nobody does. Only a hint to others.
+    pub(super) fn is_written(&self) -> Option<bool> {
+        match self.0.free() {
+            WRITE => None,
+            free => Some(free == 0),
+        }
+    }
+
     /// Takes the lock if nobody is in the way and nobody waits.
     #[inline]
     #[must_use]

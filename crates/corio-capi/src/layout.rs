@@ -1,0 +1,13 @@
+//! The sizes that the header publishes of what C allocates (C3).
+
+/// Asserts that a type has the size and the alignment of as many words of 64 bits.
+macro_rules! words {
+    ($type:ty, $words:expr) => {
+        const _: () = assert!(
+            size_of::<$type>() == 8 * $words && align_of::<$type>() == 8,
+            "the header says otherwise"
+        );
+    };
+}
+
+pub(crate) use words;

@@ -1,0 +1,323 @@
+//! Loose coroutines: those that no home owns (for the C interface).
+//!
+//! C has no scope that a coroutine could belong to. A loose one is made on any thread, is entered
+//! from whatever thread its program says, and is neither cancelled nor unwound: one that never ends
+//! is leaked, as in C. All else is the same machine, block and slot.
+//!
+//! ```text
+//!   made ── word RUNNING ── schedule, any thread ──▶ word SCHEDULED ── its queue is run ──▶ entered
+//!                 └──────────── enter, by hand ──────────────────────────────────────────────▲
+//! ```
+//!
+//! Invariants
+//! - I1 The block of a loose coroutine is touched by the thread that runs it, or, while it does not
+//!   run, by the one that its program has enter it: the program orders the two, or the queue does.
+//!   Its word, its inbox and its link are what any thread may touch.
+//! - I2 Its word leaves ALONE when it is made, as any thread may schedule it by its pointer.
+//! - I3 Whoever enters it says in which thread and where its wakes go from then on.
+
+#![allow(unsafe_code)] // Coroutines by pointers; the contracts are the callers'.
+
+use core::panic::Location;
+use core::ptr::NonNull;
+use std::rc::Rc;
+
+use super::control::{ControlBlock, key};
+use super::home::{self, Home};
+use super::{CoRef, overflow, switch};
+use crate::atomic::Ordering;
+use crate::error::Error;
+use crate::stack::{self, Slot};
+use crate::sys::signal::AlternateStack;
+use crate::tls::{self, ThreadState};
+
+/// Why a coroutine cannot be entered.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It runs, or waits for one that it has entered.
+    Entered,
+    /// It is queued, and will be entered from there.
+    Scheduled,
+    /// It has ended.
+    Ended,
+}
+
+/// A loose coroutine, which may have ended.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Loose(NonNull<()>);
+
+impl Loose {
+    /// Makes one on a stack of the default size. It runs nothing. Its thread has a home, if only an
+    /// [`Unscoped`] one.
+    #[inline]
+    pub(crate) fn new(
+        thread: &'static ThreadState,
+        body: impl FnOnce() + 'static,
+        at: &'static Location<'static>,
+    ) -> Result<Self, Error> {
+        let slot = stack::acquire(thread, stack::SIZE_DEFAULT)?;
+        let co = switch::create(thread, None, slot, None::<Rc<str>>, at, body);
+        slot.inbox
+            .store(inbox_of(thread).cast_mut(), Ordering::Relaxed);
+        Ok(Self(co.0.cast()))
+    }
+
+    /// The running coroutine.
+    #[inline(always)]
+    pub fn running() -> Option<Self> {
+        NonNull::new(tls::current().cast_mut()).map(Self)
+    }
+
+    /// Its address, which is its name.
+    #[inline(always)]
+    pub fn as_ptr(self) -> *mut () {
+        self.0.as_ptr()
+    }
+
+    /// The one of this name.
+    ///
+    /// # Safety
+    /// `at` is what [`as_ptr`](Self::as_ptr) has given.
+    #[inline(always)]
+    pub unsafe fn from_ptr(at: NonNull<()>) -> Self {
+        Self(at)
+    }
+
+    /// The one that lives in a slot, if it is a loose one.
+    pub(crate) fn of_slot(slot: &'static Slot) -> Option<Self> {
+        let co = super::of_slot(slot);
+        co.block().is_loose().then_some(Self(co.0.cast()))
+    }
+
+    #[inline(always)]
+    pub(crate) fn co(self) -> CoRef {
+        CoRef(self.0.cast::<ControlBlock>())
+    }
+
+    /// True from being entered until it next suspends or ends. Of use where it cannot change
+    /// meanwhile.
+    ///
+    /// # Safety
+    /// It was made as a loose coroutine.
+    #[inline]
+    pub unsafe fn is_entered(self) -> bool {
+        #[allow(clippy::cast_possible_truncation)] // The state alone.
+        let state = self.co().key() as u32;
+        u64::from(state) == key::ENTERED
+    }
+
+    /// Where its wakes go.
+    ///
+    /// # Safety
+    /// It has not ended.
+    #[inline]
+    pub(crate) unsafe fn inbox(self) -> *const () {
+        self.co().inbox()
+    }
+
+    /// Enters it on this thread, with its wakes going to `inbox` from then on. True: it has
+    /// suspended, and that is all; else [`settle`](Self::settle) must follow.
+    ///
+    /// # Safety
+    /// It was made as a loose coroutine, and nobody else enters it meanwhile (I1). `thread` is this
+    /// one.
+    #[inline(always)]
+    pub(crate) unsafe fn enter(
+        self,
+        thread: &'static ThreadState,
+        inbox: *const (),
+    ) -> Result<bool, Refused> {
+        let co = self.co();
+        let seen = co.key();
+        let base = seen & !STATE_MASK;
+        if seen - base > key::CREATED || !co.block().slot.word.is_quiet(base) {
+            claim(co, seen, base)?;
+        }
+        let block = co.block();
+        block.slot.inbox.store(inbox.cast_mut(), Ordering::Relaxed);
+        block.hot.thread.set(thread);
+        let (left, _) = switch::switch_into(block, base);
+        Ok(left & key::SETTLE == 0)
+    }
+
+    /// What is to be done after a run that left something to be done: ends the coroutine, runs what
+    /// it woke. A panic of any of them passes through.
+    ///
+    /// # Safety
+    /// [`enter`](Self::enter) has just returned false.
+    #[inline]
+    pub unsafe fn settle(self) {
+        switch::after_run(self.co());
+    }
+
+    /// Brings its word to SCHEDULED. False: somebody else has. The caller queues it.
+    ///
+    /// # Safety
+    /// It has not ended.
+    #[inline]
+    pub(crate) unsafe fn claim_for_queue(self) -> bool {
+        let slot = self.co().block().slot;
+        slot.word.schedule(slot.word.generation())
+    }
+
+    /// As [`claim_for_queue`](Self::claim_for_queue), and has it run once the running coroutine
+    /// suspends or ends.
+    ///
+    /// # Safety
+    /// It has not ended, and does not run on another thread.
+    pub(crate) unsafe fn queue_beside(self, running: CoRef) -> bool {
+        // SAFETY: the caller's promise.
+        let claimed = unsafe { self.claim_for_queue() };
+        if claimed {
+            let running = running.block();
+            running.suspend_having_woken();
+            running.woken.push(self.co().slot());
+        }
+        claimed
+    }
+
+    /// Suspends the running coroutine, and has `then` done with it once it does not run any more.
+    /// Returns when it is entered again, perhaps on another thread.
+    pub(crate) fn leave_by(co: CoRef, then: impl FnOnce(Loose) + 'static) {
+        let departure = move |co: CoRef| {
+            let block = co.block();
+            block.set_state(key::SUSPENDED);
+            block.suspend_plainly();
+            then(Loose(co.0.cast()));
+        };
+        super::leave_by(co, Box::new(departure));
+    }
+}
+
+/// Where assembly finds what a switch needs, in bytes from an object's address; the numbers that it
+/// knows them by. What is done with them is what
+/// `switch::switch` and `switch::switch_out` do.
+#[doc(hidden)]
+#[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
+pub mod layout {
+    use core::mem::offset_of;
+
+    use super::super::control::{ControlBlock, key};
+    use super::super::home::Home;
+    use crate::stack::Slot;
+    use crate::tls::ThreadState;
+
+    /// In a coroutine: see its control block.
+    pub const THREAD: usize = offset_of!(ControlBlock, hot.thread);
+    /// See [`THREAD`].
+    pub const SUSPENDED_KEY: usize = offset_of!(ControlBlock, hot.suspended_key);
+    /// See [`THREAD`].
+    pub const KEY: usize = ControlBlock::KEY_AT;
+    /// See [`THREAD`].
+    pub const SLOT: usize = offset_of!(ControlBlock, rest.slot);
+    /// In a slot.
+    pub const WORD: usize = offset_of!(Slot, word);
+    /// In a slot.
+    pub const INBOX: usize = offset_of!(Slot, inbox);
+    /// In a home.
+    pub const HOME_INBOX: usize = Home::INBOX_AT;
+    /// In a thread's state, whose first word is the running coroutine.
+    pub const HOME: usize = offset_of!(ThreadState, home);
+    /// In a thread's state; a byte.
+    pub const TRACED: usize = offset_of!(ThreadState, traced);
+    /// What is added to the key of one that is suspended, whose lower half is 0.
+    pub const ENTERED: u64 = key::ENTERED;
+    /// What is added to such a key to make the word of one that may be entered by hand.
+    pub const RUNNING: u64 = crate::stack::SlotWord::QUIET;
+
+    const _: () = assert!(offset_of!(ThreadState, current) == 0 && key::SUSPENDED == 0);
+}
+
+/// The bit of what a resumer is given by which [`Loose::settle`] must follow.
+pub const SETTLE: u64 = key::SETTLE;
+
+/// The bits of a key that hold the state.
+const STATE_MASK: u64 = u32::MAX as u64;
+
+/// Whether one that is not simply suspended may be entered.
+#[cold]
+#[inline(never)]
+fn claim(co: CoRef, seen: u64, base: u64) -> Result<(), Refused> {
+    let word = &co.block().slot.word;
+    match seen - base {
+        // Perhaps with a wake that is kept for its next park.
+        key::SUSPENDED | key::CREATED if word.is_running() => Ok(()),
+        key::PARKED if word.claim_parked_now(base) => Ok(()),
+        key::ENTERED => Err(Refused::Entered),
+        key::ENDED => Err(Refused::Ended),
+        _ => Err(Refused::Scheduled),
+    }
+}
+
+/// What follows when one that was in state `state` is taken off a queue to be entered (I3).
+#[inline]
+pub(super) fn taken_off_queue(block: &ControlBlock, state: u64) {
+    assert!(state != key::ENTERED, "Co-routine re-entered recursively");
+    let thread = tls::thread();
+    block.hot.thread.set(thread);
+    let inbox = inbox_of(thread).cast_mut();
+    block.slot.inbox.store(inbox, Ordering::Relaxed);
+}
+
+/// Panics if it must not end now.
+#[inline]
+pub(super) fn check_end(block: &ControlBlock) {
+    let locks = block.locks_held.get();
+    assert!(
+        locks == 0,
+        "Co-routine ended while it holds {locks} lock(s)"
+    );
+    assert!(
+        !block.slot.word.is_scheduled(),
+        "Co-routine ended while it was scheduled: it must yield before it ends"
+    );
+}
+
+/// Where wakes of coroutines go that are entered on this thread; null without a home.
+#[inline(always)]
+pub(crate) fn inbox_of(thread: &ThreadState) -> *const () {
+    home::of_thread(thread).map_or(core::ptr::null(), Home::inbox)
+}
+
+/// The home of a thread that is not a scope of ours: from when it first has to do with coroutines
+/// until its end.
+pub(crate) struct Unscoped {
+    home: Box<Home>,
+    _overflows: Option<AlternateStack>,
+}
+
+impl Unscoped {
+    /// Makes this thread a home, inside of the one that it may be.
+    ///
+    /// # Safety
+    /// The value stays on its thread, where it is dropped outside of homes that are opened after
+    /// it; `inbox` stays as long.
+    pub(crate) unsafe fn open(inbox: *const ()) -> Self {
+        let state = tls::thread();
+        let overflows = state.home.get().is_null().then(overflow::watch);
+        let home = Box::new(Home::inside(state.home.get(), inbox));
+        state.home.set((&raw const *home).cast());
+        crate::track::notice(state);
+        Self {
+            home,
+            _overflows: overflows,
+        }
+    }
+
+    /// Has wakes go elsewhere from now on.
+    ///
+    /// # Safety
+    /// `inbox` stays as long as this does.
+    pub(crate) unsafe fn set_inbox(&self, inbox: *const ()) {
+        self.home.set_inbox(inbox);
+    }
+}
+
+impl Drop for Unscoped {
+    fn drop(&mut self) {
+        self.home.end_unscoped();
+    }
+}
