@@ -231,7 +231,7 @@ pub(crate) const JOBS: &[Job] = &[
         ..job(
             "clients",
             "the program against real NBD clients",
-            313,
+            312,
             clients,
         )
     },

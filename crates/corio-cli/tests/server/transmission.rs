@@ -43,10 +43,7 @@ again_through_tls!(
     broken_request_ends_its_connection_only,
     client_that_leaves_in_a_request_leaves_nothing_behind,
 );
-again_on_linux_aio!(
-    pipelined_requests_are_all_answered,
-    connections_see_each_others_writes,
-);
+again_on_linux_aio!(pipelined_requests_are_all_answered);
 
 const ALL_HEADERS: [Headers; 3] = [Headers::Simple, Headers::Structured, Headers::Extended];
 
