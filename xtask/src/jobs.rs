@@ -216,7 +216,7 @@ pub(crate) const JOBS: &[Job] = &[
     },
     Job {
         tools: &[tools::C_COMPILERS],
-        ..job("capi", "the C library, seen by C programs", 5, c_library)
+        ..job("capi", "the C library, seen by C programs", 7, c_library)
     },
     Job {
         unit: Unit::Targets,

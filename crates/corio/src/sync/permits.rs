@@ -289,7 +289,7 @@ mod loom_tests {
             acquire(&semaphore, 2);
             semaphore.release(2);
             other.join().unwrap();
-            assert_eq!(semaphore.word.load(Ordering::Relaxed), 2 << SHIFT);
+            assert_eq!(semaphore.word.load(Ordering::Relaxed), word_of(2));
         });
     }
 
@@ -311,7 +311,7 @@ mod loom_tests {
             behind.join().unwrap();
             semaphore.release(2);
             cancelled.join().unwrap();
-            assert_eq!(semaphore.word.load(Ordering::Relaxed), 2 << SHIFT);
+            assert_eq!(semaphore.word.load(Ordering::Relaxed), word_of(2));
         });
     }
 }
