@@ -156,7 +156,7 @@ pub(crate) const JOBS: &[Job] = &[
     },
     Job {
         tools: &[tools::C_COMPILERS],
-        ..job("capi", "the C library, seen by C programs", 5, c_library)
+        ..job("capi", "the C library, seen by C programs", 8, c_library)
     },
     job(
         "doctest",
