@@ -32,7 +32,8 @@
 //!   queues it again.
 //! - I4 `home`, the queue's ends and its slices are changed in sections only.
 //! - I5 A *slice* is what is in the queue when a turn begins. It ends behind its last node; or when
-//!   another slice begins, a nested poll's, which takes over what is left.
+//!   another slice begins, a nested poll's, which takes over what is left. If that one ends early,
+//!   by a panic, the next turn runs the rest.
 
 #![allow(unsafe_code)] // Nodes pass through the list and the queue as raw pointers (I1, I2).
 
@@ -328,7 +329,9 @@ impl<T: Linked> Section<'_, T> {
         self.append_all(oldest, newest);
     }
 
-    /// Takes what is asked of a node that has come off the list. True: it is to be queued.
+    /// Takes what is asked of a node that has come off the list. True: it is to be queued. If that
+    /// was taken before, by a run, or was cancelled, there is nothing to queue it for: a place kept
+    /// would be one before who is scheduled earlier.
     #[inline]
     fn take_asked(&self, node: &T) -> bool {
         let link = node.link();
@@ -339,8 +342,15 @@ impl<T: Linked> Section<'_, T> {
         }
         let all = PENDING | SCHEDULED | IDLE | CANCELLED;
         let (home, asked) = link.take(before | QUEUED, all);
-        link.home.store(home | asked & DELETED, Ordering::Relaxed);
-        before & QUEUED == 0
+        let home = home | asked & DELETED;
+        let is_wanted = home & (SCHEDULED | DELETED) != 0;
+        if is_wanted || before & QUEUED != 0 {
+            link.home.store(home, Ordering::Relaxed);
+        } else {
+            // Release: pairs with `delete`; nothing of the node is used after it.
+            link.home.store(home & !QUEUED, Ordering::Release);
+        }
+        is_wanted && before & QUEUED == 0
     }
 
     #[inline]
