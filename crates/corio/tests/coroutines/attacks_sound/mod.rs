@@ -3,10 +3,12 @@
 //! fired when nobody expects them, and waiters that are cancelled at every step of a hand-off.
 
 mod charged;
+mod currents;
 mod destructors;
 mod forgotten;
 mod frames;
 mod handoff;
+mod slices;
 mod wakers;
 
 use std::any::Any;
