@@ -357,7 +357,7 @@ void aio_context_set_poll_params(AioContext *ctx, int64_t max_ns, int64_t grow, 
 /* How many disk requests gather before they are submitted together: 1 to 256; 0: as many as the
  * engine likes. */
 void aio_context_set_aio_params(AioContext *ctx, int64_t max_batch);
-/* How many worker threads are kept, and how many there are at most: 0 <= min <= max, max 1 to 64. */
+/* How many worker threads are kept, and how many there are at most: 1 to 64, and not below min. */
 void aio_context_set_thread_pool_params(AioContext *ctx, int64_t min, int64_t max,
                                         CorioError **errp);
 

@@ -710,6 +710,113 @@ static void parameters_misused(void)
                "aio_context_set_aio_params: aio_max_batch is 257, which is not 0 to 256");
 }
 
+/* ------------------------------------------------------------------ what is not there */
+
+static const char *const complaints[] = {
+    "event_notifier_init: the event notifier is NULL",
+    "event_notifier_init_fd: the event notifier is NULL",
+    "event_notifier_cleanup: the event notifier is NULL",
+    "event_notifier_get_fd: the event notifier is NULL",
+    "event_notifier_test_and_clear: the event notifier is NULL",
+    "aio_set_event_notifier: the event notifier is NULL",
+    "thread_pool_submit_aio: the function is NULL",
+    "thread_pool_submit_co: the function is NULL",
+    "corio_aio_cancel: the job is NULL",
+    "qemu_lockcnt_init: the lockcnt is NULL",
+    "qemu_lockcnt_inc: the lockcnt is NULL",
+    "qemu_lockcnt_lock: the lockcnt is NULL",
+    "qemu_lockcnt_count: the lockcnt is NULL",
+    "qemu_lockcnt_dec_and_lock: there is no visitor",
+    "qemu_lockcnt_dec_if_lock: there is no visitor",
+    "qemu_event_init: the event is NULL",
+    "qemu_event_reset: the event is NULL",
+    "qemu_event_wait: the event is NULL",
+    "co_put_to_shres: the resource is NULL",
+    "corio_iothread_join: the thread is NULL",
+    "aio_context_set_poll_params: the context is NULL",
+    "aio_context_set_thread_pool_params: the context is NULL",
+};
+static size_t complaint;
+
+static void call_for_complaint(void)
+{
+    switch (complaint) {
+    case 0:
+        event_notifier_init(NULL, 0);
+        break;
+    case 1:
+        event_notifier_init_fd(NULL, 0);
+        break;
+    case 2:
+        event_notifier_cleanup(NULL);
+        break;
+    case 3:
+        event_notifier_get_fd(NULL);
+        break;
+    case 4:
+        event_notifier_test_and_clear(NULL);
+        break;
+    case 5:
+        aio_set_event_notifier(ctx, NULL, on_notified, NULL, NULL);
+        break;
+    case 6:
+        thread_pool_submit_aio(NULL, NULL, on_completion, NULL);
+        break;
+    case 7:
+        thread_pool_submit_co(NULL, NULL);
+        break;
+    case 8:
+        corio_aio_cancel(NULL);
+        break;
+    case 9:
+        qemu_lockcnt_init(NULL);
+        break;
+    case 10:
+        qemu_lockcnt_inc(NULL);
+        break;
+    case 11:
+        qemu_lockcnt_lock(NULL);
+        break;
+    case 12:
+        qemu_lockcnt_count(NULL);
+        break;
+    case 13:
+        qemu_lockcnt_dec_and_lock(&lockcnt);
+        break;
+    case 14:
+        qemu_lockcnt_dec_if_lock(&lockcnt);
+        break;
+    case 15:
+        qemu_event_init(NULL, false);
+        break;
+    case 16:
+        qemu_event_reset(NULL);
+        break;
+    case 17:
+        qemu_event_wait(NULL);
+        break;
+    case 18:
+        co_put_to_shres(NULL, 1);
+        break;
+    case 19:
+        corio_iothread_join(NULL);
+        break;
+    case 20:
+        aio_context_set_poll_params(NULL, 0, 0, 0, NULL);
+        break;
+    case 21:
+        aio_context_set_thread_pool_params(NULL, 0, 1, NULL);
+        break;
+    }
+}
+
+static void what_is_not_there_aborts(void)
+{
+    for (complaint = 0; complaint < sizeof(complaints) / sizeof(complaints[0]); complaint++) {
+        CHECK_DIES(call_for_complaint, complaints[complaint]);
+    }
+}
+
 int main(void)
 {
     static const struct test tests[] = {
@@ -732,6 +839,7 @@ int main(void)
         TEST(threads_misused),
         TEST(parameters_are_refused_with_a_message),
         TEST(parameters_misused),
+        TEST(what_is_not_there_aborts),
     };
 
     CHECK(qemu_init_main_loop(NULL) == 0);

@@ -298,6 +298,16 @@ static void expired_nothing(void)
     timer_expired(NULL, 0);
 }
 
+static void anticipates_nothing(void)
+{
+    timer_mod_anticipate_ns(NULL, 0);
+}
+
+static void asks_when(void)
+{
+    timer_expire_time_ns(NULL);
+}
+
 /* SPEC T5, A2 */
 static void misuse_aborts_with_a_message(void)
 {
@@ -316,6 +326,8 @@ static void misuse_aborts_with_a_message(void)
                                    "or from another thread");
     CHECK_DIES(deletes_nothing, "timer_del: the timer is NULL");
     CHECK_DIES(asks_nothing, "timer_pending: the timer is NULL");
+    CHECK_DIES(anticipates_nothing, "timer_mod_anticipate_ns: the timer is NULL");
+    CHECK_DIES(asks_when, "timer_expire_time_ns: the timer is NULL");
     CHECK_DIES(expired_nothing, "timer_expired: the timer is NULL");
 }
 

@@ -27,8 +27,8 @@ static inline GMainContext *main_context_of_thread(AioContext *ctx)
     return main_context;
 }
 
-/* What g_main_context_iteration does, with a look at the context before it is dispatched: GLib tells
- * that a source was, also when it was woken for nothing. */
+/* What g_main_context_iteration does, with a look at the context before it is dispatched: that it
+ * was woken for nothing, GLib does not tell. */
 static inline bool poll_by_glib(AioContext *ctx, bool blocking)
 {
     GMainContext *main_context;
