@@ -3,8 +3,7 @@
 //! Rules
 //! - R1 Nothing here holds a reference into a control block across a switch that may end the
 //!   coroutine: what is needed afterwards is copied before.
-//! - R2 A running coroutine fetches `ThreadState` anew after a switch; whoever enters takes it from
-//!   the control block.
+//! - R2 A running coroutine fetches `ThreadState` anew after a switch.
 
 #![allow(unsafe_code)] // Stack switching; SAFETY comments name control's and stack's invariants.
 

@@ -320,7 +320,8 @@ impl BottomHalf {
     }
 
     /// Takes a schedule back. Any thread; one that runs already goes on. Its place is
-    /// kept: scheduled again before that comes, it runs there, also in the same turn.
+    /// kept: scheduled again before that comes, it runs there, also in the same turn. (A place is
+    /// also left by another thread's schedule that was one with a run already queued.)
     #[doc(alias = "qemu_bh_cancel")]
     pub fn cancel(&self) {
         match self

@@ -329,9 +329,7 @@ impl<T: Linked> Section<'_, T> {
         self.append_all(oldest, newest);
     }
 
-    /// Takes what is asked of a node that has come off the list. True: it is to be queued. If that
-    /// was taken before, by a run, or was cancelled, there is nothing to queue it for: a place kept
-    /// would be one before who is scheduled earlier.
+    /// Takes what is asked of a node that has come off the list. True: it is to be queued.
     #[inline]
     fn take_asked(&self, node: &T) -> bool {
         let link = node.link();
@@ -342,15 +340,8 @@ impl<T: Linked> Section<'_, T> {
         }
         let all = PENDING | SCHEDULED | IDLE | CANCELLED;
         let (home, asked) = link.take(before | QUEUED, all);
-        let home = home | asked & DELETED;
-        let is_wanted = home & (SCHEDULED | DELETED) != 0;
-        if is_wanted || before & QUEUED != 0 {
-            link.home.store(home, Ordering::Relaxed);
-        } else {
-            // Release: pairs with `delete`; nothing of the node is used after it.
-            link.home.store(home & !QUEUED, Ordering::Release);
-        }
-        is_wanted && before & QUEUED == 0
+        link.home.store(home | asked & DELETED, Ordering::Relaxed);
+        before & QUEUED == 0
     }
 
     #[inline]
