@@ -215,10 +215,6 @@ pub(crate) const JOBS: &[Job] = &[
         )
     },
     Job {
-        tools: &[tools::C_COMPILERS],
-        ..job("capi", "the C library, seen by C programs", 7, c_library)
-    },
-    Job {
         unit: Unit::Targets,
         lane: Some(0),
         // The libraries, twice each, and their own dependencies among each other.
@@ -234,6 +230,11 @@ pub(crate) const JOBS: &[Job] = &[
             312,
             clients,
         )
+    },
+    Job {
+        // Late: it builds where lane 1 does.
+        tools: &[tools::C_COMPILERS],
+        ..job("capi", "the C library, seen by C programs", 7, c_library)
     },
     Job {
         packages: &["corio-cli"],
