@@ -1,8 +1,9 @@
 //! The epoll monitor: level-triggered. The context's own descriptor is edge-triggered: each write
 //! ends one wait, and none has to be read.
 //!
-//! While disk requests are in flight the loop waits in the ring, which is one system call where
-//! waiting in the set would be three: it hands over requests, waits, and makes completions appear.
+//! While several disk requests are in flight the loop waits in the ring, which is one system call
+//! where waiting in the set would be three: it hands over requests, waits, and makes completions
+//! appear. What a descriptor tells takes longer then, so with one request it waits in the set.
 //! The ring has a one-shot poll of the set then, and the set is asked only once that has told of
 //! something. In a foreign loop it is the other way round: that waits for the set, which has the
 //! ring's descriptor in it.
@@ -25,6 +26,10 @@ use crate::sys::epoll::{EDGE, Epoll};
 
 /// What the ring's descriptor is registered as; no handler's token has its top bit set.
 const RING: u64 = u64::MAX;
+/// From so many requests in flight on the loop waits in the ring,
+const RING_WAIT_MIN: usize = 2;
+/// and for so many waits after them, so that it does not change to and fro.
+const RING_WAITS: u32 = 16;
 /// What the ring's poll of the set is reported as.
 const SET: u64 = u64::MAX >> 1;
 
@@ -36,6 +41,8 @@ pub(in super::super) struct EpollMonitor {
     set_polled: Cell<bool>,
     /// Such a poll was refused once: the loop waits in the set.
     poll_refused: Cell<bool>,
+    /// How many of [`RING_WAITS`] are left.
+    ring_waits: Cell<u32>,
     /// The duplicates, by their handlers' tokens; there is hardly ever one.
     duplicates: RefCell<Vec<(u64, OwnedFd)>>,
 }
@@ -47,6 +54,7 @@ impl EpollMonitor {
             ring_added: Cell::new(false),
             set_polled: Cell::new(false),
             poll_refused: Cell::new(false),
+            ring_waits: Cell::new(0),
             duplicates: RefCell::default(),
         })
     }
@@ -148,7 +156,13 @@ impl EpollMonitor {
         let ring = beside::in_flight(local);
         let mut timeout_ns = timeout_ns;
         if let Some(ring) = ring {
-            if !local.foreign().is_active() && !self.poll_refused.get() {
+            let ring_waits = if ring.in_flight() >= RING_WAIT_MIN {
+                RING_WAITS
+            } else {
+                self.ring_waits.get().saturating_sub(1)
+            };
+            self.ring_waits.set(ring_waits);
+            if ring_waits > 0 && !local.foreign().is_active() && !self.poll_refused.get() {
                 self.remove_ring(ring);
                 return self.wait_in_ring(local, ring, timeout_ns);
             }

@@ -32,8 +32,15 @@ unsafe fn complete(completion: *const Completion, _result: i32) {
     unsafe { &*completion.cast::<Request>() }.ended.set(true);
 }
 
-/// In flight from now on. It is never freed: a test that fails leaves it to the kernel.
+/// As one of several, for which the loop waits in the ring.
 fn request(local: &Local) -> &'static Request {
+    let request = alone(local);
+    with_monitor(local, |monitor| monitor.ring_waits.set(1000));
+    request
+}
+
+/// In flight from now on. It is never freed: a test that fails leaves it to the kernel.
+fn alone(local: &Local) -> &'static Request {
     let request: &Request = Box::leak(Box::new(Request {
         // SAFETY: `complete` is called with the address of a Request, whose first field this is.
         completion: unsafe { Completion::new(complete) },
@@ -82,12 +89,45 @@ fn at_home(test: impl FnOnce(&AioContext, &Local)) {
     context.enter_home(run).unwrap();
 }
 
-/// Whether the ring has a poll of the set.
-fn set_polled(local: &Local) -> bool {
+fn with_monitor<R>(local: &Local, f: impl FnOnce(&EpollMonitor) -> R) -> R {
     match &*local.monitor.0.borrow() {
-        Backend::Epoll(monitor) => monitor.set_polled.get(),
+        Backend::Epoll(monitor) => f(monitor),
         _ => panic!("another monitor"),
     }
+}
+
+/// Whether the ring has a poll of the set.
+fn set_polled(local: &Local) -> bool {
+    with_monitor(local, |monitor| monitor.set_polled.get())
+}
+
+// SPEC M1: for one request the loop waits in the set, for several in the ring; and for a while after
+// those.
+#[test]
+fn one_request_is_waited_for_in_the_set_and_several_in_the_ring() {
+    at_home(|context, local| {
+        let ring_added = || with_monitor(local, |monitor| monitor.ring_added.get());
+        let first = alone(local);
+        context.poll(false).unwrap();
+        assert!(ring_added() && !set_polled(local), "for one");
+        let second = alone(local);
+        context.poll(false).unwrap();
+        assert!(!ring_added() && set_polled(local), "for two");
+        first.ends.set();
+        while !first.ended.get() {
+            context.poll(true).unwrap();
+        }
+        for _ in 1..RING_WAITS {
+            assert!(!ring_added(), "soon after two");
+            context.poll(false).unwrap();
+        }
+        context.poll(false).unwrap();
+        assert!(ring_added(), "later");
+        second.ends.set();
+        while !second.ended.get() {
+            context.poll(true).unwrap();
+        }
+    });
 }
 
 // SPEC M1
