@@ -38,10 +38,6 @@ const NOT_UNDER_VALGRIND: &[(&str, &str)] = &[
         "timers_million",
         "its deadlines have passed there before anything runs",
     ),
-    (
-        "polling",
-        "it measures microseconds, which are a hundred times as long there",
-    ),
     ("storm", "it would blow at a hundredth of its force"),
     ("wakes", "a million wakes take very long there"),
     (
