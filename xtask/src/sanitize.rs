@@ -74,6 +74,10 @@ const SKIPPED_UNDER_VALGRIND: &[(&str, &str)] = &[
         "a_regular_file_is_always_ready",
         "valgrind refuses rings, and it looks at one",
     ),
+    (
+        "for_a_partner_that_answers_after_20_us_the_time_grows_and_the_latency_drops",
+        "threads take turns there: none answers while another polls",
+    ),
 ];
 /// What is in the names of unit tests that need no stack, for ThreadSanitizer.
 const STACKLESS: &str = "plain_threads";
