@@ -3,8 +3,9 @@
 //!
 //! A blocking thread a connection. One receive of up to 64 KiB may bring many requests; each is
 //! read from the file straight behind its reply header in one buffer; one write sends them all.
-//! Nothing is shared, scheduled, limited or logged. Only reading, only plain replies, one client's
-//! trust: not a server to use.
+//! Nothing is shared, scheduled, limited or logged. Only reading, one client's trust: not a server
+//! to use. It grants structured replies, as its peers do: the client that asks for them has more to
+//! do for each, which is no server's merit.
 //!
 //! Protocol: NBD, "Fixed newstyle negotiation" and "Transmission" (doc/proto.md of the NBD
 //! project).
@@ -34,8 +35,11 @@ const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 const SIMPLE_REPLY: u32 = 0x6744_6698;
+const STRUCTURED_REPLY: u32 = 0x668e_33ef;
 const REQUEST_LEN: usize = 28;
-const REPLY_LEN: usize = 16;
+const REPLY_FLAG_DONE: u16 = 1;
+const REPLY_TYPE_OFFSET_DATA: u16 = 1;
+const REPLY_TYPE_ERROR: u16 = (1 << 15) | 1;
 
 const FLAG_FIXED_NEWSTYLE_NO_ZEROES: u16 = 0b11;
 const CLIENT_NO_ZEROES: u32 = 0b10;
@@ -46,6 +50,7 @@ const OPT_EXPORT_NAME: u32 = 1;
 const OPT_ABORT: u32 = 2;
 const OPT_INFO: u32 = 6;
 const OPT_GO: u32 = 7;
+const OPT_STRUCTURED_REPLY: u32 = 8;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_ERR_UNSUP: u32 = (1 << 31) | 1;
@@ -65,7 +70,7 @@ pub(crate) fn serve(file: &Path, unix: &Path) -> anyhow::Result<()> {
         let (mut stream, disk) = (stream?, Arc::clone(&disk));
         std::thread::spawn(move || {
             let served = handshake(&mut stream, size).and_then(|next| match next {
-                ControlFlow::Continue(()) => transmit(&mut stream, &disk, size),
+                ControlFlow::Continue(style) => transmit(&mut stream, &disk, size, style),
                 ControlFlow::Break(()) => Ok(()),
             });
             if let Err(error) = served
@@ -78,13 +83,22 @@ pub(crate) fn serve(file: &Path, unix: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How replies look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Style {
+    #[default]
+    Simple,
+    Structured,
+}
+
 /// Breaks when the client wants no transmission.
-fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<()>> {
+fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<(), Style>> {
     let mut hello = Vec::from(NBDMAGIC.to_be_bytes());
     hello.extend(IHAVEOPT.to_be_bytes());
     hello.extend(FLAG_FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes());
     stream.write_all(&hello)?;
     let no_zeroes = read_u32(stream)? & CLIENT_NO_ZEROES != 0;
+    let mut style = Style::Simple;
     loop {
         let mut magic = [0; 8];
         stream.read_exact(&mut magic)?;
@@ -105,7 +119,7 @@ fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<()>> 
                     reply.resize(reply.len() + 124, 0);
                 }
                 stream.write_all(&reply)?;
-                return Ok(ControlFlow::Continue(()));
+                return Ok(ControlFlow::Continue(style));
             }
             OPT_INFO | OPT_GO => {
                 let mut info = Vec::from(0u16.to_be_bytes());
@@ -114,14 +128,18 @@ fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<()>> 
                 reply_option(stream, option, REP_INFO, &info)?;
                 reply_option(stream, option, REP_ACK, &[])?;
                 if option == OPT_GO {
-                    return Ok(ControlFlow::Continue(()));
+                    return Ok(ControlFlow::Continue(style));
                 }
             }
             OPT_ABORT => {
                 reply_option(stream, option, REP_ACK, &[])?;
                 return Ok(ControlFlow::Break(()));
             }
-            // Structured replies, metadata, TLS, lists: refused, clients go on without.
+            OPT_STRUCTURED_REPLY => {
+                reply_option(stream, option, REP_ACK, &[])?;
+                style = Style::Structured;
+            }
+            // Metadata, TLS, lists, extended headers: refused, clients go on without.
             _ => reply_option(stream, option, REP_ERR_UNSUP, &[])?,
         }
     }
@@ -171,11 +189,14 @@ fn parse(bytes: &[u8; REQUEST_LEN]) -> Option<Request> {
     })
 }
 
-fn transmit(stream: &mut UnixStream, disk: &File, size: u64) -> io::Result<()> {
+fn transmit(stream: &mut UnixStream, disk: &File, size: u64, style: Style) -> io::Result<()> {
     let mut received = vec![0; RECEIVE];
     // Bytes received and not yet taken, at the front.
     let mut held = 0;
-    let mut replies = Replies::default();
+    let mut replies = Replies {
+        style,
+        ..Replies::default()
+    };
     loop {
         let count = stream.read(&mut received[held..])?;
         if count == 0 {
@@ -209,6 +230,7 @@ fn transmit(stream: &mut UnixStream, disk: &File, size: u64) -> io::Result<()> {
 /// that is (`corio-nbd` says more).
 #[derive(Default)]
 struct Replies {
+    style: Style,
     buffer: Vec<u8>,
     start: usize,
     len: usize,
@@ -227,32 +249,85 @@ impl Replies {
         (self.buffer, self.start) = (larger, start);
     }
 
+    /// What comes before the data; all of a reply without any.
+    #[inline(always)]
+    fn header(&self, request: &Request, readable: bool) -> Header {
+        let mut header = Header::default();
+        match self.style {
+            Style::Simple => {
+                let errno = if readable { 0 } else { EINVAL };
+                header.put(SIMPLE_REPLY.to_be_bytes());
+                header.put(errno.to_be_bytes());
+                header.put(request.cookie);
+            }
+            Style::Structured => {
+                let (kind, len) = if readable {
+                    (REPLY_TYPE_OFFSET_DATA, 8 + request.len)
+                } else {
+                    (REPLY_TYPE_ERROR, 6)
+                };
+                header.put(STRUCTURED_REPLY.to_be_bytes());
+                header.put(REPLY_FLAG_DONE.to_be_bytes());
+                header.put(kind.to_be_bytes());
+                header.put(request.cookie);
+                header.put(len.to_be_bytes());
+                if readable {
+                    header.put(request.offset.to_be_bytes());
+                } else {
+                    header.put(EINVAL.to_be_bytes());
+                    header.put(0u16.to_be_bytes()); // No message.
+                }
+            }
+        }
+        header
+    }
+
     fn add(&mut self, request: &Request, disk: &File, size: u64) -> io::Result<()> {
         let end = request.offset.checked_add(u64::from(request.len));
         let readable = request.kind == CMD_READ
             && request.len <= PAYLOAD_MAX
             && end.is_some_and(|end| end <= size);
         let payload = if readable { request.len as usize } else { 0 };
-        let data = self.len + REPLY_LEN;
+        let header = self.header(request, readable);
+        let data = self.len + header.len();
         let end = data + payload;
         if self.buffer.len() < self.start + end {
             self.grow(end);
         }
-        let errno = if readable { 0 } else { EINVAL };
         let room = &mut self.buffer[self.start..];
-        let header = &mut room[self.len..data];
-        header[..4].copy_from_slice(&SIMPLE_REPLY.to_be_bytes());
-        header[4..8].copy_from_slice(&errno.to_be_bytes());
-        header[8..].copy_from_slice(&request.cookie);
+        room[self.len..data].copy_from_slice(&header);
         disk.read_exact_at(&mut room[data..end], request.offset)?;
         self.len = end;
         Ok(())
     }
 }
 
+/// The bytes of a header.
+#[derive(Default)]
+struct Header {
+    bytes: [u8; 28],
+    len: usize,
+}
+
+impl Header {
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, field: [u8; N]) {
+        self.bytes[self.len..self.len + N].copy_from_slice(&field);
+        self.len += N;
+    }
+}
+
+impl std::ops::Deref for Header {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{CMD_READ, REQUEST, REQUEST_LEN, Replies, Request, parse};
+    use super::{CMD_READ, REQUEST, REQUEST_LEN, Replies, Request, Style, parse};
     use std::fs::File;
     use std::io::Write as _;
 
@@ -297,6 +372,20 @@ mod tests {
         let mut expected = Vec::from(*b"\x67\x44\x66\x98\0\0\0\0cookie!!234");
         expected.extend(*b"\x67\x44\x66\x98\0\0\0\x16cookie!!");
         expected.extend(*b"\x67\x44\x66\x98\0\0\0\x16cookie!!");
+        assert_eq!(replies.bytes(), expected);
+
+        let mut replies = Replies {
+            style: Style::Structured,
+            ..Replies::default()
+        };
+        for (offset, len) in [(2, 3), (8, 3)] {
+            let request = parse(&bytes_of(CMD_READ, offset, len)).unwrap();
+            replies.add(&request, &disk, 10).unwrap();
+        }
+        let mut expected = Vec::from(*b"\x66\x8e\x33\xef\0\x01\0\x01cookie!!\0\0\0\x0b");
+        expected.extend(*b"\0\0\0\0\0\0\0\x02234");
+        expected.extend(*b"\x66\x8e\x33\xef\0\x01\x80\x01cookie!!\0\0\0\x06");
+        expected.extend(*b"\0\0\0\x16\0\0");
         assert_eq!(replies.bytes(), expected);
     }
 }

@@ -125,6 +125,12 @@ impl Recipe {
     /// Starts the server and waits until it accepts.
     pub(super) fn start(&self, scratch: &Path) -> anyhow::Result<Server> {
         let log = scratch.join(format!("{}.log", self.name));
+        // nbdkit leaves it there when it ends, and does not start where there is one.
+        if let Err(error) = fs::remove_file(&self.socket)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            bail!("cannot remove {}: {error}", self.socket.display());
+        }
         let mut command = bound(&self.program);
         command
             .args(&self.options)

@@ -150,6 +150,14 @@ impl Watch {
     }
 
     #[cfg(test)]
+    pub(super) fn has_alarm(&self, direction: Direction) -> bool {
+        let alarm = self.alarms[direction.index()].take();
+        let has = alarm.is_some();
+        self.alarms[direction.index()].set(alarm);
+        has
+    }
+
+    #[cfg(test)]
     pub(super) fn waiting(&self, direction: Direction) -> usize {
         self.queues[direction.index()].borrow().len()
     }
@@ -163,6 +171,11 @@ impl Watch {
 
     pub(super) fn keep_alarm(&self, direction: Direction, alarm: Alarm) {
         self.alarms[direction.index()].set(Some(alarm));
+    }
+
+    /// No wait will have a deadline.
+    pub(super) fn drop_alarm(&self, direction: Direction) {
+        self.alarms[direction.index()].take();
     }
 
     /// Waits for the direction, if it does not yet.

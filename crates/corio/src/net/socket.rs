@@ -130,6 +130,13 @@ impl Socket {
         }
         let limit_ns = limit.map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
         self.lane(direction).timeout_ns.set(limit_ns);
+        if limit_ns.is_none() {
+            // One that stays armed would have the loop look at the clock in each of its turns.
+            let registration = self.registration.borrow();
+            if let Some(watch) = registration.as_ref().and_then(Registration::watch_here) {
+                watch.drop_alarm(direction);
+            }
+        }
         Ok(())
     }
 
@@ -428,5 +435,24 @@ mod tests {
             (waiting, socket.lane(Direction::Read).ahead.get())
         });
         assert_eq!(left.join().unwrap(), (0, 0));
+    }
+
+    // SPEC E6: who lifts a time-out has no timer run on.
+    #[test]
+    fn a_time_out_that_is_lifted_leaves_no_alarm() {
+        let io = IoThread::builder().spawn().unwrap();
+        let alarms = io.context().spawn(|| {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let socket = Socket::new(ours.into_std().unwrap().into());
+            let limits = [Some(Duration::from_millis(1)), None];
+            limits.map(|limit| {
+                socket.set_timeout(Direction::Read, limit).unwrap();
+                if limit.is_some() {
+                    socket.read(&mut [0]).unwrap_err();
+                }
+                socket.watch().unwrap().has_alarm(Direction::Read)
+            })
+        });
+        assert_eq!(alarms.join().unwrap(), [true, false]);
     }
 }
