@@ -234,3 +234,82 @@ fn a_foreign_loop_has_the_ring_in_the_set_and_the_ring_is_waited_in_again_after_
         }
     });
 }
+
+/// Turns the loop by waits that block, until something ends them that is there; how often.
+fn turns_until(context: &AioContext, ended: impl Fn() -> bool) -> usize {
+    let late = Rc::new(Cell::new(false));
+    let of_late = Rc::clone(&late);
+    let patience = context.local().unwrap().spawn(move || {
+        crate::time::sleep(Duration::from_secs(20));
+        of_late.set(true);
+    });
+    let mut turns = 0;
+    while !ended() {
+        assert!(!late.get(), "nothing has ended the wait");
+        context.poll(true).unwrap();
+        turns += 1;
+    }
+    patience.cancel().unwrap();
+    while !patience.is_finished() {
+        context.poll(true).unwrap();
+    }
+    turns
+}
+
+// SPEC N4, M1: few turns while there is nothing to do, whichever of the two is waited in, and when
+// each has a reason to tell of the other.
+#[test]
+fn requests_that_do_not_end_keep_no_loop_awake() {
+    at_home(|context, local| {
+        let idle = |requests: &str| {
+            let child = context.local().unwrap().spawn(|| {
+                crate::time::sleep(Duration::from_millis(20));
+            });
+            let turns = turns_until(context, || child.is_finished());
+            assert!(turns < 50, "{turns} turns with {requests}");
+        };
+        let (fd, count, _handler) = counted(local);
+        let first = alone(local);
+        idle("one");
+        let second = alone(local);
+        idle("two");
+        let ring_added = || with_monitor(local, |monitor| monitor.ring_added.get());
+        assert!(set_polled(local) && !ring_added(), "not in the ring");
+        second.ends.set();
+        turns_until(context, || second.ended.get());
+        // From here on the ring polls the set, and is in it, too.
+        for _ in 0..=RING_WAITS {
+            context.poll(false).unwrap();
+        }
+        assert!(set_polled(local) && ring_added(), "not in each other");
+        idle("one, and each in the other");
+        fd.set();
+        turns_until(context, || count.get() == 1);
+        idle("one, and what the ring had to tell");
+        first.ends.set();
+        turns_until(context, || first.ended.get());
+        idle("none");
+    });
+}
+
+// SPEC M1: what the set has no room for is waited for in the ring.
+#[test]
+fn a_ring_that_the_set_does_not_take_is_waited_in() {
+    at_home(|context, local| {
+        with_monitor(local, |monitor| {
+            // As a user who has reached fs.epoll.max_user_watches gets an error.
+            let ring = local.ring().unwrap().ring();
+            monitor.epoll.add(ring.as_fd(), RING, 0).unwrap();
+        });
+        let (fd, count, _handler) = counted(local);
+        let request = alone(local);
+        fd.set();
+        while count.get() < 1 {
+            context.poll(true).unwrap();
+        }
+        request.ends.set();
+        while !request.ended.get() {
+            context.poll(true).unwrap();
+        }
+    });
+}
