@@ -313,3 +313,28 @@ fn a_ring_that_the_set_does_not_take_is_waited_in() {
         }
     });
 }
+
+// SPEC M3, H5: the poll monitor that takes over finds nothing of the set before it.
+#[test]
+fn falling_back_to_poll_leaves_no_poll_of_the_set_behind() {
+    at_home(|context, local| {
+        let (fd, count, _handler) = counted(local);
+        let (first, second) = (alone(local), alone(local));
+        context.poll(false).unwrap();
+        assert!(set_polled(local));
+        let regular = tempfile::tempfile().unwrap();
+        let always = local.add_handler(&regular, |_| ()).unwrap();
+        always.set_interest(Interest::READ).unwrap();
+        drop(always);
+        assert!(matches!(*local.monitor.0.borrow(), Backend::Poll(_)));
+        let ring = local.ring().unwrap();
+        fd.set();
+        ring.ring().flush_completions().unwrap();
+        assert!(!ring.has_arrived(), "the set is polled still");
+        turns_until(context, || count.get() == 1);
+        for request in [first, second] {
+            request.ends.set();
+            turns_until(context, || request.ended.get());
+        }
+    });
+}
