@@ -338,3 +338,120 @@ fn falling_back_to_poll_leaves_no_poll_of_the_set_behind() {
         }
     });
 }
+
+/// What a step of the test below has begun.
+enum Sign {
+    Request(&'static Request),
+    Descriptor(usize),
+    Told(usize),
+}
+
+// SPEC M1, N1, G3: in any order, with any number of requests, nested, and whoever turns the loop.
+#[test]
+fn nothing_is_missed_whatever_is_under_way_and_whoever_turns_the_loop() {
+    use core::sync::atomic::AtomicUsize;
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % u64::try_from(below).unwrap()).unwrap()
+    };
+    at_home(|context, local| {
+        let told = Arc::new(AtomicUsize::new(0));
+        let (tell, tells) = std::sync::mpsc::channel::<()>();
+        let (of_told, other) = (Arc::clone(&told), context.clone());
+        let teller = std::thread::spawn(move || {
+            for () in tells {
+                let told = Arc::clone(&of_told);
+                other.schedule_oneshot("tells", move || {
+                    told.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        let (fd, count, handler) = counted(local);
+        let mut handler = Some(handler);
+        let mut requests = Vec::new();
+        let mut embedded = None;
+        let mut signs = Vec::new();
+        let (mut telling, mut written) = (0, 0);
+        for _ in 0..3000 {
+            match next(9) {
+                0 | 1 if requests.len() < 4 => {
+                    requests.push(alone(local));
+                    local.hurry(); // As who makes requests does.
+                }
+                2 | 3 if !requests.is_empty() => {
+                    let request: &Request = requests.swap_remove(next(requests.len()));
+                    request.ends.set();
+                    signs.push(Sign::Request(request));
+                }
+                4 => {
+                    written = count.get() + 1;
+                    fd.set();
+                    signs.push(Sign::Descriptor(written));
+                }
+                5 => {
+                    telling += 1;
+                    tell.send(()).unwrap();
+                    signs.push(Sign::Told(telling));
+                }
+                6 if embedded.is_none() => {
+                    embedded = Some(context.local().unwrap().embed().unwrap());
+                }
+                6 => embedded = None,
+                7 => {
+                    // Removed with its event on the way, perhaps, and watched anew.
+                    drop(handler.take());
+                    let (of_fd, of_count) = (Rc::clone(&fd), Rc::clone(&count));
+                    let anew = local.add_handler(&*fd, move |_| {
+                        of_fd.clear();
+                        of_count.set(of_count.get() + 1);
+                    });
+                    let anew = anew.unwrap();
+                    anew.set_interest(Interest::READ).unwrap();
+                    handler = Some(anew);
+                }
+                _ => {
+                    let nested = context.clone();
+                    context.schedule_oneshot("polls", move || {
+                        nested.poll(false).unwrap();
+                    });
+                }
+            }
+            if next(3) > 0 {
+                continue;
+            }
+            for sign in signs.drain(..) {
+                let is_there = || match sign {
+                    Sign::Request(request) => request.ended.get(),
+                    Sign::Descriptor(expected) => count.get() >= expected.min(written),
+                    Sign::Told(expected) => told.load(Ordering::Relaxed) >= expected,
+                };
+                match &embedded {
+                    None => drop(turns_until(context, is_there)),
+                    Some(embedded) => {
+                        while !is_there() {
+                            let at_most = rustix::event::Timespec {
+                                tv_sec: 20,
+                                tv_nsec: 0,
+                            };
+                            let mut entry = [PollFd::new(embedded, PollFlags::IN)];
+                            let ready = rustix::event::poll(&mut entry, Some(&at_most));
+                            assert_eq!(ready, Ok(1), "nothing has told the foreign loop");
+                            embedded.dispatch().unwrap();
+                        }
+                    }
+                }
+            }
+        }
+        drop(tell);
+        teller.join().unwrap();
+        for request in requests {
+            request.ends.set();
+            while !request.ended.get() {
+                context.poll(true).unwrap();
+            }
+        }
+    });
+}
