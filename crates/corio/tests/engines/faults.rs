@@ -67,6 +67,26 @@ fn a_failed_sync_fails_all_later_ones_until_the_file_is_reopened() {
     });
 }
 
+// SPEC E1: a durable write may have been told of what others have lost.
+#[test]
+fn a_failed_durable_write_to_the_page_cache_fails_all_later_syncs() {
+    let name = "faults::a_failed_durable_write_to_the_page_cache_fails_all_later_syncs";
+    let Some(faulty) = Faulty::start(name) else {
+        return;
+    };
+    let path = faulty.path(faulty::LOSSY);
+    let cached = Mode::on(MonitorChoice::Epoll).filter(|mode| !mode.direct);
+    in_modes(cached, move |mode| {
+        let file = mode.open(&path).unwrap();
+        let block = buffer(4096, 1);
+        let durable = file.write_all_at_durable(&block, faulty::GOOD);
+        assert_eq!(errno(durable), libc::EIO);
+        assert_eq!(errno(file.sync_data()), libc::EIO);
+        let reopened = mode.open(&path).unwrap();
+        reopened.write_all_at_durable(&block, faulty::GOOD).unwrap();
+    });
+}
+
 // SPEC E1, E2: the caller does not see them.
 #[test]
 fn what_is_busy_or_interrupted_is_asked_again() {
