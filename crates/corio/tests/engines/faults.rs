@@ -55,7 +55,7 @@ fn a_failed_sync_fails_all_later_ones_until_the_file_is_reopened() {
         return;
     };
     let path = faulty.path(faulty::LOSSY);
-    in_modes(modes(), move |mode| {
+    in_modes(Mode::on(MonitorChoice::Epoll), move |mode| {
         let file = mode.open(&path).unwrap();
         file.write_all_at(&buffer(4096, 1), faulty::GOOD).unwrap();
         for _ in 0..4 {
