@@ -388,13 +388,16 @@ impl File {
         let mut done = 0;
         while !rest.is_empty() {
             let at = advance(offset, done)?;
-            match (Request::Write {
+            let written = Request::Write {
                 bufs: rest,
                 offset: at,
                 durable,
-            })
-            .run(self.fd.as_fd(), self.is_direct_disk)?
-            {
+            }
+            .run(self.fd.as_fd(), self.is_direct_disk);
+            if durable && let Err(error) = &written {
+                self.note_failed_durable(error);
+            }
+            match written? {
                 0 => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
                 n => {
                     done += n;
@@ -405,11 +408,21 @@ impl File {
         Ok(())
     }
 
+    /// On a cached file a durable write ends as a flush does, and is told of pages that were lost
+    /// before, too; a flush is then not told any more. EIO alone: that the disk is full may have
+    /// been said of this very write.
+    fn note_failed_durable(&self, error: &io::Error) {
+        if self.direct_alignment == 0 && error.raw_os_error() == Some(libc::EIO) {
+            self.flush_errno.store(libc::EIO, Ordering::Release);
+        }
+    }
+
     /// Waits until everything written before is on the medium (fdatasync). May park.
     ///
     /// # Errors
-    /// fdatasync(2)'s. Once it has failed, every later call fails the same way until the file is
-    /// opened anew: the kernel reports a lost page once, and what it was is gone.
+    /// fdatasync(2)'s. Once it has failed, or a durable write to the page cache has with EIO, every
+    /// later call fails the same way until the file is opened anew: the kernel reports a lost page
+    /// once, and what it was is gone.
     #[doc(alias = "bdrv_co_flush")]
     pub fn sync_data(&self) -> io::Result<()> {
         let sticky = || match self.flush_errno.load(Ordering::Acquire) {

@@ -1,4 +1,4 @@
-//! What SPEC C10 and L8 forbid does not compile.
+//! What SPEC C10, L8 and E5 forbid does not compile.
 //!
 //! Each file of `compile_fail` is a program that breaks one rule, and beside it stands what the
 //! compiler says of it. After a change of wording, `TRYBUILD=overwrite cargo test -p corio --test
@@ -10,9 +10,9 @@ use std::process::Command;
 /// The compiler whose words the files hold.
 const COMPILER: &str = "rustc 1.95.";
 /// How many programs there are at least.
-const PROGRAMS_MIN: usize = 17;
+const PROGRAMS_MIN: usize = 18;
 
-// SPEC C10, L8
+// SPEC C10, L8, E5
 #[test]
 fn what_would_leave_its_thread_or_outlive_what_it_borrows_does_not_compile() {
     let compiler = Command::new("rustc").arg("--version").output().unwrap();

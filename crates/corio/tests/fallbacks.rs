@@ -334,6 +334,65 @@ fn a_kernel_with_rings_switched_off_leaves_epoll_and_threads() {
     assert_fell_back(&found);
 }
 
+/// Loops whose requests do not end before their process does.
+static NEVER_ENDS: std::sync::Mutex<Vec<IoThread>> = std::sync::Mutex::new(Vec::new());
+
+/// Whether a descriptor is seen to be ready by a loop with so many disk requests that the kernel
+/// refuses with `errno`; None: its requests go another way.
+fn is_seen_beside_refused(monitor: MonitorChoice, count: usize, errno: i32) -> Option<bool> {
+    let io = IoThread::builder()
+        .monitor(monitor)
+        .engine(EngineChoice::IoUring)
+        .spawn()
+        .unwrap();
+    let start = move || {
+        let file = std::sync::Arc::new(File::from(OwnedFd::from(tempfile::tempfile()?)));
+        file.sync_data()?;
+        refuse_with(libc::SYS_io_uring_enter, errno)?; // Of this thread alone.
+        for _ in 0..count {
+            let file = std::sync::Arc::clone(&file);
+            let _never_ends = corio::spawn_local(move || file.read_at(&mut [0; 512], 0));
+        }
+        corio::yield_now();
+        Ok::<_, std::io::Error>(())
+    };
+    let started = io.context().spawn(start).join().unwrap();
+    let by_ring = io.context().engine().unwrap().kind == EngineKind::IoUring;
+    let seen = (by_ring && started.is_ok()).then(|| {
+        let (ours, mut theirs) = std::io::pipe().unwrap();
+        let (tx, rx) = mpsc::channel();
+        let handler = io.context().add_handler(ours, Interest::READ, move |_| {
+            let _ = tx.send(());
+        });
+        theirs.write_all(b"x").unwrap();
+        let seen = rx.recv_timeout(std::time::Duration::from_secs(10));
+        drop(handler);
+        seen.is_ok()
+    });
+    NEVER_ENDS.lock().unwrap().push(io); // Its end would wait for the requests.
+    seen
+}
+
+// SPEC M1, A1: with as few requests as are waited for in the set, as are in the ring, and as fill
+// the ring's queue.
+#[test]
+fn a_kernel_that_refuses_requests_starves_no_descriptor() {
+    if !in_child("a_kernel_that_refuses_requests_starves_no_descriptor") {
+        return;
+    }
+    for monitor in [MonitorChoice::Epoll, MonitorChoice::Poll] {
+        for (count, errno) in [300, 2, 1]
+            .into_iter()
+            .flat_map(|count| [(count, libc::EAGAIN), (count, libc::EPERM)])
+        {
+            match is_seen_beside_refused(monitor, count, errno) {
+                Some(seen) => assert!(seen, "{monitor:?}, {count} requests, errno {errno}"),
+                None => return println!("SKIPPED: refused requests: no ring, or no filter"),
+            }
+        }
+    }
+}
+
 // SPEC E6
 #[test]
 fn a_client_that_could_not_be_accepted_is_accepted_later() {

@@ -69,6 +69,8 @@ pub(super) struct Connection<S: Transport> {
     budget: Rc<ClientBudget>,
     presence: Presence,
     peer: String,
+    /// Whether the client has said all it has to say.
+    ended: Cell<bool>,
     /// Whether a failure of the disk has been logged.
     logged: Cell<bool>,
 }
@@ -95,6 +97,7 @@ impl<S: Transport> Connection<S> {
             ),
             presence,
             peer,
+            ended: Cell::new(false),
             logged: Cell::new(false),
             shared: Arc::clone(shared),
         })
@@ -131,6 +134,7 @@ impl<S: Transport> Connection<S> {
             Err(Error::Incomplete { .. }) if self.is_stopping() => Ok(()),
             result => result,
         };
+        self.ended.set(true);
         let flushed = reader.flush();
         if result.is_err() {
             // The frame is lost, or the peer is gone: there is nobody left to reply to.
@@ -149,6 +153,11 @@ impl<S: Transport> Connection<S> {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.shared.registry.is_stopping()
+    }
+
+    /// Whether the client may still ask for something.
+    pub(super) fn may_ask(&self) -> bool {
+        !self.ended.get() && !self.sender.is_broken() && !self.is_stopping()
     }
 
     /// A buffer for the data of a request.

@@ -8,6 +8,9 @@ use corio_block::{Length, Offset};
 
 use crate::wire::{Command, CommandFlags, Errno, HeaderStyle, Request};
 
+/// What a driver holds in memory at most while it reads a range ahead.
+const READ_AHEAD_BYTES: usize = 256 << 10;
+
 /// A request that may be carried out. Ranges lie within the export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
@@ -218,6 +221,9 @@ impl Action {
     pub(super) fn data_len(&self) -> usize {
         match *self {
             Self::Read { len, .. } | Self::Write { len, .. } => len,
+            Self::Cache { len, .. } => usize::try_from(len.0)
+                .unwrap_or(READ_AHEAD_BYTES)
+                .min(READ_AHEAD_BYTES),
             _ => 0,
         }
     }

@@ -42,6 +42,8 @@ const STATUS_EXTENTS_MAX: usize = 1024;
 /// TRIM and WRITE_ZEROES go to the disk in pieces of this, so that a client that is gone, or a
 /// server that stops, does not wait for a terabyte of zeroes.
 const RANGE_PIECE_BYTES: u64 = 1 << 30;
+/// CACHE goes in smaller ones, as all of it is read.
+const CACHE_PIECE_BYTES: u64 = 4 << 20;
 
 /// What a reply must say of its request.
 #[derive(Clone, Copy, Debug)]
@@ -228,7 +230,7 @@ pub(super) fn serve<S: Transport>(
         Action::Flush => node.flush().map_err(|e| connection.failed(&e)),
         Action::Trim { offset, len, fua } => trim(connection, offset, len, fua),
         Action::Zero { offset, len, how } => zero(connection, offset, len, how),
-        Action::Cache { offset, len } => node.cache(offset, len).map_err(|e| connection.failed(&e)),
+        Action::Cache { offset, len } => cache(connection, offset, len),
         Action::Nothing | Action::Disconnect => Ok(()),
     };
     match result {
@@ -302,6 +304,27 @@ fn zero<S: Transport>(
     } else {
         Ok(())
     }
+}
+
+/// Reads the range ahead for as long as the client may come to ask for it. It is a hint, so that
+/// less is no failure.
+fn cache<S: Transport>(
+    connection: &Connection<S>,
+    offset: Offset,
+    len: Length,
+) -> Result<(), Refusal> {
+    let (mut at, mut left) = (offset.0, len.0);
+    while left > 0 {
+        let piece = left.min(CACHE_PIECE_BYTES);
+        let cached = connection.node().cache(Offset(at), Length(piece));
+        cached.map_err(|error| connection.failed(&error))?;
+        // The range lies within the export, so its end is a number.
+        (at, left) = (at.saturating_add(piece), left - piece);
+        if !connection.may_ask() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Calls `f` for one piece of the range after the other, cut at multiples of the piece's size, as

@@ -423,7 +423,7 @@ impl Local {
     #[inline(never)] // Out of the way of those that do not.
     fn poll_and_wait(&self) -> io::Result<()> {
         let (began_ns, noted) = (timer::now_ns(), self.ready.borrow().len());
-        let found = self.busy_poll()?;
+        let found = self.busy_poll();
         let result = if found && !self.monitor.has_something(self) && self.skips_look() {
             Ok(())
         } else {

@@ -55,7 +55,7 @@ fn a_failed_sync_fails_all_later_ones_until_the_file_is_reopened() {
         return;
     };
     let path = faulty.path(faulty::LOSSY);
-    in_modes(modes(), move |mode| {
+    in_modes(Mode::on(MonitorChoice::Epoll), move |mode| {
         let file = mode.open(&path).unwrap();
         file.write_all_at(&buffer(4096, 1), faulty::GOOD).unwrap();
         for _ in 0..4 {
@@ -64,6 +64,26 @@ fn a_failed_sync_fails_all_later_ones_until_the_file_is_reopened() {
         let reopened = mode.open(&path).unwrap();
         reopened.sync_data().unwrap();
         assert_eq!(errno(file.sync_data()), libc::EIO, "not reopened");
+    });
+}
+
+// SPEC E1: a durable write may have been told of what others have lost.
+#[test]
+fn a_failed_durable_write_to_the_page_cache_fails_all_later_syncs() {
+    let name = "faults::a_failed_durable_write_to_the_page_cache_fails_all_later_syncs";
+    let Some(faulty) = Faulty::start(name) else {
+        return;
+    };
+    let path = faulty.path(faulty::LOSSY);
+    let cached = Mode::on(MonitorChoice::Epoll).filter(|mode| !mode.direct);
+    in_modes(cached, move |mode| {
+        let file = mode.open(&path).unwrap();
+        let block = buffer(4096, 1);
+        let durable = file.write_all_at_durable(&block, faulty::GOOD);
+        assert_eq!(errno(durable), libc::EIO);
+        assert_eq!(errno(file.sync_data()), libc::EIO);
+        let reopened = mode.open(&path).unwrap();
+        reopened.write_all_at_durable(&block, faulty::GOOD).unwrap();
     });
 }
 

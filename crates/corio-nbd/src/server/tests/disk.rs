@@ -239,6 +239,7 @@ impl Driver for Handle {
     }
 
     fn cache(&self, offset: Offset, len: Length) -> io::Result<()> {
+        self.0.pass();
         self.0.note(format!("cache {} {}", offset.0, len.0));
         Ok(())
     }

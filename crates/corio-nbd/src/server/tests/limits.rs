@@ -343,3 +343,27 @@ fn requests_of_a_client_that_is_gone_are_not_begun() {
         );
     }
 }
+
+#[test]
+fn nothing_is_read_ahead_for_a_client_that_is_gone() {
+    for style in STYLES {
+        let disk = TestDisk::gated(9 << 20);
+        disk.fast.store(true, Ordering::SeqCst);
+        let house = House::of(&disk);
+        let mut other = house.client(style);
+        let mut client = house.client(style);
+        client.request(Command::CACHE, NONE, 0, 9 << 20, &[]);
+        disk.await_arrived(1);
+        // What it takes to read is counted, and is less than what is read.
+        assert_eq!(house.server.in_flight(), (1, 256 << 10));
+        drop(client);
+        // Its end is seen no later than what comes after it.
+        for _ in 0..3 {
+            assert_eq!(other.read(0, 512), Ok(pattern(0, 512)));
+        }
+        disk.open_gate(1);
+        other.disconnect();
+        house.assert_empty();
+        assert_eq!(disk.arrived.load(Ordering::SeqCst), 1, "read for nobody");
+    }
+}

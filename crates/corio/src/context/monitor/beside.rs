@@ -36,16 +36,14 @@ pub(super) fn after_wait(
     waited: io::Result<()>,
     told: impl FnMut(u64, i32),
 ) -> io::Result<()> {
-    if let Some(ring) = watched {
-        ring.ring().flush_completions()?;
-    }
+    let flushed = watched.map_or(Ok(()), |ring| ring.ring().flush_completions());
     if let Some(ring) = local.ring_if_made() {
         ring.reap(told);
     }
     match waited {
         // Task work for the ring interrupts the wait: look at the completions, which has just been
         // done.
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-        result => result,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => flushed,
+        result => result.and(flushed),
     }
 }

@@ -152,9 +152,12 @@ impl EpollMonitor {
             .unwrap_or(Some(beside::BUSY_RETRY_NS))
     }
 
+    /// What the ring refuses is returned in the end: it may refuse for ever, and descriptors must not
+    /// starve of it.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let ring = beside::in_flight(local);
         let mut timeout_ns = timeout_ns;
+        let mut refused = Ok(());
         if let Some(ring) = ring {
             let ring_waits = if ring.in_flight() >= RING_WAIT_MIN {
                 RING_WAITS
@@ -162,17 +165,27 @@ impl EpollMonitor {
                 self.ring_waits.get().saturating_sub(1)
             };
             self.ring_waits.set(ring_waits);
-            if ring_waits > 0 && !local.foreign().is_active() && !self.poll_refused.get() {
+            let may_wait_in_ring = !local.foreign().is_active() && !self.poll_refused.get();
+            if ring_waits > 0 && may_wait_in_ring {
                 self.remove_ring(ring);
                 return self.wait_in_ring(local, ring, timeout_ns);
             }
-            self.add_ring(ring)?;
-            timeout_ns = beside::before_wait(ring, timeout_ns)?;
+            let handed_over = match self.add_ring(ring) {
+                // One descriptor too many for the set, which the ring has room for.
+                Err(_) if may_wait_in_ring => return self.wait_in_ring(local, ring, timeout_ns),
+                Err(error) => Err(error),
+                Ok(()) => beside::before_wait(ring, timeout_ns),
+            };
+            match handed_over {
+                Ok(at_most_ns) => timeout_ns = at_most_ns,
+                Err(error) => (timeout_ns, refused) = (Some(0), Err(error)),
+            }
         }
         let waited = self.wait_in_set(local, timeout_ns);
-        beside::after_wait(local, ring, waited, |token, result| {
+        let taken = beside::after_wait(local, ring, waited, |token, result| {
             self.note_told(token, result);
-        })
+        });
+        refused.and(taken)
     }
 
     fn wait_in_set(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
@@ -183,35 +196,43 @@ impl EpollMonitor {
         })
     }
 
+    /// As [`wait`](Self::wait).
     fn wait_in_ring(
         &self,
         local: &Local,
         ring: &ContextRing,
         timeout_ns: Option<u64>,
     ) -> io::Result<()> {
+        let entered = self.enter_ring(ring, timeout_ns);
+        let mut look = entered.is_err(); // The ring would not tell.
+        ring.reap(|token, result| look |= self.note_told(token, result));
+        let set_timeout_ns = if look || ring.has_arrived() && ring.pending() > 0 {
+            0
+        } else if ring.pending() > 0 {
+            // The kernel was too busy for all requests, the poll of the set perhaps among them, and
+            // has not waited: nothing but the time tells when it is not.
+            timeout_ns.map_or(beside::BUSY_RETRY_NS, |ns| ns.min(beside::BUSY_RETRY_NS))
+        } else {
+            return entered;
+        };
+        let looked = match self.wait_in_set(local, Some(set_timeout_ns)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        };
+        entered.and(looked)
+    }
+
+    /// Hands requests over, the poll of the set among them, and waits for completions unless some
+    /// are there.
+    fn enter_ring(&self, ring: &ContextRing, timeout_ns: Option<u64>) -> io::Result<()> {
         if !self.set_polled.get() {
             ring.poll_add(self.epoll.as_fd().as_raw_fd(), POLLIN, SET)?;
             self.set_polled.set(true);
         }
         let has_room = ring.push_backlog()?;
-        let may_block = timeout_ns != Some(0) && !ring.has_arrived() && has_room;
-        let ring_timeout_ns = if may_block { timeout_ns } else { Some(0) };
-        ring.ring().submit_and_wait(ring_timeout_ns)?;
-        let mut set_told = false;
-        ring.reap(|token, result| set_told |= self.note_told(token, result));
-        let set_timeout_ns = if set_told {
-            0
-        } else if may_block && ring.pending() > 0 && !ring.has_arrived() {
-            // The kernel was too busy for all requests, and has not waited: nothing but the time
-            // tells when it is not.
-            timeout_ns.map_or(beside::BUSY_RETRY_NS, |ns| ns.min(beside::BUSY_RETRY_NS))
-        } else {
-            return Ok(());
-        };
-        match self.wait_in_set(local, Some(set_timeout_ns)) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            result => result,
-        }
+        let may_block = !ring.has_arrived() && has_room;
+        ring.ring()
+            .submit_and_wait(if may_block { timeout_ns } else { Some(0) })
     }
 
     /// The ring has told of a poll. True: the set has something, or that it has not is not known.

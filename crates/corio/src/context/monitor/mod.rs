@@ -180,6 +180,7 @@ impl Monitor {
     /// Epoll has refused a descriptor that poll takes.
     #[cold]
     fn fall_back(&self, local: &Local, error: &io::Error) {
+        self.finish(local); // Or the ring's poll would keep the set.
         let poll = poll::PollMonitor::new(true);
         for entry in local.handlers.all() {
             entry.armed.set(0);

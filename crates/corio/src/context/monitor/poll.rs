@@ -73,8 +73,13 @@ impl PollMonitor {
         let ring = beside::in_flight(local);
         let mut watched = self.watched.borrow_mut();
         let count = watched.tokens.len();
+        let mut refused = Ok(());
         if let Some(ring) = ring {
-            timeout_ns = beside::before_wait(ring, timeout_ns)?;
+            match beside::before_wait(ring, timeout_ns) {
+                Ok(at_most_ns) => timeout_ns = at_most_ns,
+                // Returned in the end: descriptors must not starve of it.
+                Err(error) => (timeout_ns, refused) = (Some(0), Err(error)),
+            }
             let descriptor = ring.ring().as_fd().as_raw_fd();
             watched.entries.push(poll::entry(descriptor, POLLIN));
         }
@@ -102,7 +107,7 @@ impl PollMonitor {
             local.note_closed(token);
         }
         drop(watched);
-        beside::after_wait(local, ring, waited.map(drop), |_, _| ())
+        refused.and(beside::after_wait(local, ring, waited.map(drop), |_, _| ()))
     }
 }
 

@@ -251,7 +251,7 @@ impl Local {
     }
 
     /// Polls, as long as it may. True: the turn has something to do and is not to wait.
-    pub(in super::super) fn busy_poll(&self) -> std::io::Result<bool> {
+    pub(in super::super) fn busy_poll(&self) -> bool {
         let polling = &self.polling;
         let sees_all = self.monitor.is_seen_from_user_space();
         let began_ns = timer::now_ns();
@@ -266,9 +266,11 @@ impl Local {
         let limit_ns = budget.allow(began_ns, time_ns.min(wait_ns));
         polling.budget.set(budget);
         if limit_ns == 0 {
-            return Ok(false);
+            return false;
         }
-        self.monitor.submit(self)?;
+        if self.monitor.submit(self).is_err() {
+            return false; // The wait that follows meets it again, and reports it.
+        }
         track::emit(Kind::PollBegin, self.context.id(), limit_ns, 0);
         let mut begun = Begun::new(&snapshot);
         let found = self.rounds(&snapshot, began_ns, limit_ns);
@@ -287,7 +289,7 @@ impl Local {
                 state.wasted_ns.set(state.wasted_ns.get() + taken_ns);
             }
         }
-        Ok(found || self.must_stop(taken_ns))
+        found || self.must_stop(taken_ns)
     }
 
     /// Those that are polled and wait for something, and the largest of their times.

@@ -234,3 +234,224 @@ fn a_foreign_loop_has_the_ring_in_the_set_and_the_ring_is_waited_in_again_after_
         }
     });
 }
+
+/// Turns the loop by waits that block, until something ends them that is there; how often.
+fn turns_until(context: &AioContext, ended: impl Fn() -> bool) -> usize {
+    let late = Rc::new(Cell::new(false));
+    let of_late = Rc::clone(&late);
+    let patience = context.local().unwrap().spawn(move || {
+        crate::time::sleep(Duration::from_secs(20));
+        of_late.set(true);
+    });
+    let mut turns = 0;
+    while !ended() {
+        assert!(!late.get(), "nothing has ended the wait");
+        context.poll(true).unwrap();
+        turns += 1;
+    }
+    patience.cancel().unwrap();
+    while !patience.is_finished() {
+        context.poll(true).unwrap();
+    }
+    turns
+}
+
+// SPEC N4, M1: few turns while there is nothing to do, whichever of the two is waited in, and when
+// each has a reason to tell of the other.
+#[test]
+fn requests_that_do_not_end_keep_no_loop_awake() {
+    at_home(|context, local| {
+        let idle = |requests: &str| {
+            let child = context.local().unwrap().spawn(|| {
+                crate::time::sleep(Duration::from_millis(20));
+            });
+            let turns = turns_until(context, || child.is_finished());
+            assert!(turns < 50, "{turns} turns with {requests}");
+        };
+        let (fd, count, _handler) = counted(local);
+        let first = alone(local);
+        idle("one");
+        let second = alone(local);
+        idle("two");
+        let ring_added = || with_monitor(local, |monitor| monitor.ring_added.get());
+        assert!(set_polled(local) && !ring_added(), "not in the ring");
+        second.ends.set();
+        turns_until(context, || second.ended.get());
+        // From here on the ring polls the set, and is in it, too.
+        for _ in 0..=RING_WAITS {
+            context.poll(false).unwrap();
+        }
+        assert!(set_polled(local) && ring_added(), "not in each other");
+        idle("one, and each in the other");
+        fd.set();
+        turns_until(context, || count.get() == 1);
+        idle("one, and what the ring had to tell");
+        first.ends.set();
+        turns_until(context, || first.ended.get());
+        idle("none");
+    });
+}
+
+// SPEC M1: what the set has no room for is waited for in the ring.
+#[test]
+fn a_ring_that_the_set_does_not_take_is_waited_in() {
+    at_home(|context, local| {
+        with_monitor(local, |monitor| {
+            // As a user who has reached fs.epoll.max_user_watches gets an error.
+            let ring = local.ring().unwrap().ring();
+            monitor.epoll.add(ring.as_fd(), RING, 0).unwrap();
+        });
+        let (fd, count, _handler) = counted(local);
+        let request = alone(local);
+        fd.set();
+        while count.get() < 1 {
+            context.poll(true).unwrap();
+        }
+        request.ends.set();
+        while !request.ended.get() {
+            context.poll(true).unwrap();
+        }
+    });
+}
+
+// SPEC M3, H5: the poll monitor that takes over finds nothing of the set before it.
+#[test]
+fn falling_back_to_poll_leaves_no_poll_of_the_set_behind() {
+    at_home(|context, local| {
+        let (fd, count, _handler) = counted(local);
+        let (first, second) = (alone(local), alone(local));
+        context.poll(false).unwrap();
+        assert!(set_polled(local));
+        let regular = tempfile::tempfile().unwrap();
+        let always = local.add_handler(&regular, |_| ()).unwrap();
+        always.set_interest(Interest::READ).unwrap();
+        drop(always);
+        assert!(matches!(*local.monitor.0.borrow(), Backend::Poll(_)));
+        let ring = local.ring().unwrap();
+        fd.set();
+        ring.ring().flush_completions().unwrap();
+        assert!(!ring.has_arrived(), "the set is polled still");
+        turns_until(context, || count.get() == 1);
+        for request in [first, second] {
+            request.ends.set();
+            turns_until(context, || request.ended.get());
+        }
+    });
+}
+
+/// What a step of the test below has begun.
+enum Sign {
+    Request(&'static Request),
+    Descriptor(usize),
+    Told(usize),
+}
+
+// SPEC M1, N1, G3: in any order, with any number of requests, nested, and whoever turns the loop.
+#[test]
+fn nothing_is_missed_whatever_is_under_way_and_whoever_turns_the_loop() {
+    use core::sync::atomic::AtomicUsize;
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % u64::try_from(below).unwrap()).unwrap()
+    };
+    at_home(|context, local| {
+        let told = Arc::new(AtomicUsize::new(0));
+        let (tell, tells) = std::sync::mpsc::channel::<()>();
+        let (of_told, other) = (Arc::clone(&told), context.clone());
+        let teller = std::thread::spawn(move || {
+            for () in tells {
+                let told = Arc::clone(&of_told);
+                other.schedule_oneshot("tells", move || {
+                    told.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        let (fd, count, handler) = counted(local);
+        let mut handler = Some(handler);
+        let mut requests = Vec::new();
+        let mut embedded = None;
+        let mut signs = Vec::new();
+        let (mut telling, mut written) = (0, 0);
+        for _ in 0..3000 {
+            match next(9) {
+                0 | 1 if requests.len() < 4 => {
+                    requests.push(alone(local));
+                    local.hurry(); // As who makes requests does.
+                }
+                2 | 3 if !requests.is_empty() => {
+                    let request: &Request = requests.swap_remove(next(requests.len()));
+                    request.ends.set();
+                    signs.push(Sign::Request(request));
+                }
+                4 => {
+                    written = count.get() + 1;
+                    fd.set();
+                    signs.push(Sign::Descriptor(written));
+                }
+                5 => {
+                    telling += 1;
+                    tell.send(()).unwrap();
+                    signs.push(Sign::Told(telling));
+                }
+                6 if embedded.is_none() => {
+                    embedded = Some(context.local().unwrap().embed().unwrap());
+                }
+                6 => embedded = None,
+                7 => {
+                    // Removed with its event on the way, perhaps, and watched anew.
+                    drop(handler.take());
+                    let (of_fd, of_count) = (Rc::clone(&fd), Rc::clone(&count));
+                    let anew = local.add_handler(&*fd, move |_| {
+                        of_fd.clear();
+                        of_count.set(of_count.get() + 1);
+                    });
+                    let anew = anew.unwrap();
+                    anew.set_interest(Interest::READ).unwrap();
+                    handler = Some(anew);
+                }
+                _ => {
+                    let nested = context.clone();
+                    context.schedule_oneshot("polls", move || {
+                        nested.poll(false).unwrap();
+                    });
+                }
+            }
+            if next(3) > 0 {
+                continue;
+            }
+            for sign in signs.drain(..) {
+                let is_there = || match sign {
+                    Sign::Request(request) => request.ended.get(),
+                    Sign::Descriptor(expected) => count.get() >= expected.min(written),
+                    Sign::Told(expected) => told.load(Ordering::Relaxed) >= expected,
+                };
+                match &embedded {
+                    None => drop(turns_until(context, is_there)),
+                    Some(embedded) => {
+                        while !is_there() {
+                            let at_most = rustix::event::Timespec {
+                                tv_sec: 20,
+                                tv_nsec: 0,
+                            };
+                            let mut entry = [PollFd::new(embedded, PollFlags::IN)];
+                            let ready = rustix::event::poll(&mut entry, Some(&at_most));
+                            assert_eq!(ready, Ok(1), "nothing has told the foreign loop");
+                            embedded.dispatch().unwrap();
+                        }
+                    }
+                }
+            }
+        }
+        drop(tell);
+        teller.join().unwrap();
+        for request in requests {
+            request.ends.set();
+            while !request.ended.get() {
+                context.poll(true).unwrap();
+            }
+        }
+    });
+}
