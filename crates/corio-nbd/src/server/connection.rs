@@ -19,6 +19,11 @@
 //! has used up what has arrived it sends its batch, together with what the workers have ready, and
 //! reads on.
 //!
+//! A client that is slower than this side would have each of its requests answered alone, which is
+//! what costs both the most. So after [`PACE_BYTES`] of small replies the reader waits until the
+//! client has read most of them, where the stream can tell: then many requests are there at once.
+//! Nobody waits for a reply longer, as it would have come behind those that are not read yet.
+//!
 //! The reader gives others their turn after [`TURN_REQUESTS`] or [`TURN_BYTES`], as a client with a
 //! full pipe could otherwise keep the loop for itself.
 //!
@@ -32,6 +37,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use corio_block::{Node, Offset};
 
@@ -53,6 +59,14 @@ use crate::wire::{Decoded, Errno, HeaderStyle, Prefix, Request, encode_data_pref
 const TURN_REQUESTS: usize = 256;
 /// Bytes of data after which the reader lets others have their turn.
 const TURN_BYTES: usize = 4 << 20;
+/// Bytes of replies after which the reader looks whether the client keeps up.
+const PACE_BYTES: usize = 64 << 10;
+/// Replies of more bytes than this, on average, are not small: one costs more than the calls and
+/// switches that bring it.
+const SMALL_REPLY_BYTES: usize = 8 << 10;
+/// For how long the reader waits for a client to catch up at most. It may be one that reads nothing
+/// before all its requests are sent.
+const PACE_MAX: Duration = Duration::from_millis(2);
 /// After this many READs in a row that the cache could not serve the next so many do not try it: a
 /// disk that is not cached should not pay a system call for each request to be told so.
 const MISSES_MAX: u32 = 16;
@@ -127,6 +141,8 @@ impl<S: Transport> Connection<S> {
             scratch: Vec::new(),
             requests: 0,
             bytes: 0,
+            sent: 0,
+            replies: 0,
             misses: 0,
         };
         let result = match reader.run() {
@@ -224,6 +240,9 @@ struct Reader<'a, S: Transport> {
     /// Served since others had their turn.
     requests: usize,
     bytes: usize,
+    /// Bytes of batches since it was seen whether the client keeps up, and READs in them.
+    sent: usize,
+    replies: usize,
     /// READs in a row that had to wait; from `MISSES_MAX` to twice that: how many did not try.
     misses: u32,
 }
@@ -235,6 +254,7 @@ impl<S: Transport> Reader<'_, S> {
                 return Ok(());
             }
             self.flush()?;
+            self.pace()?;
             let stream = &self.connection.stream;
             if self.receiver.fill(&**stream).map_err(Error::io(READING))? == 0 {
                 return if self.receiver.arrived().is_empty() {
@@ -244,6 +264,22 @@ impl<S: Transport> Reader<'_, S> {
                 };
             }
         }
+    }
+
+    /// Has the client catch up, if it has to.
+    #[inline]
+    fn pace(&mut self) -> Result<(), Error> {
+        if self.sent < PACE_BYTES {
+            return Ok(());
+        }
+        let small = self.sent <= self.replies * SMALL_REPLY_BYTES;
+        (self.sent, self.replies) = (0, 0);
+        // What workers have ready goes out at once.
+        if !small || self.connection.budget.requests() > 0 {
+            return Ok(());
+        }
+        let paced = self.connection.stream.pace(PACE_MAX);
+        paced.map_err(Error::io(WRITING))
     }
 
     /// Takes in every request that has arrived as a whole.
@@ -376,6 +412,7 @@ impl<S: Transport> Reader<'_, S> {
         }
         // A disk that fails here fails in the worker too, which reports it.
         let served = is_hole || served.unwrap_or(false);
+        self.replies += usize::from(served);
         self.misses = match (served, self.misses) {
             (true, _) => 0,
             (false, misses) if misses < MISSES_MAX => misses + 1,
@@ -521,6 +558,7 @@ impl<S: Transport> Reader<'_, S> {
         if self.batch.as_slice().is_empty() {
             return Ok(());
         }
+        self.sent += self.batch.as_slice().len();
         let result = self.connection.sender.flush(self.batch.as_slice());
         self.batch.clear();
         result.map_err(Error::io(WRITING))

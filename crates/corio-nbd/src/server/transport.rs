@@ -34,6 +34,15 @@ pub trait Transport: 'static {
     /// The time is zero.
     fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()>;
 
+    /// Waits for a client that has many replies to read still, for `limit` at most, where the stream
+    /// can tell.
+    ///
+    /// # Errors
+    /// The socket's.
+    fn pace(&self, _limit: Duration) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Ends one or both directions; who waits for one is woken. Never parks.
     ///
     /// # Errors
@@ -45,7 +54,7 @@ pub trait Transport: 'static {
 }
 
 macro_rules! transport {
-    ($stream:ty) => {
+    ($stream:ty $(, $more:item)?) => {
         impl Transport for $stream {
             #[inline]
             fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
@@ -73,12 +82,19 @@ macro_rules! transport {
             fn shutdown(&self, how: Shutdown) -> io::Result<()> {
                 <$stream>::shutdown(self, how)
             }
+
+            $($more)?
         }
     };
 }
 
 transport!(TcpStream);
-transport!(UnixStream);
+transport!(
+    UnixStream,
+    fn pace(&self, limit: Duration) -> io::Result<()> {
+        self.wait_writable(limit).map(drop)
+    }
+);
 
 /// Writes all of `buf`, however many writes it takes.
 #[inline]

@@ -216,6 +216,29 @@ impl Socket {
         }
     }
 
+    /// Parks until the kernel calls the stream writable, for `limit` at most. True: it does.
+    pub(super) fn wait_writable(&self, limit: Duration) -> io::Result<bool> {
+        self.begin();
+        let mut look = |fd: BorrowedFd<'_>| {
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            match rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&now))? {
+                0 => Err(Errno::AGAIN),
+                _ => Ok(true),
+            }
+        };
+        if let Some(result) = self.attempt(Direction::Write, &mut look) {
+            return result;
+        }
+        let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        match self.wait_within(Direction::Write, Some(limit_ns), &mut look) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
+            result => result,
+        }
+    }
+
     /// Like [`call`](Self::call) for an `op` that is known to have no answer yet.
     #[inline(never)]
     pub(super) fn wait_and_call<T>(
@@ -223,7 +246,15 @@ impl Socket {
         direction: Direction,
         op: &mut dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> io::Result<T> {
-        let limit_ns = self.lane(direction).timeout_ns.get();
+        self.wait_within(direction, self.lane(direction).timeout_ns.get(), op)
+    }
+
+    fn wait_within<T>(
+        &self,
+        direction: Direction,
+        limit_ns: Option<u64>,
+        op: &mut dyn FnMut(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> io::Result<T> {
         let deadline_ns = limit_ns.map(|limit_ns| now_ns().saturating_add(limit_ns));
         let mut taken = None;
         loop {

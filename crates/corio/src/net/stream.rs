@@ -199,6 +199,30 @@ macro_rules! stream_impls {
                 self.socket.try_read(buf)
             }
 
+            /// Parks until the kernel calls the stream writable, which takes more than room for
+            /// another byte: a Unix stream is once its peer has left no more than a quarter of the
+            /// send buffer unread, a TCP stream once a third of it is free. For `limit` at most;
+            /// true if it is writable. Writes of others queue behind it meanwhile.
+            ///
+            /// Who answers a peer that is slower to read than the answers are made can have it
+            /// catch up by this, and then takes many of its requests at once.
+            ///
+            /// # Errors
+            /// The socket's; ECANCELED in a coroutine that is cancelled.
+            pub fn wait_writable(&self, limit: core::time::Duration) -> std::io::Result<bool> {
+                self.socket.wait_writable(limit)
+            }
+
+            /// How much may be sent and not be read yet, in bytes (SO_SNDBUF, socket(7)). Linux
+            /// doubles it for what it needs itself, and goes no further than net.core.wmem_max.
+            ///
+            /// # Errors
+            /// The socket's.
+            pub fn set_send_buffer(&self, bytes: usize) -> std::io::Result<()> {
+                let set = rustix::net::sockopt::set_socket_send_buffer_size(&self.socket, bytes);
+                set.map_err(Into::into)
+            }
+
             /// How long one read may wait; None: as long as it takes. The time counts from the
             /// call, and a read that is late fails with `TimedOut`.
             ///

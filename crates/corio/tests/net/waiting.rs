@@ -33,6 +33,37 @@ fn waiters_of_a_direction_are_served_in_order() {
 
 // SPEC E6
 #[test]
+fn who_waits_for_a_peer_to_catch_up_goes_on_when_it_has_or_the_time_is_over() {
+    on_each_monitor(|| {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_send_buffer(100_000).unwrap();
+        let ms = Duration::from_millis;
+        assert!(ours.wait_writable(ms(0)).unwrap(), "nothing is unread");
+        // Half of it: there is room, and more is unread than a quarter.
+        let piece = [1; 1000];
+        let mut sent = 0;
+        while ours.wait_writable(ms(0)).unwrap() {
+            ours.write_all(&piece).unwrap();
+            sent += piece.len();
+        }
+        ours.write_all(&piece).unwrap(); // It has room still.
+        sent += piece.len();
+        let begin = Instant::now();
+        assert!(!ours.wait_writable(ms(20)).unwrap());
+        assert!(begin.elapsed() >= ms(20));
+        let reads = spawn_local(move || {
+            let mut theirs = theirs;
+            theirs.read_exact(&mut vec![0; sent]).unwrap();
+            theirs
+        });
+        assert!(ours.wait_writable(Duration::from_secs(60)).unwrap());
+        drop(reads.join().unwrap());
+        assert!(ours.wait_writable(ms(0)).unwrap(), "the peer is gone");
+    });
+}
+
+// SPEC E6
+#[test]
 fn who_comes_late_queues_behind_who_waits() {
     on_each_monitor(|| {
         let (ours, mut theirs) = UnixStream::pair().unwrap();

@@ -5,6 +5,7 @@ mod commands;
 mod disk;
 mod limits;
 mod options;
+mod pacing;
 mod silence;
 mod stopping;
 mod tls;
@@ -68,12 +69,7 @@ impl House {
         drop(self.io.context().spawn(serve));
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         ours.set_write_timeout(Some(PATIENCE)).unwrap();
-        Client {
-            stream: ours,
-            input: Vec::new(),
-            style: HeaderStyle::Simple,
-            last_cookie: 0,
-        }
+        Client::of(ours)
     }
 
     /// A client in the transmission phase of the unnamed export.
@@ -137,6 +133,16 @@ struct Client {
 }
 
 impl Client {
+    /// One that has not said anything yet.
+    fn of(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            input: Vec::new(),
+            style: HeaderStyle::Simple,
+            last_cookie: 0,
+        }
+    }
+
     fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
@@ -319,6 +325,11 @@ impl Client {
 
     /// Reads one whole reply. In simple style `read_len` says how much data a READ gets.
     fn reply(&mut self, read_len: usize) -> Answered {
+        self.next_reply(|_| read_len)
+    }
+
+    /// The same where how much data there is depends on whose reply it is.
+    fn next_reply(&mut self, read_len: impl Fn(Cookie) -> usize) -> Answered {
         let mut answered = Answered {
             cookie: Cookie(0),
             error: Errno::OK,
@@ -330,6 +341,7 @@ impl Client {
                 ReplyHeader::Simple(reply) => {
                     assert_eq!(self.style, HeaderStyle::Simple);
                     (answered.cookie, answered.error) = (reply.cookie, reply.error);
+                    let read_len = read_len(reply.cookie);
                     if reply.error.is_ok() && read_len > 0 {
                         let data = self.take_bytes(read_len);
                         answered.content.push((0, data, false));
