@@ -7,8 +7,13 @@
 //!        | the server's room: taken or not, nobody waits
 //!   Budget (all connections)
 //!        | taken                              | not taken
+//!        | <------- as little as is its own --+
+//!        |                                    | more than that
 //!   Grant: a worker serves it            the reader serves it by itself, in pieces
 //! ```
+//!
+//! Clients that take no replies may hold all of the server's room for as long as they like. What is
+//! each client's own beyond it is there so that the others' small requests overlap still.
 //!
 //! Invariants:
 //! - I1 A request waits only for requests of its own client, all of which need nothing more to
@@ -23,6 +28,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::signal::Signal;
+
+/// Requests that a client may hold when the server has no room: enough to keep a disk busy.
+const OWN_REQUESTS: usize = 32;
+/// Bytes of data that these hold; less than the buffers that a connection has anyway.
+const OWN_BYTES: usize = 256 << 10;
 
 /// What all connections of a server share.
 #[derive(Debug)]
@@ -56,6 +66,12 @@ impl Budget {
         true
     }
 
+    /// Counts one request of `bytes` that needs no room.
+    fn take(&self, bytes: usize) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn give_back(&self, bytes: usize) {
         self.requests.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -86,6 +102,9 @@ pub(super) struct ClientBudget {
     bytes: Cell<usize>,
     requests_max: usize,
     bytes_max: usize,
+    /// Of these, those for which the server had no room.
+    own_requests: Cell<usize>,
+    own_bytes: Cell<usize>,
     /// Fires whenever a grant comes back. Only the reader waits for it.
     returned: Signal,
 }
@@ -98,6 +117,8 @@ impl ClientBudget {
             bytes: Cell::new(0),
             requests_max,
             bytes_max,
+            own_requests: Cell::new(0),
+            own_bytes: Cell::new(0),
             returned: Signal::new(),
         })
     }
@@ -120,17 +141,31 @@ impl ClientBudget {
         self.returned.wait_until(|| self.requests.get() == 0);
     }
 
-    /// Takes room, if the server as a whole has it.
+    /// Takes room, if the server as a whole has it, or of the client's own.
     pub(super) fn try_take(self: &Rc<Self>, bytes: usize) -> Option<Grant> {
-        if !self.server.try_take(bytes) {
-            return None;
+        let is_own = !self.server.try_take(bytes);
+        if is_own {
+            self.take_own(bytes)?;
         }
         self.requests.set(self.requests.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
         Some(Grant {
             client: Rc::clone(self),
             bytes,
+            is_own,
         })
+    }
+
+    #[cold]
+    fn take_own(&self, bytes: usize) -> Option<()> {
+        let own_bytes = self.own_bytes.get().checked_add(bytes)?;
+        if self.own_requests.get() == OWN_REQUESTS || own_bytes > OWN_BYTES {
+            return None;
+        }
+        self.server.take(bytes);
+        self.own_requests.set(self.own_requests.get() + 1);
+        self.own_bytes.set(own_bytes);
+        Some(())
     }
 
     /// Requests that are held now.
@@ -144,6 +179,7 @@ impl ClientBudget {
 pub(super) struct Grant {
     client: Rc<ClientBudget>,
     bytes: usize,
+    is_own: bool,
 }
 
 impl Drop for Grant {
@@ -152,6 +188,10 @@ impl Drop for Grant {
         client.server.give_back(self.bytes);
         client.requests.set(client.requests.get() - 1);
         client.bytes.set(client.bytes.get() - self.bytes);
+        if self.is_own {
+            client.own_requests.set(client.own_requests.get() - 1);
+            client.own_bytes.set(client.own_bytes.get() - self.bytes);
+        }
         client.returned.fire();
     }
 }
@@ -191,16 +231,28 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_lacks_is_not_granted_and_takes_nothing() {
-        let server = Arc::new(Budget::new(2, 100));
-        let (one, other) = (client(&server), client(&server));
-        let held = one.try_take(80).unwrap();
-        assert!(other.try_take(21).is_none(), "bytes");
-        assert_eq!(server.held(), (1, 80));
-        let small = other.try_take(20).unwrap();
-        assert!(other.try_take(0).is_none(), "requests");
-        drop((held, small));
-        assert_eq!(server.held(), (0, 0));
+    fn what_the_server_lacks_is_granted_as_far_as_it_is_the_clients_own() {
+        let server = Arc::new(Budget::new(2, 2 * OWN_BYTES));
+        let client = || ClientBudget::new(Arc::clone(&server), 1000, usize::MAX);
+        let (one, other) = (client(), client());
+        let held = one.try_take(2 * OWN_BYTES).unwrap();
+        assert!(other.try_take(OWN_BYTES + 1).is_none());
         assert!(other.try_take(usize::MAX).is_none());
+        assert_eq!(server.held(), (1, 2 * OWN_BYTES), "nothing is taken");
+        let own = other.try_take(OWN_BYTES).unwrap();
+        assert_eq!(server.held(), (2, 3 * OWN_BYTES));
+        assert!(other.try_take(1).is_none(), "bytes");
+        assert!(one.try_take(OWN_BYTES).is_some(), "everybody's own");
+        drop(own);
+        let own: Vec<_> = std::iter::from_fn(|| other.try_take(1)).collect();
+        assert_eq!(own.len(), OWN_REQUESTS, "requests");
+        drop(held);
+        // While the server has room again, it is the server's that is taken.
+        drop(own);
+        let shared = other.try_take(2 * OWN_BYTES).unwrap();
+        assert_eq!(server.held(), (1, 2 * OWN_BYTES));
+        drop(shared);
+        assert_eq!(server.held(), (0, 0));
+        assert_eq!((other.own_requests.get(), other.own_bytes.get()), (0, 0));
     }
 }

@@ -79,11 +79,13 @@ pub struct ServerConfig {
     pub client_requests_max: usize,
     /// Bytes of data that these hold. At this number nothing more is read from the client.
     pub client_bytes_max: usize,
-    /// Requests of all clients. At this number a further one is served on its own, without
-    /// overlapping others of its client, and holds nothing of this.
+    /// Requests of all clients. At this number a client may have 32 more, of 256 KiB together; a
+    /// further one is served on its own, without overlapping others of its client, and holds nothing
+    /// of this.
     pub server_requests_max: usize,
-    /// Bytes of data that these hold. At this number a further READ or WRITE is served piece by
-    /// piece through a buffer that its connection has anyway.
+    /// Bytes of data that these hold. At this number, too, a client may have those of its own; a
+    /// further READ or WRITE is served piece by piece through a buffer that its connection has
+    /// anyway.
     pub server_bytes_max: usize,
     /// Bytes of idle buffers that are kept for reuse.
     pub idle_bytes_max: usize,

@@ -367,3 +367,31 @@ fn nothing_is_read_ahead_for_a_client_that_is_gone() {
         assert_eq!(disk.arrived.load(Ordering::SeqCst), 1, "read for nobody");
     }
 }
+
+#[test]
+fn clients_that_hold_all_there_is_do_not_keep_others_from_overlapping() {
+    for style in STYLES {
+        let disk = TestDisk::gated(SIZE);
+        let config = ServerConfig {
+            server_bytes_max: 1 << 20,
+            ..ServerConfig::default()
+        };
+        let house = house(&disk, config);
+        let mut hog = house.client(style);
+        hog.read_request(0, 1 << 20);
+        disk.await_arrived(1);
+        let mut client = house.client(style);
+        for at in 0..32 {
+            client.write_request(4096 * at, &[1; 4096]);
+        }
+        // All at once; the next one waits for them.
+        disk.await_arrived(1 + 32);
+        disk.open_gate(1 + 32);
+        for _ in 0..32 {
+            assert_eq!(client.reply(0).error, Errno::OK);
+        }
+        hog.reply(1 << 20);
+        drop((client, hog));
+        house.assert_empty();
+    }
+}
