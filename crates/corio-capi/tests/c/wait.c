@@ -133,17 +133,18 @@ static bool some_live(void *opaque)
     return __atomic_load_n(&living, __ATOMIC_ACQUIRE) > 0;
 }
 
-/* SPEC L1 */
-static void the_mutex_excludes_between_threads(void)
+/* Runs entry in coroutines of several threads, and waits for all of them. */
+static void run_in_threads(CoroutineEntry *entry)
 {
     static struct worker workers[THREADS];
 
     living = THREADS * EACH;
+    stop = 0;
     for (int i = 0; i < THREADS; i++) {
         workers[i].ctx = aio_context_new(NULL);
         CHECK(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
         for (int j = 0; j < EACH; j++) {
-            aio_co_schedule(workers[i].ctx, qemu_coroutine_create(counts, NULL));
+            aio_co_schedule(workers[i].ctx, qemu_coroutine_create(entry, NULL));
         }
     }
     corio_aio_wait_while(NULL, some_live, NULL);
@@ -154,6 +155,13 @@ static void the_mutex_excludes_between_threads(void)
         pthread_join(workers[i].thread, NULL);
         aio_context_unref(workers[i].ctx);
     }
+}
+
+/* SPEC L1 */
+static void the_mutex_excludes_between_threads(void)
+{
+    run_in_threads(counts);
+    CHECK(counter == THREADS * EACH * ROUNDS);
 }
 
 /* ---- */
@@ -211,6 +219,74 @@ static void no_reader_passes_a_waiting_writer(void)
     CHECK(strcmp(order, "1uw.2") == 0);
     qemu_coroutine_enter(second);
     CHECK(pending == 0);
+}
+
+static int readers;
+
+static void one_write(void)
+{
+    CHECK(__atomic_load_n(&readers, __ATOMIC_ACQUIRE) == 0);
+    counter++;
+}
+
+static void reads_and_writes(void *opaque)
+{
+    (void)opaque;
+    for (int i = 0; i < ROUNDS; i++) {
+        if (i % 3 == 0) {
+            qemu_co_rwlock_wrlock(&rwlock);
+            one_write();
+            if (i % 2 == 0) {
+                qemu_co_rwlock_downgrade(&rwlock);
+            }
+        } else {
+            qemu_co_rwlock_rdlock(&rwlock);
+            __atomic_add_fetch(&readers, 1, __ATOMIC_ACQ_REL);
+            if (i % 16 == 1) {
+                aio_co_schedule(qemu_get_current_aio_context(), qemu_coroutine_self());
+                qemu_coroutine_yield();
+            }
+            __atomic_sub_fetch(&readers, 1, __ATOMIC_ACQ_REL);
+            if (i % 3 == 1) {
+                qemu_co_rwlock_upgrade(&rwlock);
+                one_write();
+            }
+        }
+        qemu_co_rwlock_unlock(&rwlock);
+    }
+    __atomic_sub_fetch(&living, 1, __ATOMIC_RELEASE);
+    aio_wait_kick();
+}
+
+/* SPEC L2: who has just been given the lock knows how it holds it. */
+static void the_rwlock_excludes_between_threads(void)
+{
+    counter = 0;
+    run_in_threads(reads_and_writes);
+    CHECK(counter == THREADS * EACH * (ROUNDS / 3 * 2));
+}
+
+static SharedResource *units;
+
+static void takes_and_gives(void *opaque)
+{
+    (void)opaque;
+    for (int i = 0; i < ROUNDS; i++) {
+        co_get_from_shres(units, 1 + (uint64_t)i % 2);
+        co_put_to_shres(units, 1 + (uint64_t)i % 2);
+    }
+    __atomic_sub_fetch(&living, 1, __ATOMIC_RELEASE);
+    aio_wait_kick();
+}
+
+/* SPEC L5 */
+static void what_was_just_taken_may_be_given_back(void)
+{
+    units = shres_create(2);
+    run_in_threads(takes_and_gives);
+    CHECK(co_try_get_from_shres(units, 2));
+    co_put_to_shres(units, 2);
+    shres_destroy(units);
 }
 
 /* ---- */
@@ -650,6 +726,8 @@ int main(void)
         TEST(the_mutex_is_fair),
         TEST(the_mutex_excludes_between_threads),
         TEST(no_reader_passes_a_waiting_writer),
+        TEST(the_rwlock_excludes_between_threads),
+        TEST(what_was_just_taken_may_be_given_back),
         TEST(queues_wake_in_order),
         TEST(sleeps_end_in_time_or_before),
         TEST(a_time_out_leaves_the_call_to_itself),
