@@ -18,6 +18,7 @@ pub use crate::schedule::loose::{
 };
 
 use crate::context::AioContext;
+use crate::coroutine;
 use crate::engine;
 use crate::sync::{Event, LockCnt, LockCntGuard, Semaphore, Visit};
 use crate::sys;
@@ -70,10 +71,23 @@ pub fn wait_or_block(event: &Event) {
     event.wait_or_block();
 }
 
-/// Whether somebody waits for the event; only a hint.
+/// How many coroutine locks the running coroutine holds.
 #[must_use]
-pub fn is_awaited(event: &Event) -> bool {
-    event.is_awaited()
+#[inline]
+pub fn locks_held() -> u32 {
+    coroutine::current().map_or(0, coroutine::CoRef::locks_held)
+}
+
+/// Before an event goes: returns once whoever has set it does not look at it any more, though those
+/// who waited may have gone on. False: somebody waits for it.
+#[must_use]
+pub fn settle_event(event: &Event) -> bool {
+    event.settle()
+}
+
+/// Before a semaphore goes: as [`settle_event`], of those who have given permits back.
+pub fn settle_semaphore(semaphore: &Semaphore) {
+    semaphore.settle();
 }
 
 /// Gives back permits whose [`Permit`](crate::sync::Permit) was forgotten.

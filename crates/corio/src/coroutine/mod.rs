@@ -181,6 +181,12 @@ impl CoRef {
         self.block().unfinished.set(Some(unfinished));
     }
 
+    /// How many coroutine locks it holds.
+    #[inline]
+    pub(crate) fn locks_held(self) -> u32 {
+        self.block().locks_held.get()
+    }
+
     /// Counts a coroutine lock taken (+1) or released (-1).
     pub(crate) fn count_lock(self, taken: bool) {
         let held = &self.block().locks_held;

@@ -104,9 +104,9 @@ impl Event {
         }
     }
 
-    /// Whether somebody waits for it; only a hint.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.state.is_awaited()
+    /// Returns once whoever has set it does not look at it any more: false if somebody waits for it.
+    pub(crate) fn settle(&self) -> bool {
+        self.state.settle()
     }
 
     /// As [`wait`](Self::wait), but a thread blocks also where it has a loop, and below a coroutine

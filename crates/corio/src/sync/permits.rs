@@ -59,6 +59,11 @@ impl<W: Wake> Permits<W> {
         free_in(self.word.load(Ordering::Relaxed))
     }
 
+    /// Returns once nobody hands out any more who has begun with it.
+    pub(super) fn settle(&self) {
+        drop(self.waiting.lock());
+    }
+
     /// Takes `amount` if they are free and nobody waits.
     #[inline]
     #[must_use]
