@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // What was forgotten is taken up; the contracts are the callers'.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 mod disk;
 
@@ -41,6 +42,15 @@ pub fn has_work(context: &AioContext) -> io::Result<bool> {
 #[must_use]
 pub fn wait_ns_max(context: &AioContext) -> Option<u64> {
     context.wait_ns_max()
+}
+
+/// Another descriptor of the epoll set that the context's loop waits in; None if it waits by other
+/// means. The home thread only.
+///
+/// # Errors
+/// There are no more descriptors.
+pub fn descriptor_set(context: &AioContext) -> Option<io::Result<OwnedFd>> {
+    context.descriptor_set()
 }
 
 /// Has a notification that has come used up, as a turn does. Any thread.
