@@ -333,7 +333,8 @@ int coroutine_fn qemu_co_timeout(CoroutineEntry *entry, void *opaque, uint64_t t
 
 /* ------------------------------------------------------------------------- sockets */
 
-/* Yields until fd is readable, hung up or failed. Replaces what aio_set_fd_handler has set for it. */
+/* Yields until fd is readable, hung up or failed. Replaces what aio_set_fd_handler has set for it.
+ * Several coroutines may wait, here and in those below; all go on. */
 void coroutine_fn yield_until_fd_readable(int fd);
 
 /* Receive and send so many bytes, and yield meanwhile. What they return is less at the end of what

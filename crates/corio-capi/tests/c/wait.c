@@ -521,6 +521,69 @@ static void sockets_take_whole_buffers(void)
     close(pair[1]);
 }
 
+static void sends_all(void *opaque)
+{
+    (void)opaque;
+    CHECK(corio_co_send(pair[0], sent, BYTES) == BYTES);
+    ended();
+}
+
+static void receives_all(void *opaque)
+{
+    (void)opaque;
+    CHECK(corio_co_recv(pair[0], received, BYTES) == BYTES);
+    ended();
+}
+
+static void echoes(void *opaque)
+{
+    static char part[4096];
+    ssize_t got;
+
+    (void)opaque;
+    for (int left = BYTES; left > 0; left -= (int)got) {
+        yield_until_fd_readable(pair[1]);
+        got = recv(pair[1], part, sizeof(part), MSG_DONTWAIT);
+        CHECK(got > 0 && corio_co_send(pair[1], part, (size_t)got) == got);
+    }
+    ended();
+}
+
+/* SPEC E6 */
+static void a_socket_goes_both_ways_at_once(void)
+{
+    memset(received, 0, BYTES);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    start(receives_all, NULL);
+    start(sends_all, NULL); /* More than the sockets hold: both wait for the same descriptor. */
+    start(echoes, NULL);
+    turn_until_done();
+    CHECK(memcmp(sent, received, BYTES) == 0);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+static void waits_for_the_pair(void *opaque)
+{
+    yield_until_fd_readable(pair[1]);
+    strcat(order, opaque);
+    ended();
+}
+
+/* SPEC E6 */
+static void all_that_wait_for_a_descriptor_go_on(void)
+{
+    order[0] = 0;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    start(waits_for_the_pair, "1");
+    start(waits_for_the_pair, "2");
+    CHECK(send(pair[0], "x", 1, 0) == 1);
+    turn_until_done();
+    CHECK(strcmp(order, "12") == 0);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 /* ---- */
 
 static void in_coroutine(CoroutineEntry *entry)
@@ -732,6 +795,8 @@ int main(void)
         TEST(sleeps_end_in_time_or_before),
         TEST(a_time_out_leaves_the_call_to_itself),
         TEST(sockets_take_whole_buffers),
+        TEST(a_socket_goes_both_ways_at_once),
+        TEST(all_that_wait_for_a_descriptor_go_on),
         TEST(misuse_aborts_with_a_message),
     };
 
