@@ -474,6 +474,55 @@ static void a_time_out_leaves_the_call_to_itself(void)
     CHECK(pending == 0 && cleaned == 1 && result == 2);
 }
 
+static CorioIOThread *elsewhere;
+static unsigned int race_round, races_cleaned, races_lost;
+
+static void ends_elsewhere(void *opaque)
+{
+    (void)opaque;
+    aio_co_reschedule_self(corio_iothread_get_aio_context(elsewhere));
+    for (unsigned int i = race_round % 64 * 200; i > 0; i--) {
+        __asm__ volatile("");
+    }
+}
+
+static void cleans_race(void *opaque)
+{
+    (void)opaque;
+    __atomic_add_fetch(&races_cleaned, 1, __ATOMIC_RELEASE);
+    aio_wait_kick();
+}
+
+static void races(void *opaque)
+{
+    (void)opaque;
+    for (race_round = 0; race_round < 2000; race_round++) {
+        int ret = qemu_co_timeout(ends_elsewhere, NULL, 1 + race_round % 128 * 500, cleans_race);
+
+        CHECK(ret == 0 || ret == -ETIMEDOUT);
+        races_lost += ret != 0;
+    }
+    ended();
+}
+
+static bool some_are_unclean(void *opaque)
+{
+    (void)opaque;
+    return __atomic_load_n(&races_cleaned, __ATOMIC_ACQUIRE) != races_lost;
+}
+
+/* SPEC L4: it is cleaned up after exactly if the caller was told that the time was up. */
+static void both_sides_know_who_was_first(void)
+{
+    elsewhere = corio_iothread_new("elsewhere", NULL);
+    CHECK(elsewhere != NULL);
+    start(races, NULL);
+    turn_until_done();
+    corio_aio_wait_while(NULL, some_are_unclean, NULL);
+    corio_iothread_join(elsewhere);
+    CHECK(races_lost > 0 && races_cleaned == races_lost);
+}
+
 /* ---- */
 
 #define BYTES (1 << 20)
@@ -794,6 +843,7 @@ int main(void)
         TEST(queues_wake_in_order),
         TEST(sleeps_end_in_time_or_before),
         TEST(a_time_out_leaves_the_call_to_itself),
+        TEST(both_sides_know_who_was_first),
         TEST(sockets_take_whole_buffers),
         TEST(a_socket_goes_both_ways_at_once),
         TEST(all_that_wait_for_a_descriptor_go_on),
