@@ -65,7 +65,7 @@ Coroutine *qemu_coroutine_self(void);
 bool qemu_in_coroutine(void);
 /* True from being entered until it next yields, also while it has itself entered another. */
 bool qemu_coroutine_entered(Coroutine *co);
-/* The context in which it was entered last; NULL if that was none. */
+/* The context in which it was entered last, or else made; NULL if that was none. */
 AioContext *qemu_coroutine_get_aio_context(Coroutine *co);
 
 /* Has the pool of stacks keep so many more, or less, than it would. */
@@ -181,7 +181,8 @@ typedef enum {
 
 /* ---------------------------------------------------------- coroutines on contexts */
 
-/* Queues a coroutine on a context, whose loop enters it. Any thread. First scheduled, first run. */
+/* Queues a coroutine on a context, whose loop enters it. Any thread. First scheduled, first run. It
+ * has yielded, or is about to; not one that waits in a function of these that is to wake it. */
 void aio_co_schedule(AioContext *ctx, Coroutine *co);
 /* Gets it going again in ctx: at once, if this is the home of ctx and no coroutine runs; once the
  * running one yields or ends, if one does; else as aio_co_schedule. Any thread. */

@@ -272,16 +272,16 @@ unsafe extern "C" fn aio_co_schedule(ctx: *mut Context, co: *mut Coroutine) {
     // SAFETY: the header asks for a context, and a coroutine that has not ended.
     unsafe {
         let ctx = Context::at(ctx, NAME);
-        schedule(ctx, coroutine::loose(co, NAME));
+        schedule(ctx, coroutine::loose(co, NAME), NAME);
     }
 }
 
 /// # Safety
 /// The coroutine has not ended.
-unsafe fn schedule(ctx: &Context, co: Loose) {
+unsafe fn schedule(ctx: &Context, co: Loose, function: &str) {
     // SAFETY: the caller's promise.
-    if !unsafe { ctx.turns.schedule(co) } {
-        die!("aio_co_schedule: Co-routine was already scheduled in 'aio_co_schedule'");
+    if let Err(why) = unsafe { ctx.turns.schedule(co) } {
+        coroutine::refused(why, function);
     }
 }
 
@@ -309,14 +309,14 @@ unsafe fn enter_in(ctx: *mut Context, co: Loose, function: &str) {
     // SAFETY: the caller's promise.
     unsafe {
         if ctx != Context::current() {
-            return schedule(Context::at(ctx, function), co);
+            return schedule(Context::at(ctx, function), co, function);
         }
         match Loose::running() {
             None => coroutine::enter(co, function),
             Some(running) if running == co => die!("{function}: a coroutine wakes itself"),
             Some(_) => {
-                if !raw::queue_beside_running(co) {
-                    coroutine::refused(raw::Refused::Scheduled, function);
+                if let Err(why) = raw::queue_beside_running(co) {
+                    coroutine::refused(why, function);
                 }
             }
         }

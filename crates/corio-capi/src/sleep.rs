@@ -190,7 +190,7 @@ unsafe extern "C" fn qemu_co_timeout(
     };
     // SAFETY: it was just made. In a coroutine it is queued, and so begins once this one sleeps.
     let queued = unsafe { raw::queue_beside_running(co) };
-    debug_assert!(queued, "nobody else knows it");
+    debug_assert!(queued.is_ok(), "nobody else knows it");
     sleep_for(
         &call.caller,
         Clock::Realtime,

@@ -491,6 +491,57 @@ static void events_are_waited_for(void)
     pthread_join(thread, NULL);
 }
 
+static void *waits_in_a_coroutine_of_no_loop(void *opaque)
+{
+    start(waits_in_a_coroutine, opaque);
+    return NULL;
+}
+
+/* SPEC L5: where no loop would enter it again, a coroutine blocks its thread. */
+static void an_event_ends_a_wait_without_a_loop(void)
+{
+    QemuEvent event;
+    pthread_t thread;
+
+    order[0] = 0;
+    qemu_event_init(&event, false);
+    CHECK(pthread_create(&thread, NULL, waits_in_a_coroutine_of_no_loop, &event) == 0);
+    while (__atomic_load_n(&order[0], __ATOMIC_ACQUIRE) != '<') {
+        sched_yield();
+    }
+    qemu_event_set(&event);
+    pthread_join(thread, NULL);
+    CHECK(strcmp(order, "<>") == 0);
+}
+
+static void sets_true(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+static void *sets(void *opaque)
+{
+    qemu_event_set(opaque);
+    return NULL;
+}
+
+/* SPEC L5: whoever waited may free the event, though its setter is not back yet. */
+static void an_event_may_go_once_it_was_waited_for(void)
+{
+    for (int i = 0; i < 300; i++) {
+        QemuEvent *event = malloc(sizeof(*event));
+        pthread_t thread;
+
+        qemu_event_init(event, false);
+        CHECK(pthread_create(&thread, NULL, sets, event) == 0);
+        qemu_event_wait(event);
+        qemu_event_destroy(event);
+        memset(event, 0xff, sizeof(*event));
+        free(event);
+        pthread_join(thread, NULL);
+    }
+}
+
 static void destroyed_event(void)
 {
     start(waits_in_a_coroutine, &there);
@@ -832,6 +883,8 @@ int main(void)
         TEST(visitors_count_and_writers_lock),
         TEST(lockcnt_misused),
         TEST(events_are_waited_for),
+        TEST(an_event_ends_a_wait_without_a_loop),
+        TEST(an_event_may_go_once_it_was_waited_for),
         TEST(events_misused),
         TEST(shares_are_taken_in_turn),
         TEST(shares_misused),

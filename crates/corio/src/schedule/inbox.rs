@@ -23,6 +23,8 @@
 use core::ptr;
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+
 use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::context::{AioContext, BottomHalf, Drain, Local};
 use crate::coroutine::{self, WakeQueue};
@@ -100,6 +102,19 @@ unsafe impl Send for Own {}
 // SAFETY: as above.
 unsafe impl Sync for Own {}
 
+/// Those [without a loop](Inbox::without_loop) that no thread has at present. Never more than there
+/// were such threads at a time.
+static WITHOUT_LOOP: Mutex<Vec<Arc<Inbox>>> = Mutex::new(Vec::new());
+
+/// Nobody would ever enter it.
+#[cold]
+fn woken_without_loop() -> ! {
+    panic!(
+        "a coroutine that waits in a thread without a context was woken from elsewhere, and there \
+         is no loop that would enter it: have it wait in the home of a context"
+    )
+}
+
 /// See the module's documentation.
 pub(crate) struct Inbox {
     own: Own,
@@ -134,6 +149,9 @@ impl Inbox {
     /// One that nobody runs: of a thread that has coroutines and no loop. Theirs wake each other by
     /// their wake queues.
     pub(super) fn without_loop() -> Arc<Self> {
+        if let Some(inbox) = WITHOUT_LOOP.lock().pop() {
+            return inbox;
+        }
         Arc::new(Self {
             own: Own(WakeQueue::new()),
             pushed: Pushed::new(),
@@ -141,6 +159,24 @@ impl Inbox {
             owner: AtomicPtr::new(ptr::null_mut()),
             closed: AtomicBool::new(false),
         })
+    }
+
+    /// Gives up one [without a loop](Self::without_loop), as its thread ends. It stays, for another
+    /// thread to have: coroutines that were entered last in this one know it.
+    pub(super) fn let_go(inbox: Arc<Self>) {
+        if inbox.drain.is_none() {
+            WITHOUT_LOOP.lock().push(inbox);
+        }
+    }
+
+    /// Whether a loop runs the inbox at `inbox`.
+    ///
+    /// # Safety
+    /// As [`owner`](Self::owner)'s.
+    pub(super) unsafe fn has_loop(inbox: *const ()) -> bool {
+        // SAFETY: the caller's promise.
+        let inbox = unsafe { inbox.cast::<Self>().as_ref() };
+        inbox.is_some_and(|inbox| inbox.drain.is_some())
     }
 
     /// Has [`owner`](Self::owner) tell `owner`.
@@ -167,6 +203,11 @@ impl Inbox {
         !self.own.0.is_empty()
     }
 
+    /// True if anything is queued. While nobody else uses it.
+    pub(super) fn has_any(&self) -> bool {
+        self.has_own() || !self.pushed.is_empty()
+    }
+
     /// Runs what is queued, oldest first.
     fn run(&self) {
         if self.closed.load(Ordering::Relaxed) {
@@ -187,9 +228,10 @@ impl Inbox {
 
     /// Queues a slot whose wake has been won. Any thread.
     fn push(&self, slot: &'static Slot) {
-        if self.pushed.push(slot)
-            && let Some(drain) = &self.drain
-        {
+        let Some(drain) = &self.drain else {
+            woken_without_loop()
+        };
+        if self.pushed.push(slot) {
             drain.schedule();
         }
     }
@@ -311,6 +353,7 @@ mod tests {
             match node.word.park(1) {
                 Park::Suspend => parked += 1,
                 Park::Notified => take(node),
+                Park::Scheduled => unreachable!("nobody knows its name"),
             }
         }
         while parked > 0 {

@@ -13,6 +13,7 @@ pub(super) use self::state::State;
 use super::record::{Line, Record, Wake};
 use super::select::{InLine, Selectable, Source};
 use super::waiter::{Queued, Waiter};
+use crate::schedule;
 
 /// Something that has happened, or not yet. Any number may wait for it; it stays set until it is
 /// reset.
@@ -115,8 +116,12 @@ impl Event {
         if self.state.is_set() {
             return;
         }
-        let waiter = Waiter::possible().unwrap_or_else(|| Waiter::Thread(thread::current()));
-        self.queue_and_wait(waiter);
+        let waiter = if schedule::has_loop() {
+            Waiter::possible()
+        } else {
+            None
+        };
+        self.queue_and_wait(waiter.unwrap_or_else(|| Waiter::Thread(thread::current())));
     }
 
     /// For [`select`](super::select()): that it is set.
