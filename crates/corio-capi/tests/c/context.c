@@ -586,6 +586,7 @@ int main(void)
         TEST(a_turn_has_phases),
         TEST(the_main_thread_waits_for_others),
         TEST(misuse_aborts_with_a_message),
+        TEST(what_is_pending_is_not_forgotten),
         TEST(errors_have_a_message),
     };
 
