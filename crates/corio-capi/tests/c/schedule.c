@@ -302,6 +302,44 @@ static void a_thread_may_end_before_its_coroutines(void)
     CHECK(strcmp(order, "left") == 0);
 }
 
+static CoMutex early;
+
+static void locks_early(void *opaque)
+{
+    qemu_co_mutex_lock(&early);
+    qemu_coroutine_yield();
+    qemu_co_mutex_unlock(&early);
+    note(opaque);
+}
+
+static void *becomes_a_home(void *opaque)
+{
+    AioContext *home = aio_context_new(NULL);
+    Coroutine *holder = qemu_coroutine_create(locks_early, (void *)"1");
+    Coroutine *second = qemu_coroutine_create(locks_early, (void *)"2");
+
+    qemu_coroutine_enter(holder);
+    qemu_coroutine_enter(second); /* Waits for the first. */
+    qemu_set_current_aio_context(home);
+    qemu_coroutine_enter(holder);
+    while (aio_poll(home, false)) {
+    }
+    qemu_coroutine_enter(second); /* It has got the mutex, and has yielded. */
+    aio_context_unref(home);
+    return opaque;
+}
+
+/* SPEC S4, L1 */
+static void what_waits_may_be_older_than_the_home(void)
+{
+    pthread_t thread;
+
+    order[0] = 0;
+    CHECK(pthread_create(&thread, NULL, becomes_a_home, NULL) == 0);
+    pthread_join(thread, NULL);
+    CHECK(strcmp(order, "12") == 0);
+}
+
 static void wakes_itself(void *opaque)
 {
     (void)opaque;
@@ -483,6 +521,7 @@ int main(void)
         TEST(a_wake_may_come_before_the_yield),
         TEST(any_thread_may_enter),
         TEST(a_thread_may_end_before_its_coroutines),
+        TEST(what_waits_may_be_older_than_the_home),
         TEST(misuse_aborts_with_a_message),
         TEST(misuse_of_those_that_wait),
     };

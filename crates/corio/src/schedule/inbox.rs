@@ -121,6 +121,8 @@ pub(crate) struct Inbox {
     pushed: Pushed<Slot>,
     /// None where no loop runs it.
     drain: Option<BottomHalf>,
+    /// Where what is pushed goes if no loop runs this one, but its thread has had one since.
+    successor: Mutex<Option<Arc<Inbox>>>,
     /// What the C interface knows its loop by; null otherwise.
     owner: AtomicPtr<()>,
     /// Read and written in home threads only, one after the other.
@@ -140,6 +142,7 @@ impl Inbox {
                 own: Own(WakeQueue::new()),
                 pushed: Pushed::new(),
                 drain: Some(drain),
+                successor: Mutex::new(None),
                 owner: AtomicPtr::new(ptr::null_mut()),
                 closed: AtomicBool::new(false),
             }
@@ -156,6 +159,7 @@ impl Inbox {
             own: Own(WakeQueue::new()),
             pushed: Pushed::new(),
             drain: None,
+            successor: Mutex::new(None),
             owner: AtomicPtr::new(ptr::null_mut()),
             closed: AtomicBool::new(false),
         })
@@ -165,7 +169,16 @@ impl Inbox {
     /// thread to have: coroutines that were entered last in this one know it.
     pub(super) fn let_go(inbox: Arc<Self>) {
         if inbox.drain.is_none() {
+            inbox.successor.lock().take();
             WITHOUT_LOOP.lock().push(inbox);
+        }
+    }
+
+    /// The thread of one [without a loop](Self::without_loop) has one now: coroutines that wait since
+    /// before go on there.
+    pub(super) fn pass_on_to(&self, successor: &Arc<Self>) {
+        if self.drain.is_none() {
+            *self.successor.lock() = Some(Arc::clone(successor));
         }
     }
 
@@ -229,7 +242,11 @@ impl Inbox {
     /// Queues a slot whose wake has been won. Any thread.
     fn push(&self, slot: &'static Slot) {
         let Some(drain) = &self.drain else {
-            woken_without_loop()
+            let successor = self.successor.lock().clone();
+            return match successor {
+                Some(inbox) => inbox.push(slot),
+                None => woken_without_loop(),
+            };
         };
         if self.pushed.push(slot) {
             drain.schedule();

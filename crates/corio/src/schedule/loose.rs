@@ -76,6 +76,7 @@ impl Loop {
             // SAFETY: as above.
             unsafe { adopted.home.set_inbox(Arc::as_ptr(&inbox).cast()) };
             adopted.open = Some(open);
+            adopted.inbox.pass_on_to(&inbox);
             adopted
                 .old_inboxes
                 .push(core::mem::replace(&mut adopted.inbox, inbox));
