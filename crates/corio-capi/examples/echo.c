@@ -2,7 +2,6 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 #include <corio.h>
 
@@ -11,7 +10,6 @@ static void coroutine_fn echo(void *opaque)
     int fd = (int)(intptr_t)opaque;
     char buf[4096]; /* On the coroutine's own stack. */
     ssize_t got;
-
     do {
         yield_until_fd_readable(fd);
         got = recv(fd, buf, sizeof(buf), 0);
@@ -19,31 +17,27 @@ static void coroutine_fn echo(void *opaque)
     close(fd);
 }
 
-static void coroutine_fn serve(void *opaque)
+static void coroutine_fn serve(void *listener)
 {
-    int fd, listener = *(int *)opaque;
-
     for (;;) {
-        yield_until_fd_readable(listener);
-        if ((fd = accept(listener, NULL, NULL)) >= 0) {
+        yield_until_fd_readable(*(int *)listener);
+        int fd = accept(*(int *)listener, NULL, NULL);
+        if (fd >= 0) {
             qemu_coroutine_enter(qemu_coroutine_create(echo, (void *)(intptr_t)fd));
         }
     }
 }
 
-static void coroutine_fn read_disk(void *opaque)
+static void coroutine_fn read_disk(void *path)
 {
-    int fd = open(opaque, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
     char buf[65536];
     struct iovec iov = {buf, sizeof(buf)};
-    int64_t size = 0;
-    ssize_t got;
-
+    ssize_t got, size = 0;
     while ((got = corio_co_preadv(fd, &iov, 1, size, CORIO_ENGINE_AUTO)) > 0) {
         size += got; /* The loop went on meanwhile. */
     }
-    printf("%s: %lld bytes, %s\n", (char *)opaque, (long long)size, got < 0 ? "failed" : "read");
-    fflush(stdout);
+    dprintf(STDOUT_FILENO, "%s: %zd bytes, %s\n", (char *)path, size, got < 0 ? "failed" : "read");
     close(fd);
 }
 
@@ -52,21 +46,15 @@ int main(int argc, char **argv)
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
     socklen_t size = sizeof(at);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    CorioError *error = NULL;
 
     if (argc != 2 || bind(listener, (struct sockaddr *)&at, size) || listen(listener, 64) ||
-        getsockname(listener, (struct sockaddr *)&at, &size)) {
-        return EXIT_FAILURE;
+        getsockname(listener, (struct sockaddr *)&at, &size) || qemu_init_main_loop(NULL)) {
+        return 1;
     }
-    if (qemu_init_main_loop(&error) < 0) {
-        fprintf(stderr, "%s\n", corio_error_get_message(error));
-        return EXIT_FAILURE;
-    }
-    printf("port %d\n", ntohs(at.sin_port));
-    fflush(stdout);
+    dprintf(STDOUT_FILENO, "port %d\n", ntohs(at.sin_port));
     qemu_coroutine_enter(qemu_coroutine_create(serve, &listener));
     qemu_coroutine_enter(qemu_coroutine_create(read_disk, argv[1]));
-    for (;;) {
+    while (true) {
         aio_poll(qemu_get_aio_context(), true);
     }
 }

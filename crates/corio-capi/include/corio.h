@@ -65,7 +65,7 @@ Coroutine *qemu_coroutine_self(void);
 bool qemu_in_coroutine(void);
 /* True from being entered until it next yields, also while it has itself entered another. */
 bool qemu_coroutine_entered(Coroutine *co);
-/* The context in which it was entered last; NULL if that was none. */
+/* The context in which it was entered last, or else made; NULL if that was none. */
 AioContext *qemu_coroutine_get_aio_context(Coroutine *co);
 
 /* Has the pool of stacks keep so many more, or less, than it would. */
@@ -78,7 +78,8 @@ void qemu_coroutine_dec_pool_size(unsigned int additional_pool_size);
  * ends, or the context is freed. NULL: there is no descriptor left; *errp says so. */
 AioContext *aio_context_new(CorioError **errp);
 void aio_context_ref(AioContext *ctx);
-/* The last reference frees it: nothing of it may be left, no bottom half and no armed timer. */
+/* The last reference frees it: nothing of it may be left, no bottom half, armed timer, job or
+ * scheduled coroutine. Not in a turn of its own. */
 void aio_context_unref(AioContext *ctx);
 
 /* Makes the main context, with this thread for its home. 0, or a negative errno. */
@@ -155,7 +156,9 @@ typedef bool AioPollFn(void *opaque);
 /* Has io_read called in each turn that finds fd readable, hung up or failed, io_write in each that
  * finds it writable or failed. io_poll asks without a system call whether there is something, in
  * place of which io_poll_ready is called then. All NULL: it is watched no more. Replaces what was
- * set before. Any thread and any callback. The descriptor stays open until it is removed. */
+ * set before. Any thread and any callback. The descriptor stays open until it is removed, and what
+ * the functions are called with, if another thread than the home removes it, until the home has had
+ * a turn. */
 void aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,
                         AioPollFn *io_poll, IOHandler *io_poll_ready, void *opaque);
 
@@ -181,7 +184,8 @@ typedef enum {
 
 /* ---------------------------------------------------------- coroutines on contexts */
 
-/* Queues a coroutine on a context, whose loop enters it. Any thread. First scheduled, first run. */
+/* Queues a coroutine on a context, whose loop enters it. Any thread. First scheduled, first run. It
+ * has yielded, or is about to; not one that waits in a function of these that is to wake it. */
 void aio_co_schedule(AioContext *ctx, Coroutine *co);
 /* Gets it going again in ctx: at once, if this is the home of ctx and no coroutine runs; once the
  * running one yields or ends, if one does; else as aio_co_schedule. Any thread. */
@@ -333,7 +337,8 @@ int coroutine_fn qemu_co_timeout(CoroutineEntry *entry, void *opaque, uint64_t t
 
 /* ------------------------------------------------------------------------- sockets */
 
-/* Yields until fd is readable, hung up or failed. Replaces what aio_set_fd_handler has set for it. */
+/* Yields until fd is readable, hung up or failed. Replaces what aio_set_fd_handler has set for it.
+ * Several coroutines may wait, here and in those below; all go on. */
 void coroutine_fn yield_until_fd_readable(int fd);
 
 /* Receive and send so many bytes, and yield meanwhile. What they return is less at the end of what
@@ -469,13 +474,15 @@ typedef struct ThreadPoolAio ThreadPoolAio;
 typedef int ThreadPoolFunc(void *opaque);
 typedef void BlockCompletionFunc(void *opaque, int ret);
 
-/* Runs func on a worker of this thread's context, then cb with what it has returned, here. What is
- * returned is good until cb returns, and may be ignored. In the home of a context. */
+/* Runs func on a worker of this thread's context, then cb, unless that is NULL, with what it has
+ * returned, here. What is returned is good until cb returns, and may be ignored. In the home of a
+ * context. */
 ThreadPoolAio *thread_pool_submit_aio(ThreadPoolFunc *func, void *arg, BlockCompletionFunc *cb,
                                       void *opaque);
 /* Takes it back, if no worker has begun with it: func is not called, and cb gets -ECANCELED. */
 void corio_aio_cancel_async(ThreadPoolAio *aio);
-/* The same, and turns the loop until cb has returned. Where corio_aio_wait_while may be called. */
+/* The same, and turns the loop until cb has returned. Where corio_aio_wait_while may be called, but
+ * not in cb. */
 void corio_aio_cancel(ThreadPoolAio *aio);
 /* Runs func on a worker, and returns what it has returned. */
 int coroutine_fn thread_pool_submit_co(ThreadPoolFunc *func, void *arg);
@@ -524,7 +531,7 @@ void qemu_event_set(QemuEvent *ev);
 void qemu_event_reset(QemuEvent *ev);
 /* Waits until it is set: a coroutine of a context yields, all else blocks. */
 void qemu_event_wait(QemuEvent *ev);
-/* Nobody may wait for it. */
+/* Nobody may wait for it; who has set it may be on the way back. */
 void qemu_event_destroy(QemuEvent *ev);
 
 /* A number of units, which coroutines of any threads take and give back; first come, first served.
@@ -548,7 +555,7 @@ typedef struct CorioIOThread CorioIOThread;
 CorioIOThread *corio_iothread_new(const char *name, CorioError **errp);
 /* Its context, which is there until it is joined, unless referred to. */
 AioContext *corio_iothread_get_aio_context(CorioIOThread *iothread);
-/* Has it end after the turn that it is in. Any thread. */
+/* Has it end after a turn that runs what was scheduled before. Any thread. */
 void corio_iothread_stop(CorioIOThread *iothread);
 /* Stops it, waits for its end, and frees it. Not in the thread itself. */
 void corio_iothread_join(CorioIOThread *iothread);

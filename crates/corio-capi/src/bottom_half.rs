@@ -153,9 +153,21 @@ unsafe extern "C" fn aio_bh_schedule_oneshot_full(
         guard: std::ptr::null_mut(),
         name,
     };
-    // SAFETY: the header's contract.
-    ctx.rust()
-        .schedule_oneshot(name, move || unsafe { call.run() });
+    let pending = Pending(name);
+    ctx.rust().schedule_oneshot(name, move || {
+        std::mem::forget(pending);
+        // SAFETY: the header's contract.
+        unsafe { call.run() }
+    });
+}
+
+/// A one-shot that has not run; dropped if it never will, with its context.
+struct Pending(&'static str);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        die!("aio_context_unref: bottom half '{}' has not run", self.0);
+    }
 }
 
 /// The bottom half at `bh`; dies if it is null.
@@ -221,5 +233,6 @@ unsafe extern "C" fn aio_bh_poll(ctx: *mut Context) -> c_int {
     // SAFETY: the header asks for a context to which the caller has a reference.
     let ctx = unsafe { Context::at(ctx, "aio_bh_poll") };
     ctx.check_home("aio_bh_poll");
+    let _turning = ctx.turning();
     c_int::from(raw::run_bottom_halves(ctx.rust()))
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use corio::AioContext;
@@ -21,6 +21,20 @@ pub(crate) struct Context {
     pub(crate) watched: Watched,
     pub(crate) halves: Halves,
     pub(crate) timers: Arc<Timers>,
+    /// How many jobs of its thread pool have not completed.
+    pub(crate) jobs: Arc<AtomicUsize>,
+    /// How many turns of its loop there are in one another.
+    turns_begun: AtomicU32,
+}
+
+/// A turn of a context's loop. In the home.
+pub(crate) struct Turning<'a>(&'a Context);
+
+impl Drop for Turning<'_> {
+    fn drop(&mut self) {
+        let begun = &self.0.turns_begun;
+        begun.store(begun.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
 }
 
 /// What `qemu_get_aio_context` returns.
@@ -33,7 +47,17 @@ impl Context {
             watched: Watched::default(),
             halves: Halves::default(),
             timers: Arc::default(),
+            jobs: Arc::default(),
+            turns_begun: AtomicU32::new(0),
         })
+    }
+
+    /// Its loop turns until what is returned is dropped, and must not be freed meanwhile.
+    pub(crate) fn turning(&self) -> Turning<'_> {
+        // Relaxed, in two steps: the home alone writes it.
+        let begun = self.turns_begun.load(Ordering::Relaxed);
+        self.turns_begun.store(begun + 1, Ordering::Relaxed);
+        Turning(self)
     }
 
     /// Makes this thread its home.
@@ -102,6 +126,17 @@ impl Drop for Context {
         }
         if self.timers.any() {
             die!("aio_context_unref: a timer is armed");
+        }
+        // Relaxed, as below: this was the last reference, whose holder is ordered after all others.
+        match self.jobs.load(Ordering::Relaxed) {
+            0 => {}
+            jobs => die!("aio_context_unref: {jobs} jobs of its thread pool have not completed"),
+        }
+        if self.turns.has_scheduled() {
+            die!("aio_context_unref: a coroutine is scheduled");
+        }
+        if self.turns_begun.load(Ordering::Relaxed) > 0 {
+            die!("aio_context_unref: the context is freed in a turn of its own");
         }
         self.turns.disown();
         self.turns.leave_thread();
@@ -209,6 +244,7 @@ unsafe extern "C" fn aio_poll(ctx: *mut Context, blocking: bool) -> bool {
 }
 
 fn turn(ctx: &Context, blocking: bool, function: &str) -> bool {
+    let _turning = ctx.turning();
     match ctx.rust().poll(blocking) {
         Ok(progress) => progress,
         Err(error) => die!("{function}: {error}"),
@@ -272,16 +308,16 @@ unsafe extern "C" fn aio_co_schedule(ctx: *mut Context, co: *mut Coroutine) {
     // SAFETY: the header asks for a context, and a coroutine that has not ended.
     unsafe {
         let ctx = Context::at(ctx, NAME);
-        schedule(ctx, coroutine::loose(co, NAME));
+        schedule(ctx, coroutine::loose(co, NAME), NAME);
     }
 }
 
 /// # Safety
 /// The coroutine has not ended.
-unsafe fn schedule(ctx: &Context, co: Loose) {
+unsafe fn schedule(ctx: &Context, co: Loose, function: &str) {
     // SAFETY: the caller's promise.
-    if !unsafe { ctx.turns.schedule(co) } {
-        die!("aio_co_schedule: Co-routine was already scheduled in 'aio_co_schedule'");
+    if let Err(why) = unsafe { ctx.turns.schedule(co) } {
+        coroutine::refused(why, function);
     }
 }
 
@@ -309,14 +345,14 @@ unsafe fn enter_in(ctx: *mut Context, co: Loose, function: &str) {
     // SAFETY: the caller's promise.
     unsafe {
         if ctx != Context::current() {
-            return schedule(Context::at(ctx, function), co);
+            return schedule(Context::at(ctx, function), co, function);
         }
         match Loose::running() {
             None => coroutine::enter(co, function),
             Some(running) if running == co => die!("{function}: a coroutine wakes itself"),
             Some(_) => {
-                if !raw::queue_beside_running(co) {
-                    coroutine::refused(raw::Refused::Scheduled, function);
+                if let Err(why) = raw::queue_beside_running(co) {
+                    coroutine::refused(why, function);
                 }
             }
         }

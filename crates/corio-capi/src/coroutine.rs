@@ -46,6 +46,10 @@ pub(crate) fn refused(why: Refused, function: &str) -> ! {
         Refused::Scheduled => {
             die!("{function}: Co-routine was already scheduled in 'aio_co_schedule'")
         }
+        Refused::Waits => die!(
+            "{function}: Co-routine waits for a lock, a queue, a sleep or a request already, \
+             which alone may wake it"
+        ),
         Refused::Ended => die!("{function}: the coroutine has ended"),
     }
 }

@@ -54,8 +54,15 @@ unsafe fn buffers<'a>(iov: *const libc::iovec, count: c_int) -> io::Result<&'a [
     match count {
         0 => Ok(&[]),
         _ if count > BUFFERS_MAX || iov.is_null() => Err(invalid()),
-        // SAFETY: the caller's promise.
-        _ => Ok(unsafe { slice::from_raw_parts(iov, count) }),
+        _ => {
+            // SAFETY: the caller's promise.
+            let buffers: &[libc::iovec] = unsafe { slice::from_raw_parts(iov, count) };
+            let is_there = |it: &libc::iovec| !it.iov_base.is_null() || it.iov_len == 0;
+            match buffers.iter().all(is_there) {
+                true => Ok(buffers),
+                false => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+            }
+        }
     }
 }
 

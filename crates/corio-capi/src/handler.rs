@@ -5,18 +5,28 @@
 //!   home only:   Watches (by descriptor: what is watched)                                       ◀┘
 //! ```
 //!
-//! What a removed handler would be called with may be freed, and its descriptor closed, as soon as
-//! `aio_set_fd_handler` returns in the home thread. From another thread the home may be calling it
-//! at that moment, and C has to see to it that what it uses stays until the home has turned.
+//! What a removed handler would be called with may be freed as soon as `aio_set_fd_handler` returns
+//! in the home thread. From another thread the home may be calling it at that moment, and C has to
+//! see to it that what it uses stays until the home has turned. The descriptor may be closed, and its
+//! number be another's, at once in either case.
+//!
+//! Invariants
+//! - I1 What was removed and set again has another serial, so that the home never takes a new file
+//!   for the old one of the same number.
+//! - I2 The home registers a descriptor under the lock of `Watched`, and another thread that removes
+//!   one takes it out of the home's epoll set under it: no registration outlives the removal. (The
+//!   set knows files, not descriptors: one that has a duplicate would stay when it is closed, and
+//!   could not be taken out any more.)
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Mutex;
 
 use corio::context::{Handler, Interest, LocalContext, Readiness};
+use corio::raw;
 
 use crate::context::Context;
 
@@ -52,21 +62,63 @@ impl Calls {
     }
 }
 
-/// What C wants watched, by descriptor.
+/// What C wants watched.
 #[derive(Default)]
-pub(crate) struct Watched(Mutex<HashMap<c_int, Calls>>);
+pub(crate) struct Watched(Mutex<All>);
+
+#[derive(Default)]
+struct All {
+    by_fd: HashMap<c_int, Wanted>,
+    /// The last one given out (I1).
+    serial: u64,
+    /// A duplicate of the home's epoll set, if it has one: for other threads (I2).
+    set: Option<OwnedFd>,
+}
+
+/// What C wants of a descriptor, since when.
+#[derive(Clone, Copy)]
+struct Wanted {
+    calls: Calls,
+    serial: u64,
+}
 
 impl Watched {
     /// In a new home: watches everything.
     pub(crate) fn apply_all(&self, ctx: &Context) {
-        let fds: Vec<_> = crate::locked(&self.0).keys().copied().collect();
+        let mut all = crate::locked(&self.0);
+        all.set = None; // The last home's.
+        let fds: Vec<_> = all.by_fd.keys().copied().collect();
         for fd in fds {
-            apply(ctx, fd);
+            apply(ctx, &mut all, fd);
         }
     }
+}
 
-    fn get(&self, fd: c_int) -> Option<Calls> {
-        crate::locked(&self.0).get(&fd).copied()
+impl All {
+    fn insert(&mut self, fd: c_int, calls: Calls) {
+        if let Some(wanted) = self.by_fd.get_mut(&fd) {
+            wanted.calls = calls;
+            return;
+        }
+        self.serial += 1;
+        let serial = self.serial;
+        self.by_fd.insert(fd, Wanted { calls, serial });
+    }
+
+    /// Takes a descriptor out of the home's set, off its thread (I2).
+    fn forget(&self, fd: c_int) {
+        if let Some(set) = &self.set {
+            // It is not in there if the home has not got to it, or does without the set by now.
+            // SAFETY: numbers; the set is open.
+            unsafe {
+                libc::epoll_ctl(
+                    set.as_raw_fd(),
+                    libc::EPOLL_CTL_DEL,
+                    fd,
+                    std::ptr::null_mut(),
+                )
+            };
+        }
     }
 }
 
@@ -76,24 +128,35 @@ type Watches = RefCell<HashMap<c_int, Rc<Watch>>>;
 struct Watch {
     /// None once it is removed.
     calls: Rc<Cell<Option<Calls>>>,
-    handler: OnceCell<Handler<BorrowedFd<'static>>>,
+    handler: Handler<BorrowedFd<'static>>,
     is_polled: bool,
+    serial: u64,
 }
 
 /// Has `fd` watched in `ctx` as `wanted` says, or not at all. Any thread.
 pub(crate) fn set(ctx: &Context, fd: c_int, wanted: Option<Calls>) {
+    set_if(ctx, fd, |_| Some(wanted));
+}
+
+/// The same, as `wanted` says when it is told what is wanted at present; None: as at present.
+pub(crate) fn set_if(
+    ctx: &Context,
+    fd: c_int,
+    wanted: impl FnOnce(Option<&Calls>) -> Option<Option<Calls>>,
+) {
     let mut all = crate::locked(&ctx.watched.0);
-    let was_there = match wanted {
-        Some(calls) => all.insert(fd, calls).is_some(),
-        None => all.remove(&fd).is_some(),
-    };
+    let is_home = ctx.rust().is_home();
+    match wanted(all.by_fd.get(&fd).map(|wanted| &wanted.calls)) {
+        None => return,
+        Some(Some(calls)) => all.insert(fd, calls),
+        Some(None) if all.by_fd.remove(&fd).is_none() => return,
+        Some(None) if is_home => {}
+        Some(None) => all.forget(fd),
+    }
+    if is_home {
+        return apply(ctx, &mut all, fd);
+    }
     drop(all);
-    if wanted.is_none() && !was_there {
-        return;
-    }
-    if ctx.rust().is_home() {
-        return apply(ctx, fd);
-    }
     // What is there keeps the context: it may be freed before the bottom half runs.
     let address = std::ptr::from_ref(ctx).addr();
     ctx.rust().schedule_oneshot("aio_set_fd_handler", move || {
@@ -101,35 +164,38 @@ pub(crate) fn set(ctx: &Context, fd: c_int, wanted: Option<Calls>) {
         let ctx = Context::current();
         if ctx.addr() == address {
             // SAFETY: the thread's current context is there.
-            apply(unsafe { &*ctx }, fd);
+            let ctx = unsafe { &*ctx };
+            apply(ctx, &mut crate::locked(&ctx.watched.0), fd);
         }
     });
 }
 
 /// Changes what is wanted of a descriptor that is watched. False: it is not.
 pub(crate) fn change(ctx: &Context, fd: c_int, change: impl FnOnce(&mut Calls)) -> bool {
-    let mut wanted = ctx.watched.get(fd);
-    if let Some(calls) = &mut wanted {
-        change(calls);
-        set(ctx, fd, wanted);
-    }
-    wanted.is_some()
+    let mut is_there = false;
+    set_if(ctx, fd, |present| {
+        let mut calls = *present?;
+        is_there = true;
+        change(&mut calls);
+        Some(Some(calls))
+    });
+    is_there
 }
 
-/// Watches a descriptor as is wanted. The home thread.
-fn apply(ctx: &Context, fd: c_int) {
+/// Watches a descriptor as is wanted. The home thread. Nothing of C's runs in here, under the lock.
+fn apply(ctx: &Context, all: &mut All, fd: c_int) {
     let Some(local) = ctx.rust().local() else {
         return;
     };
     let watches = local.attachment(Watches::default);
-    let wanted = ctx.watched.get(fd);
+    let wanted = all.by_fd.get(&fd).copied();
     let found = watches.borrow().get(&fd).cloned();
-    if let (Some(watch), Some(calls)) = (&found, wanted)
+    if let (Some(watch), Some(Wanted { calls, serial })) = (&found, wanted)
         && watch.is_polled == calls.is_polled()
-        && let Some(handler) = watch.handler.get()
+        && watch.serial == serial
     {
         watch.calls.set(Some(calls));
-        if let Err(error) = handler.set_interest(calls.interest()) {
+        if let Err(error) = watch.handler.set_interest(calls.interest()) {
             die!("aio_set_fd_handler: descriptor {fd}: {error}");
         }
         return;
@@ -138,13 +204,17 @@ fn apply(ctx: &Context, fd: c_int) {
         watch.calls.set(None);
         watches.borrow_mut().remove(&fd);
     }
-    if let Some(calls) = wanted {
-        let watch = Rc::new(watch(local, fd, calls));
+    if let Some(wanted) = wanted {
+        let watch = Rc::new(watch(local, fd, wanted));
         watches.borrow_mut().insert(fd, watch);
+        if all.set.is_none() {
+            // Without it (it may be refused) other threads leave it to the home.
+            all.set = raw::descriptor_set(ctx.rust()).and_then(Result::ok);
+        }
     }
 }
 
-fn watch(local: LocalContext<'_>, fd: c_int, calls: Calls) -> Watch {
+fn watch(local: LocalContext<'_>, fd: c_int, Wanted { calls, serial }: Wanted) -> Watch {
     if fd < 0 {
         die!("aio_set_fd_handler: {fd} is no descriptor");
     }
@@ -175,8 +245,9 @@ fn watch(local: LocalContext<'_>, fd: c_int, calls: Calls) -> Watch {
     }
     Watch {
         calls: shared,
-        handler: OnceCell::from(handler),
+        handler,
         is_polled,
+        serial,
     }
 }
 

@@ -73,9 +73,16 @@ fn run(ctx: &Context, stopping: &AtomicBool, started: &mpsc::SyncSender<Result<(
     let _ = started.send(entered);
     // Acquire: pairs with `corio_iothread_stop`.
     while is_home && !stopping.load(Ordering::Acquire) {
-        if let Err(error) = ctx.rust().poll(true) {
-            die!("the loop of '{}': {error}", ctx.rust().name());
-        }
+        turn(ctx, true);
+    }
+    if is_home {
+        turn(ctx, false); // What was scheduled before it was stopped runs.
+    }
+}
+
+fn turn(ctx: &Context, blocking: bool) {
+    if let Err(error) = ctx.rust().poll(blocking) {
+        die!("the loop of '{}': {error}", ctx.rust().name());
     }
 }
 

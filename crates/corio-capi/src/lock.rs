@@ -3,6 +3,7 @@
 
 use std::mem;
 
+use corio::raw;
 use corio::sync::{Mutex, ReadGuard, RwLock, WriteGuard};
 
 use crate::abort;
@@ -58,9 +59,20 @@ fn refuse(is_null: bool, function: &str) -> ! {
     die!("{function}: called outside a coroutine")
 }
 
+/// Dies if the running coroutine holds no lock at all. (Which readers a lock has is not kept.)
+#[inline]
+fn check_holder(function: &str) {
+    if raw::locks_held() == 0 {
+        die!("{function}: the coroutine does not hold the lock");
+    }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn qemu_co_mutex_init(mutex: *mut CoMutex) {
     abort::on_panic();
+    if mutex.is_null() {
+        refuse(true, "qemu_co_mutex_init");
+    }
     // SAFETY: the header asks for room for one.
     unsafe { mutex.write(CoMutex(Mutex::new(()))) };
 }
@@ -98,6 +110,9 @@ unsafe extern "C" fn qemu_co_mutex_assert_locked(mutex: *mut CoMutex) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn qemu_co_rwlock_init(lock: *mut CoRwlock) {
     abort::on_panic();
+    if lock.is_null() {
+        refuse(true, "qemu_co_rwlock_init");
+    }
     // SAFETY: the header asks for room for one.
     unsafe { lock.write(CoRwlock(RwLock::new(()))) };
 }
@@ -122,6 +137,7 @@ unsafe extern "C" fn qemu_co_rwlock_upgrade(lock: *mut CoRwlock) {
     if lock.is_held_for_writing() != Some(false) {
         die!("{NAME}: the lock is not held for reading");
     }
+    check_holder(NAME);
     // SAFETY: the caller reads, and `qemu_co_rwlock_rdlock` forgets guards.
     mem::forget(ReadGuard::upgrade(unsafe { lock.read_again() }));
 }
@@ -134,6 +150,7 @@ unsafe extern "C" fn qemu_co_rwlock_downgrade(lock: *mut CoRwlock) {
     if lock.is_held_for_writing() != Some(true) {
         die!("{NAME}: the lock is not held for writing");
     }
+    check_holder(NAME);
     // SAFETY: the caller writes, and `qemu_co_rwlock_wrlock` forgets guards.
     mem::forget(WriteGuard::downgrade(unsafe { lock.write_again() }));
 }
@@ -142,12 +159,15 @@ unsafe extern "C" fn qemu_co_rwlock_downgrade(lock: *mut CoRwlock) {
 unsafe extern "C" fn qemu_co_rwlock_unlock(lock: *mut CoRwlock) {
     // SAFETY: the header asks for a lock.
     let lock = unsafe { CoRwlock::at(lock, "qemu_co_rwlock_unlock") };
+    let Some(is_written) = lock.is_held_for_writing() else {
+        die!("qemu_co_rwlock_unlock: nobody holds the lock")
+    };
+    check_holder("qemu_co_rwlock_unlock");
     // SAFETY: the caller holds it so, and its guard was forgotten.
     unsafe {
-        match lock.is_held_for_writing() {
-            Some(true) => drop(lock.write_again()),
-            Some(false) => drop(lock.read_again()),
-            None => die!("qemu_co_rwlock_unlock: nobody holds the lock"),
+        match is_written {
+            true => drop(lock.write_again()),
+            false => drop(lock.read_again()),
         }
     }
 }

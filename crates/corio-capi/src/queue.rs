@@ -56,7 +56,10 @@ unsafe fn at<'a>(queue: *mut CoQueue, function: &str) -> &'a Queue {
 unsafe extern "C" fn qemu_co_queue_init(queue: *mut CoQueue) {
     abort::on_panic();
     // SAFETY: the header asks for room for one.
-    unsafe { queue.write(CoQueue(Queue::new())) };
+    unsafe {
+        at(queue, "qemu_co_queue_init");
+        queue.write(CoQueue(Queue::new()));
+    }
 }
 
 #[unsafe(no_mangle)]

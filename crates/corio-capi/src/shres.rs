@@ -43,6 +43,7 @@ unsafe extern "C" fn shres_destroy(s: *mut Semaphore) {
     }
     // SAFETY: the header asks for one that nobody uses any more.
     unsafe {
+        raw::settle_semaphore(&*s);
         let taken = (*s).total() - (*s).available();
         if taken > 0 {
             die!("shres_destroy: {taken} were not given back");

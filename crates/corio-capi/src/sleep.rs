@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use corio::raw;
@@ -124,10 +124,31 @@ struct Call {
     entry: CoroutineEntry,
     opaque: *mut c_void,
     clean: Option<CoroutineEntry>,
-    /// Where the caller sleeps; whoever changes it from there has decided.
+    /// Where the caller sleeps.
     caller: QemuCoSleep,
-    ended: AtomicBool,
-    given_up: AtomicBool,
+    /// One of [`outcome`]: whoever changes it first has decided, as the two may be on different
+    /// threads.
+    outcome: AtomicU8,
+}
+
+/// What became of a call.
+mod outcome {
+    /// Nothing yet.
+    pub(super) const OPEN: u8 = 0;
+    /// The function has returned in time.
+    pub(super) const ENDED: u8 = 1;
+    /// The time was up first.
+    pub(super) const GIVEN_UP: u8 = 2;
+}
+
+impl Call {
+    /// False: the other side has decided otherwise.
+    fn decide(&self, outcome: u8) -> bool {
+        // AcqRel: what each side did before, to the other.
+        self.outcome
+            .compare_exchange(outcome::OPEN, outcome, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
 }
 
 // SAFETY: what C has given is used where C's coroutines are, and the rest is atomic.
@@ -158,8 +179,7 @@ unsafe extern "C" fn qemu_co_timeout(
         opaque,
         clean,
         caller: QemuCoSleep(AtomicU64::new(0)),
-        ended: AtomicBool::new(false),
-        given_up: AtomicBool::new(false),
+        outcome: AtomicU8::new(outcome::OPEN),
     });
     let theirs = Arc::clone(&call);
     // SAFETY: the header asks for functions that may be called so.
@@ -170,23 +190,16 @@ unsafe extern "C" fn qemu_co_timeout(
     };
     // SAFETY: it was just made. In a coroutine it is queued, and so begins once this one sleeps.
     let queued = unsafe { raw::queue_beside_running(co) };
-    debug_assert!(queued, "nobody else knows it");
+    debug_assert!(queued.is_ok(), "nobody else knows it");
     sleep_for(
         &call.caller,
         Clock::Realtime,
         Duration::from_nanos(timeout_ns),
         NAME,
     );
-    // Acquire: pairs with the release in `run`. The two are of one context, but may move.
-    if call.ended.load(Ordering::Acquire) {
-        return 0;
-    }
-    call.given_up.store(true, Ordering::Release);
-    // It may have ended in between, on another thread.
-    if call.ended.load(Ordering::Acquire) {
-        0
-    } else {
-        -libc::ETIMEDOUT
+    match call.decide(outcome::GIVEN_UP) {
+        true => -libc::ETIMEDOUT,
+        false => 0,
     }
 }
 
@@ -195,13 +208,10 @@ unsafe extern "C" fn qemu_co_timeout(
 unsafe fn run(call: &Call) {
     // SAFETY: the caller's promise.
     unsafe { (call.entry)(call.opaque) };
-    call.ended.store(true, Ordering::Release);
-    if call.given_up.load(Ordering::Acquire) {
-        if let Some(clean) = call.clean {
-            // SAFETY: the caller's promise.
-            unsafe { clean(call.opaque) };
-        }
-    } else {
+    if call.decide(outcome::ENDED) {
         call.caller.wake();
+    } else if let Some(clean) = call.clean {
+        // SAFETY: the caller's promise.
+        unsafe { clean(call.opaque) };
     }
 }

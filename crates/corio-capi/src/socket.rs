@@ -1,8 +1,18 @@
 //! Waiting for descriptors, and sending and receiving whole buffers.
+//!
+//! ```text
+//!   a descriptor's handler ──▶ its Waits: two lines of Waiters, which lie in their coroutines' frames
+//! ```
+//!
+//! All that wait for a descriptor to be ready the same way go on once it is, and look for
+//! themselves.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
+use std::mem;
 use std::ptr;
+use std::rc::Rc;
 
 use corio::raw;
 
@@ -16,17 +26,74 @@ enum Way {
     Send,
 }
 
-/// Who waits: what the handler is called with. In the waiter's frame.
+/// Who waits. In the waiter's frame.
 struct Waiter {
     token: u64,
     is_ready: Cell<bool>,
 }
 
-unsafe extern "C" fn ready(waiter: *mut c_void) {
-    // SAFETY: the frame stays until its handler is removed, in this thread.
-    let waiter = unsafe { &*waiter.cast::<Waiter>() };
-    waiter.is_ready.set(true);
-    raw::wake_token(waiter.token);
+/// Those that are to be told, oldest first. Each stays in its frame until it is.
+#[derive(Default)]
+struct Line(RefCell<Vec<*const Waiter>>);
+
+/// Who waits for a descriptor in this home: what its handler is called with.
+#[derive(Default)]
+struct Waits {
+    receivers: Line,
+    senders: Line,
+}
+
+/// By descriptor. What nobody waits for any more stays for the next time.
+type AllWaits = RefCell<HashMap<c_int, Rc<Waits>>>;
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// Has all that are in it go on. Nothing of `self` is used once the first of them runs.
+    fn wake(&self) {
+        let all = mem::take(&mut *self.0.borrow_mut());
+        for waiter in all {
+            // SAFETY: its frame stays until it is told that it is ready, in this thread.
+            let waiter = unsafe { &*waiter };
+            waiter.is_ready.set(true);
+            raw::wake_token(waiter.token);
+        }
+    }
+}
+
+impl Waits {
+    fn line(&self, way: Way) -> &Line {
+        match way {
+            Way::Receive => &self.receivers,
+            Way::Send => &self.senders,
+        }
+    }
+
+    /// What the handler is to be, if somebody waits.
+    fn calls(&self) -> Option<Calls> {
+        let (receives, sends) = (!self.receivers.is_empty(), !self.senders.is_empty());
+        (receives || sends).then_some(Calls {
+            read: receives.then_some(readable),
+            write: sends.then_some(writable),
+            poll: None,
+            poll_ready: None,
+            poll_begin: None,
+            poll_end: None,
+            opaque: ptr::from_ref(self).cast_mut().cast(),
+        })
+    }
+}
+
+unsafe extern "C" fn readable(waits: *mut c_void) {
+    // SAFETY: they stay as long as the home.
+    unsafe { &*waits.cast::<Waits>() }.receivers.wake();
+}
+
+unsafe extern "C" fn writable(waits: *mut c_void) {
+    // SAFETY: they stay as long as the home.
+    unsafe { &*waits.cast::<Waits>() }.senders.wake();
 }
 
 /// Parks the running coroutine until `fd` is ready. What was watching it is replaced.
@@ -39,25 +106,30 @@ fn wait(fd: c_int, way: Way, function: &str) {
     let Some(ctx) = (unsafe { Context::current().as_ref() }) else {
         die!("{function}: this thread has no context that could watch a descriptor");
     };
+    let Some(local) = ctx.rust().local() else {
+        unreachable!("this thread is its home");
+    };
+    let waits = Rc::clone(
+        local
+            .attachment(AllWaits::default)
+            .borrow_mut()
+            .entry(fd)
+            .or_default(),
+    );
     let waiter = Waiter {
         token,
         is_ready: Cell::new(false),
     };
-    let handler = |wanted| (way == wanted).then_some(ready as handler::IoHandler);
-    let calls = Calls {
-        read: handler(Way::Receive),
-        write: handler(Way::Send),
-        poll: None,
-        poll_ready: None,
-        poll_begin: None,
-        poll_end: None,
-        opaque: ptr::from_ref(&waiter).cast_mut().cast(),
-    };
-    handler::set(ctx, fd, Some(calls));
+    waits.line(way).0.borrow_mut().push(&raw const waiter);
+    handler::set(ctx, fd, waits.calls());
     while !waiter.is_ready.get() {
         corio::park();
     }
-    handler::set(ctx, fd, None);
+    handler::set_if(ctx, fd, |present| {
+        // C may have put another handler in its place.
+        let is_ours = present.is_some_and(|calls| ptr::eq(calls.opaque.cast(), &raw const *waits));
+        is_ours.then(|| waits.calls())
+    });
 }
 
 #[unsafe(no_mangle)]

@@ -22,6 +22,8 @@ type Completion = unsafe extern "C" fn(*mut c_void, c_int);
 pub(crate) struct Job {
     rust: OnceLock<BlockingJob>,
     ctx: AioContext,
+    /// Its callback runs, in the home.
+    is_called: AtomicBool,
     is_done: AtomicBool,
 }
 
@@ -48,7 +50,6 @@ unsafe extern "C" fn thread_pool_submit_aio(
     const NAME: &str = "thread_pool_submit_aio";
     abort::on_panic();
     let func = func.unwrap_or_else(|| die!("{NAME}: the function is NULL"));
-    let cb = cb.unwrap_or_else(|| die!("{NAME}: the callback is NULL"));
     // SAFETY: the thread's context is there.
     let Some(ctx) = (unsafe { Context::current().as_ref() }) else {
         die!("{NAME}: this thread has no context")
@@ -56,15 +57,24 @@ unsafe extern "C" fn thread_pool_submit_aio(
     let job = Arc::new(Job {
         rust: OnceLock::new(),
         ctx: ctx.rust().clone(),
+        is_called: AtomicBool::new(false),
         is_done: AtomicBool::new(false),
     });
     let (arg, opaque, mine) = (Opaque(arg), Opaque(opaque), Arc::clone(&job));
     // SAFETY: the header's contract.
     let run = move || unsafe { func(arg.get()) };
+    let jobs = Arc::clone(&ctx.jobs);
+    // Relaxed: read by whoever has the last reference to the context.
+    jobs.fetch_add(1, Ordering::Relaxed);
     let done = move |outcome: Result<c_int, JoinError>| {
         let ret = outcome.unwrap_or(-libc::ECANCELED);
-        // SAFETY: the header's contract.
-        unsafe { cb(opaque.get(), ret) };
+        jobs.fetch_sub(1, Ordering::Relaxed);
+        // Relaxed: looked at in this thread.
+        mine.is_called.store(true, Ordering::Relaxed);
+        if let Some(cb) = cb {
+            // SAFETY: the header's contract.
+            unsafe { cb(opaque.get(), ret) };
+        }
         // Release: pairs with `corio_aio_cancel`, which may wait in another thread.
         mine.is_done.store(true, Ordering::Release);
         corio::context::kick();
@@ -112,6 +122,9 @@ unsafe extern "C" fn corio_aio_cancel(aio: *mut Job) {
     // SAFETY: the header asks for a job whose callback has not returned.
     let job = unsafe { at(aio, NAME) };
     crate::wait::check_waiter(&job.ctx, NAME);
+    if job.ctx.is_home() && job.is_called.load(Ordering::Relaxed) {
+        die!("{NAME}: called by the job's own callback, for whose end it would wait");
+    }
     if let Some(rust) = job.rust.get() {
         rust.cancel();
     }

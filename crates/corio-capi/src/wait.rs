@@ -33,11 +33,12 @@ unsafe extern "C" fn corio_aio_wait_while(
     const NAME: &str = "corio_aio_wait_while";
     let ctx = if ctx.is_null() { context::main() } else { ctx };
     // SAFETY: the header asks for a context to which the caller has a reference.
-    let ctx = unsafe { Context::at(ctx, NAME) }.rust();
+    let ctx = unsafe { Context::at(ctx, NAME) };
     let cond = cond.unwrap_or_else(|| die!("{NAME}: the condition is NULL"));
-    check_waiter(ctx, NAME);
+    check_waiter(ctx.rust(), NAME);
+    let _turning = ctx.rust().is_home().then(|| ctx.turning());
     // SAFETY: the header's contract.
-    match ctx.wait_while(|| unsafe { cond(opaque) }) {
+    match ctx.rust().wait_while(|| unsafe { cond(opaque) }) {
         Ok(waited) => waited,
         Err(error) => die!("{NAME}: {error}"),
     }
@@ -51,15 +52,16 @@ unsafe extern "C" fn aio_wait_bh_oneshot(
 ) {
     const NAME: &str = "aio_wait_bh_oneshot";
     // SAFETY: the header asks for a context to which the caller has a reference.
-    let ctx = unsafe { Context::at(ctx, NAME) }.rust();
+    let ctx = unsafe { Context::at(ctx, NAME) };
     let cb = cb.unwrap_or_else(|| die!("{NAME}: the function is NULL"));
-    check_waiter(ctx, NAME);
+    check_waiter(ctx.rust(), NAME);
+    let _turning = ctx.rust().is_home().then(|| ctx.turning());
     let opaque = opaque.expose_provenance();
     let run = move || {
         // SAFETY: the header's contract.
         unsafe { cb(std::ptr::with_exposed_provenance_mut(opaque)) };
     };
-    if let Err(error) = ctx.run_in_bottom_half(NAME, run) {
+    if let Err(error) = ctx.rust().run_in_bottom_half(NAME, run) {
         die!("{NAME}: {error}");
     }
 }

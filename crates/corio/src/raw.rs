@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // What was forgotten is taken up; the contracts are the callers'.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 mod disk;
 
@@ -18,6 +19,7 @@ pub use crate::schedule::loose::{
 };
 
 use crate::context::AioContext;
+use crate::coroutine;
 use crate::engine;
 use crate::sync::{Event, LockCnt, LockCntGuard, Semaphore, Visit};
 use crate::sys;
@@ -40,6 +42,15 @@ pub fn has_work(context: &AioContext) -> io::Result<bool> {
 #[must_use]
 pub fn wait_ns_max(context: &AioContext) -> Option<u64> {
     context.wait_ns_max()
+}
+
+/// Another descriptor of the epoll set that the context's loop waits in; None if it waits by other
+/// means. The home thread only.
+///
+/// # Errors
+/// There are no more descriptors.
+pub fn descriptor_set(context: &AioContext) -> Option<io::Result<OwnedFd>> {
+    context.descriptor_set()
 }
 
 /// Has a notification that has come used up, as a turn does. Any thread.
@@ -70,10 +81,23 @@ pub fn wait_or_block(event: &Event) {
     event.wait_or_block();
 }
 
-/// Whether somebody waits for the event; only a hint.
+/// How many coroutine locks the running coroutine holds.
 #[must_use]
-pub fn is_awaited(event: &Event) -> bool {
-    event.is_awaited()
+#[inline]
+pub fn locks_held() -> u32 {
+    coroutine::current().map_or(0, coroutine::CoRef::locks_held)
+}
+
+/// Before an event goes: returns once whoever has set it does not look at it any more, though those
+/// who waited may have gone on. False: somebody waits for it.
+#[must_use]
+pub fn settle_event(event: &Event) -> bool {
+    event.settle()
+}
+
+/// Before a semaphore goes: as [`settle_event`], of those who have given permits back.
+pub fn settle_semaphore(semaphore: &Semaphore) {
+    semaphore.settle();
 }
 
 /// Gives back permits whose [`Permit`](crate::sync::Permit) was forgotten.

@@ -392,6 +392,185 @@ static void errors_have_a_message(void)
     corio_error_free(NULL);
 }
 
+/* ---- */
+
+static int reads_of[2], pipe_fds[2];
+
+static void reads_old(void *opaque)
+{
+    char byte;
+
+    (void)opaque;
+    reads_of[0]++;
+    CHECK(read(pipe_fds[0], &byte, 1) == 1);
+}
+
+static void reads_new(void *opaque)
+{
+    char byte;
+
+    (void)opaque;
+    reads_of[1]++;
+    CHECK(read(pipe_fds[0], &byte, 1) == 1);
+}
+
+static void watch(AioContext *on, int fd, IOHandler *handler)
+{
+    aio_set_fd_handler(on, fd, handler, NULL, NULL, NULL, NULL);
+}
+
+/* Removes the handler, closes the pipe, and watches another of the same number. */
+static void *replaces_the_pipe(void *opaque)
+{
+    int fd = pipe_fds[0];
+
+    watch(ctx, fd, NULL);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    CHECK(pipe(pipe_fds) == 0 && pipe_fds[0] == fd);
+    watch(ctx, fd, reads_new);
+    CHECK(write(pipe_fds[1], "n", 1) == 1);
+    return opaque;
+}
+
+/* SPEC H1, H5 */
+static void a_number_is_another_files_at_once(void)
+{
+    pthread_t thread;
+
+    CHECK(pipe(pipe_fds) == 0 && write(pipe_fds[1], "o", 1) == 1);
+    watch(ctx, pipe_fds[0], reads_old);
+    while (reads_of[0] == 0) {
+        aio_poll(ctx, true);
+    }
+    CHECK(pthread_create(&thread, NULL, replaces_the_pipe, NULL) == 0);
+    pthread_join(thread, NULL);
+    while (reads_of[1] == 0) {
+        aio_poll(ctx, true);
+    }
+    CHECK(reads_of[0] == 1);
+    watch(ctx, pipe_fds[0], NULL);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+}
+
+static void *removes_and_closes(void *opaque)
+{
+    watch(ctx, pipe_fds[0], NULL);
+    close(pipe_fds[0]);
+    return opaque;
+}
+
+static void sets_true(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+/* SPEC H5: the file stays, by a duplicate of its descriptor, and readable. Nobody watches it. */
+static void a_duplicate_keeps_no_handler(void)
+{
+    pthread_t thread;
+    QEMUTimer timer;
+    bool is_over = false;
+    int turns = 0, duplicate;
+
+    CHECK(pipe(pipe_fds) == 0 && (duplicate = dup(pipe_fds[0])) >= 0);
+    watch(ctx, pipe_fds[0], reads_old);
+    turn_all();
+    CHECK(pthread_create(&thread, NULL, removes_and_closes, NULL) == 0);
+    pthread_join(thread, NULL);
+    CHECK(write(pipe_fds[1], "d", 1) == 1);
+    aio_timer_init(ctx, &timer, QEMU_CLOCK_REALTIME, SCALE_MS, sets_true, &is_over);
+    timer_mod(&timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + 20);
+    while (!is_over) {
+        aio_poll(ctx, true);
+        turns++;
+    }
+    CHECK(reads_of[0] == 1 && turns < 10);
+    close(duplicate);
+    close(pipe_fds[1]);
+}
+
+/* ---- */
+
+static void freed_before_a_oneshot(void)
+{
+    AioContext *other = aio_context_new(NULL);
+
+    aio_bh_schedule_oneshot(other, note, (void *)"");
+    aio_context_unref(other);
+}
+
+static void freed_with_a_coroutine(void)
+{
+    AioContext *other = aio_context_new(NULL);
+
+    aio_co_schedule(other, qemu_coroutine_create(note, (void *)""));
+    aio_context_unref(other);
+}
+
+static void frees(void *opaque)
+{
+    aio_context_unref(opaque);
+}
+
+static void *turns_one_that_frees_itself(void *opaque)
+{
+    AioContext *other = aio_context_new(NULL);
+
+    qemu_set_current_aio_context(other);
+    aio_bh_schedule_oneshot(other, frees, other);
+    aio_poll(other, true);
+    return opaque;
+}
+
+static void freed_in_its_turn(void)
+{
+    pthread_t thread;
+
+    pthread_create(&thread, NULL, turns_one_that_frees_itself, NULL);
+    pthread_join(thread, NULL);
+}
+
+static int gives_nothing(void *opaque)
+{
+    (void)opaque;
+    return 0;
+}
+
+static void *submits_and_frees(void *opaque)
+{
+    AioContext *other = aio_context_new(NULL);
+
+    qemu_set_current_aio_context(other);
+    thread_pool_submit_aio(gives_nothing, NULL, NULL, NULL);
+    aio_context_unref(other);
+    return opaque;
+}
+
+static void freed_with_a_job(void)
+{
+    pthread_t thread;
+
+    pthread_create(&thread, NULL, submits_and_frees, NULL);
+    pthread_join(thread, NULL);
+}
+
+/* SPEC A2 */
+static void what_is_pending_is_not_forgotten(void)
+{
+    CHECK_DIES(freed_before_a_oneshot, "aio_context_unref: bottom half 'note' has not run");
+    CHECK_DIES(freed_with_a_coroutine, "aio_context_unref: a coroutine is scheduled");
+    CHECK_DIES(freed_with_a_job,
+               "aio_context_unref: 1 jobs of its thread pool have not completed");
+#ifndef POLL_H
+    CHECK_DIES(freed_in_its_turn,
+               "aio_context_unref: the context is freed in a turn of its own");
+#else
+    (void)freed_in_its_turn; /* The turn is GLib's. */
+#endif
+}
+
 int main(void)
 {
     static const struct test tests[] = {
@@ -402,9 +581,12 @@ int main(void)
         TEST(idle_and_guarded),
         TEST(handlers_are_called_and_changed),
         TEST(a_handler_comes_from_another_thread),
+        TEST(a_number_is_another_files_at_once),
+        TEST(a_duplicate_keeps_no_handler),
         TEST(a_turn_has_phases),
         TEST(the_main_thread_waits_for_others),
         TEST(misuse_aborts_with_a_message),
+        TEST(what_is_pending_is_not_forgotten),
         TEST(errors_have_a_message),
     };
 

@@ -126,7 +126,7 @@ static void fails(void *opaque)
 {
     CorioEngine engine = *(CorioEngine *)opaque;
     char byte = 'x';
-    struct iovec one = {&byte, 1}, many[1025] = {{0}};
+    struct iovec one = {&byte, 1}, nowhere = {NULL, 1}, many[1025] = {{0}};
     int pipe_fds[2];
 
     CHECK(corio_co_preadv(-1, &one, 1, 0, engine) == -EBADF);
@@ -134,6 +134,7 @@ static void fails(void *opaque)
     CHECK(corio_co_preadv(fd, &one, -1, 0, engine) == -EINVAL);
     CHECK(corio_co_preadv(fd, NULL, 1, 0, engine) == -EINVAL);
     CHECK(corio_co_preadv(fd, many, 1025, 0, engine) == -EINVAL);
+    CHECK(corio_co_preadv(fd, &nowhere, 1, 0, engine) == -EFAULT);
     CHECK(corio_co_preadv(fd, &one, 1, -1, engine) == -EINVAL);
     CHECK(corio_co_pwritev(fd, &one, 1, INT64_MIN, engine) == -EINVAL);
     CHECK(corio_co_pwritev(fd, &one, 1, INT64_MAX, engine) < 0);

@@ -273,6 +273,73 @@ static void entered_while_scheduled(void)
     qemu_coroutine_enter(co);
 }
 
+static Coroutine *left_behind;
+
+static void yields_then_notes(void *opaque)
+{
+    qemu_coroutine_yield();
+    note(opaque);
+}
+
+static void *leaves_one_behind(void *opaque)
+{
+    left_behind = qemu_coroutine_create(yields_then_notes, opaque);
+    qemu_coroutine_enter(left_behind);
+    return NULL;
+}
+
+/* SPEC S4 */
+static void a_thread_may_end_before_its_coroutines(void)
+{
+    pthread_t thread;
+
+    order[0] = 0;
+    CHECK(pthread_create(&thread, NULL, leaves_one_behind, (void *)"left") == 0);
+    pthread_join(thread, NULL);
+    CHECK(qemu_coroutine_get_aio_context(left_behind) == NULL);
+    aio_co_schedule(ctx, left_behind);
+    aio_poll(ctx, true);
+    CHECK(strcmp(order, "left") == 0);
+}
+
+static CoMutex early;
+
+static void locks_early(void *opaque)
+{
+    qemu_co_mutex_lock(&early);
+    qemu_coroutine_yield();
+    qemu_co_mutex_unlock(&early);
+    note(opaque);
+}
+
+static void *becomes_a_home(void *opaque)
+{
+    AioContext *home = aio_context_new(NULL);
+    Coroutine *holder = qemu_coroutine_create(locks_early, (void *)"1");
+    Coroutine *second = qemu_coroutine_create(locks_early, (void *)"2");
+
+    qemu_coroutine_enter(holder);
+    qemu_coroutine_enter(second); /* Waits for the first. */
+    qemu_set_current_aio_context(home);
+    qemu_coroutine_enter(holder);
+    while (aio_poll(home, false)) {
+    }
+    qemu_coroutine_enter(second); /* It has got the mutex, and has yielded. */
+    aio_context_unref(home);
+    return opaque;
+}
+
+/* SPEC S4, L1 */
+static void what_waits_may_be_older_than_the_home(void)
+{
+    pthread_t thread;
+
+    order[0] = 0;
+    CHECK(pthread_create(&thread, NULL, becomes_a_home, NULL) == 0);
+    pthread_join(thread, NULL);
+    CHECK(strcmp(order, "12") == 0);
+}
+
 static void wakes_itself(void *opaque)
 {
     (void)opaque;
@@ -321,6 +388,114 @@ static void woken_while_entered(void)
     qemu_coroutine_enter(qemu_coroutine_create(enters_a_child, NULL));
 }
 
+static CoQueue queue;
+static CoMutex mutex;
+static Coroutine *waiter;
+
+static void waits(void *opaque)
+{
+    (void)opaque;
+    qemu_co_queue_wait(&queue, NULL);
+}
+
+static Coroutine *one_that_waits(void)
+{
+    Coroutine *co = qemu_coroutine_create(waits, NULL);
+
+    qemu_coroutine_enter(co);
+    return co;
+}
+
+static void entered_while_it_waits(void)
+{
+    qemu_coroutine_enter(one_that_waits());
+}
+
+static void scheduled_while_it_waits(void)
+{
+    aio_co_schedule(ctx, one_that_waits());
+}
+
+static void woken_while_it_waits(void)
+{
+    aio_co_wake(one_that_waits());
+}
+
+static void wakes_the_waiter(void *opaque)
+{
+    (void)opaque;
+    CHECK(qemu_co_queue_next(&queue));
+    aio_co_wake(waiter);
+}
+
+static void woken_twice(void)
+{
+    waiter = one_that_waits();
+    qemu_coroutine_enter(qemu_coroutine_create(wakes_the_waiter, NULL));
+}
+
+static void waits_scheduled(void *opaque)
+{
+    aio_co_schedule(ctx, qemu_coroutine_self());
+    waits(opaque);
+}
+
+static void waits_while_scheduled(void)
+{
+    qemu_coroutine_enter(qemu_coroutine_create(waits_scheduled, NULL));
+}
+
+static void scheduled_when_it_has_ended(void)
+{
+    Coroutine *co = qemu_coroutine_create(note, (void *)"");
+
+    qemu_coroutine_enter(co);
+    aio_co_schedule(ctx, co);
+}
+
+static void locks(void *opaque)
+{
+    (void)opaque;
+    qemu_co_mutex_lock(&mutex);
+    qemu_coroutine_yield();
+    qemu_co_mutex_unlock(&mutex);
+}
+
+static void *enters_one_that_locks(void *opaque)
+{
+    qemu_coroutine_enter(qemu_coroutine_create(locks, opaque));
+    return opaque;
+}
+
+static void woken_where_no_loop_is(void)
+{
+    Coroutine *holder = qemu_coroutine_create(locks, NULL);
+    pthread_t thread;
+
+    qemu_coroutine_enter(holder);
+    CHECK(pthread_create(&thread, NULL, enters_one_that_locks, NULL) == 0);
+    pthread_join(thread, NULL);
+    qemu_coroutine_enter(holder);
+}
+
+#define WAITS                                                                                      \
+    ": Co-routine waits for a lock, a queue, a sleep or a request already, which alone may wake it"
+
+/* SPEC C3, S3: what waits for something is not for others to wake. */
+static void misuse_of_those_that_wait(void)
+{
+    CHECK_DIES(entered_while_it_waits, "qemu_coroutine_enter" WAITS);
+    CHECK_DIES(scheduled_while_it_waits, "aio_co_schedule" WAITS);
+    CHECK_DIES(woken_while_it_waits, "aio_co_wake" WAITS);
+    CHECK_DIES(woken_twice, "aio_co_wake: Co-routine was already scheduled in 'aio_co_schedule'");
+    CHECK_DIES(waits_while_scheduled, "Co-routine was already scheduled in 'aio_co_schedule': it "
+                                      "must yield before it waits for anything else");
+    CHECK_DIES(scheduled_when_it_has_ended, "aio_co_schedule: the coroutine has ended");
+    CHECK_DIES(woken_where_no_loop_is,
+               "a coroutine that waits in a thread without a context was woken from elsewhere, and "
+               "there is no loop that would enter it: have it wait in the home of a context");
+}
+
 /* SPEC C3, S3 */
 static void misuse_aborts_with_a_message(void)
 {
@@ -345,7 +520,10 @@ int main(void)
         TEST(coroutines_travel_among_contexts),
         TEST(a_wake_may_come_before_the_yield),
         TEST(any_thread_may_enter),
+        TEST(a_thread_may_end_before_its_coroutines),
+        TEST(what_waits_may_be_older_than_the_home),
         TEST(misuse_aborts_with_a_message),
+        TEST(misuse_of_those_that_wait),
     };
 
     CHECK(qemu_init_main_loop(NULL) == 0);

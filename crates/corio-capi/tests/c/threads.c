@@ -213,6 +213,17 @@ static void a_callback_gets_the_result(void)
     CHECK(result == 7);
 }
 
+/* SPEC E3: a job without a callback ends a turn as any other. */
+static void nobody_need_get_the_result(void)
+{
+    int one = 1;
+
+    worked = 0;
+    CHECK(thread_pool_submit_aio(works, &one, NULL, NULL) != NULL);
+    CHECK(aio_poll(ctx, true));
+    CHECK(worked == 1);
+}
+
 /* SPEC E3: what has not begun gets -ECANCELED, what has goes on to its end. */
 static void jobs_are_cancelled(void)
 {
@@ -297,16 +308,43 @@ static void cancel_in_a_coroutine(void)
     start(cancels_in_a_coroutine, &one);
 }
 
-static void aio_without_callback(void)
+static ThreadPoolAio *own;
+
+static void cancels_its_own(void *opaque, int ret)
 {
-    thread_pool_submit_aio(works, NULL, NULL, NULL);
+    (void)opaque;
+    (void)ret;
+    corio_aio_cancel(own);
+}
+
+/* In a thread of its own: a child has the workers of its own contexts only. */
+static void *cancels_in_the_callback(void *opaque)
+{
+    AioContext *other = aio_context_new(NULL);
+    int one = 1;
+
+    qemu_set_current_aio_context(other);
+    own = thread_pool_submit_aio(works, &one, cancels_its_own, NULL);
+    while (opaque == NULL) {
+        aio_poll(other, true);
+    }
+    return opaque;
+}
+
+static void cancelled_by_its_callback(void)
+{
+    pthread_t thread;
+
+    CHECK(pthread_create(&thread, NULL, cancels_in_the_callback, NULL) == 0);
+    pthread_join(thread, NULL);
 }
 
 static void the_pool_misused(void)
 {
     CHECK_DIES(co_outside, "thread_pool_submit_co: called outside a coroutine");
     CHECK_DIES(aio_without_context, "thread_pool_submit_aio: this thread has no context");
-    CHECK_DIES(aio_without_callback, "thread_pool_submit_aio: the callback is NULL");
+    CHECK_DIES(cancelled_by_its_callback, "corio_aio_cancel: called by the job's own callback, for "
+                                          "whose end it would wait");
     CHECK_DIES(cancels_nothing, "corio_aio_cancel_async: the job is NULL");
     CHECK_DIES(cancel_in_a_coroutine, "corio_aio_cancel: called in a coroutine, on whose stack the "
                                       "loop would run");
@@ -491,6 +529,57 @@ static void events_are_waited_for(void)
     pthread_join(thread, NULL);
 }
 
+static void *waits_in_a_coroutine_of_no_loop(void *opaque)
+{
+    start(waits_in_a_coroutine, opaque);
+    return NULL;
+}
+
+/* SPEC L5: where no loop would enter it again, a coroutine blocks its thread. */
+static void an_event_ends_a_wait_without_a_loop(void)
+{
+    QemuEvent event;
+    pthread_t thread;
+
+    order[0] = 0;
+    qemu_event_init(&event, false);
+    CHECK(pthread_create(&thread, NULL, waits_in_a_coroutine_of_no_loop, &event) == 0);
+    while (__atomic_load_n(&order[0], __ATOMIC_ACQUIRE) != '<') {
+        sched_yield();
+    }
+    qemu_event_set(&event);
+    pthread_join(thread, NULL);
+    CHECK(strcmp(order, "<>") == 0);
+}
+
+static void sets_true(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+static void *sets(void *opaque)
+{
+    qemu_event_set(opaque);
+    return NULL;
+}
+
+/* SPEC L5: whoever waited may free the event, though its setter is not back yet. */
+static void an_event_may_go_once_it_was_waited_for(void)
+{
+    for (int i = 0; i < 300; i++) {
+        QemuEvent *event = malloc(sizeof(*event));
+        pthread_t thread;
+
+        qemu_event_init(event, false);
+        CHECK(pthread_create(&thread, NULL, sets, event) == 0);
+        qemu_event_wait(event);
+        qemu_event_destroy(event);
+        memset(event, 0xff, sizeof(*event));
+        free(event);
+        pthread_join(thread, NULL);
+    }
+}
+
 static void destroyed_event(void)
 {
     start(waits_in_a_coroutine, &there);
@@ -632,6 +721,19 @@ static void a_thread_runs_a_context(void)
     corio_iothread_join(io);
     io = corio_iothread_new(NULL, NULL);
     corio_iothread_join(io); /* Stops it, too. */
+}
+
+/* SPEC I1 */
+static void what_came_before_the_stop_runs(void)
+{
+    for (int i = 0; i < 100; i++) {
+        CorioIOThread *io = corio_iothread_new("short", NULL);
+        bool has_run = false;
+
+        aio_bh_schedule_oneshot(corio_iothread_get_aio_context(io), sets_true, &has_run);
+        corio_iothread_join(io);
+        CHECK(has_run);
+    }
 }
 
 static void joins_itself(void *opaque)
@@ -824,6 +926,7 @@ int main(void)
         TEST(notifiers_have_handlers),
         TEST(notifiers_misused),
         TEST(a_callback_gets_the_result),
+        TEST(nobody_need_get_the_result),
         TEST(jobs_are_cancelled),
         TEST(a_coroutine_gets_the_result),
         TEST(the_pool_misused),
@@ -832,10 +935,13 @@ int main(void)
         TEST(visitors_count_and_writers_lock),
         TEST(lockcnt_misused),
         TEST(events_are_waited_for),
+        TEST(an_event_ends_a_wait_without_a_loop),
+        TEST(an_event_may_go_once_it_was_waited_for),
         TEST(events_misused),
         TEST(shares_are_taken_in_turn),
         TEST(shares_misused),
         TEST(a_thread_runs_a_context),
+        TEST(what_came_before_the_stop_runs),
         TEST(threads_misused),
         TEST(parameters_are_refused_with_a_message),
         TEST(parameters_misused),

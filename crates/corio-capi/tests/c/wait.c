@@ -133,27 +133,34 @@ static bool some_live(void *opaque)
     return __atomic_load_n(&living, __ATOMIC_ACQUIRE) > 0;
 }
 
-/* SPEC L1 */
-static void the_mutex_excludes_between_threads(void)
+/* Runs entry in coroutines of several threads, and waits for all of them. */
+static void run_in_threads(CoroutineEntry *entry)
 {
     static struct worker workers[THREADS];
 
     living = THREADS * EACH;
+    stop = 0;
     for (int i = 0; i < THREADS; i++) {
         workers[i].ctx = aio_context_new(NULL);
         CHECK(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0);
         for (int j = 0; j < EACH; j++) {
-            aio_co_schedule(workers[i].ctx, qemu_coroutine_create(counts, NULL));
+            aio_co_schedule(workers[i].ctx, qemu_coroutine_create(entry, NULL));
         }
     }
     corio_aio_wait_while(NULL, some_live, NULL);
-    CHECK(counter == THREADS * EACH * ROUNDS);
     __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     for (int i = 0; i < THREADS; i++) {
         aio_notify(workers[i].ctx);
         pthread_join(workers[i].thread, NULL);
         aio_context_unref(workers[i].ctx);
     }
+}
+
+/* SPEC L1 */
+static void the_mutex_excludes_between_threads(void)
+{
+    run_in_threads(counts);
+    CHECK(counter == THREADS * EACH * ROUNDS);
 }
 
 /* ---- */
@@ -211,6 +218,74 @@ static void no_reader_passes_a_waiting_writer(void)
     CHECK(strcmp(order, "1uw.2") == 0);
     qemu_coroutine_enter(second);
     CHECK(pending == 0);
+}
+
+static int readers;
+
+static void one_write(void)
+{
+    CHECK(__atomic_load_n(&readers, __ATOMIC_ACQUIRE) == 0);
+    counter++;
+}
+
+static void reads_and_writes(void *opaque)
+{
+    (void)opaque;
+    for (int i = 0; i < ROUNDS; i++) {
+        if (i % 3 == 0) {
+            qemu_co_rwlock_wrlock(&rwlock);
+            one_write();
+            if (i % 2 == 0) {
+                qemu_co_rwlock_downgrade(&rwlock);
+            }
+        } else {
+            qemu_co_rwlock_rdlock(&rwlock);
+            __atomic_add_fetch(&readers, 1, __ATOMIC_ACQ_REL);
+            if (i % 16 == 1) {
+                aio_co_schedule(qemu_get_current_aio_context(), qemu_coroutine_self());
+                qemu_coroutine_yield();
+            }
+            __atomic_sub_fetch(&readers, 1, __ATOMIC_ACQ_REL);
+            if (i % 3 == 1) {
+                qemu_co_rwlock_upgrade(&rwlock);
+                one_write();
+            }
+        }
+        qemu_co_rwlock_unlock(&rwlock);
+    }
+    __atomic_sub_fetch(&living, 1, __ATOMIC_RELEASE);
+    aio_wait_kick();
+}
+
+/* SPEC L2: who has just been given the lock knows how it holds it. */
+static void the_rwlock_excludes_between_threads(void)
+{
+    counter = 0;
+    run_in_threads(reads_and_writes);
+    CHECK(counter == THREADS * EACH * (ROUNDS / 3 * 2));
+}
+
+static SharedResource *units;
+
+static void takes_and_gives(void *opaque)
+{
+    (void)opaque;
+    for (int i = 0; i < ROUNDS; i++) {
+        co_get_from_shres(units, 1 + (uint64_t)i % 2);
+        co_put_to_shres(units, 1 + (uint64_t)i % 2);
+    }
+    __atomic_sub_fetch(&living, 1, __ATOMIC_RELEASE);
+    aio_wait_kick();
+}
+
+/* SPEC L5 */
+static void what_was_just_taken_may_be_given_back(void)
+{
+    units = shres_create(2);
+    run_in_threads(takes_and_gives);
+    CHECK(co_try_get_from_shres(units, 2));
+    co_put_to_shres(units, 2);
+    shres_destroy(units);
 }
 
 /* ---- */
@@ -398,6 +473,55 @@ static void a_time_out_leaves_the_call_to_itself(void)
     CHECK(pending == 0 && cleaned == 1 && result == 2);
 }
 
+static CorioIOThread *elsewhere;
+static unsigned int race_round, races_cleaned, races_lost;
+
+static void ends_elsewhere(void *opaque)
+{
+    (void)opaque;
+    aio_co_reschedule_self(corio_iothread_get_aio_context(elsewhere));
+    for (unsigned int i = race_round % 64 * 200; i > 0; i--) {
+        __asm__ volatile("");
+    }
+}
+
+static void cleans_race(void *opaque)
+{
+    (void)opaque;
+    __atomic_add_fetch(&races_cleaned, 1, __ATOMIC_RELEASE);
+    aio_wait_kick();
+}
+
+static void races(void *opaque)
+{
+    (void)opaque;
+    for (race_round = 0; race_round < 2000; race_round++) {
+        int ret = qemu_co_timeout(ends_elsewhere, NULL, 1 + race_round % 128 * 500, cleans_race);
+
+        CHECK(ret == 0 || ret == -ETIMEDOUT);
+        races_lost += ret != 0;
+    }
+    ended();
+}
+
+static bool some_are_unclean(void *opaque)
+{
+    (void)opaque;
+    return __atomic_load_n(&races_cleaned, __ATOMIC_ACQUIRE) != races_lost;
+}
+
+/* SPEC L4: it is cleaned up after exactly if the caller was told that the time was up. */
+static void both_sides_know_who_was_first(void)
+{
+    elsewhere = corio_iothread_new("elsewhere", NULL);
+    CHECK(elsewhere != NULL);
+    start(races, NULL);
+    turn_until_done();
+    corio_aio_wait_while(NULL, some_are_unclean, NULL);
+    corio_iothread_join(elsewhere);
+    CHECK(races_lost > 0 && races_cleaned == races_lost);
+}
+
 /* ---- */
 
 #define BYTES (1 << 20)
@@ -445,11 +569,96 @@ static void sockets_take_whole_buffers(void)
     close(pair[1]);
 }
 
+static void sends_all(void *opaque)
+{
+    (void)opaque;
+    CHECK(corio_co_send(pair[0], sent, BYTES) == BYTES);
+    ended();
+}
+
+static void receives_all(void *opaque)
+{
+    (void)opaque;
+    CHECK(corio_co_recv(pair[0], received, BYTES) == BYTES);
+    ended();
+}
+
+static void echoes(void *opaque)
+{
+    static char part[4096];
+    ssize_t got;
+
+    (void)opaque;
+    for (int left = BYTES; left > 0; left -= (int)got) {
+        yield_until_fd_readable(pair[1]);
+        got = recv(pair[1], part, sizeof(part), MSG_DONTWAIT);
+        CHECK(got > 0 && corio_co_send(pair[1], part, (size_t)got) == got);
+    }
+    ended();
+}
+
+/* SPEC E6 */
+static void a_socket_goes_both_ways_at_once(void)
+{
+    memset(received, 0, BYTES);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    start(receives_all, NULL);
+    start(sends_all, NULL); /* More than the sockets hold: both wait for the same descriptor. */
+    start(echoes, NULL);
+    turn_until_done();
+    CHECK(memcmp(sent, received, BYTES) == 0);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+static void waits_for_the_pair(void *opaque)
+{
+    yield_until_fd_readable(pair[1]);
+    strcat(order, opaque);
+    ended();
+}
+
+/* SPEC E6 */
+static void all_that_wait_for_a_descriptor_go_on(void)
+{
+    order[0] = 0;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    start(waits_for_the_pair, "1");
+    start(waits_for_the_pair, "2");
+    CHECK(send(pair[0], "x", 1, 0) == 1);
+    turn_until_done();
+    CHECK(strcmp(order, "12") == 0);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 /* ---- */
 
 static void in_coroutine(CoroutineEntry *entry)
 {
     qemu_coroutine_enter(qemu_coroutine_create(entry, NULL));
+}
+
+static void init_no_mutex(void)
+{
+    qemu_co_mutex_init(NULL);
+}
+
+static void init_no_rwlock(void)
+{
+    qemu_co_rwlock_init(NULL);
+}
+
+static void init_no_queue(void)
+{
+    qemu_co_queue_init(NULL);
+}
+
+static void reads_and_yields(void *opaque)
+{
+    (void)opaque;
+    qemu_co_rwlock_rdlock(&rwlock);
+    qemu_coroutine_yield();
 }
 
 static void lock_outside(void)
@@ -510,6 +719,12 @@ static void unlock_nothing(void *opaque)
 
 static void unlocked_for_nobody(void)
 {
+    in_coroutine(unlock_nothing);
+}
+
+static void unlocked_for_another(void)
+{
+    in_coroutine(reads_and_yields);
     in_coroutine(unlock_nothing);
 }
 
@@ -625,6 +840,11 @@ static void misuse_aborts_with_a_message(void)
                "qemu_co_mutex_assert_locked: the coroutine does not hold the mutex");
     CHECK_DIES(ended_with_a_lock, "Co-routine ended while it holds 1 lock(s)");
     CHECK_DIES(unlocked_for_nobody, "qemu_co_rwlock_unlock: nobody holds the lock");
+    CHECK_DIES(unlocked_for_another,
+               "qemu_co_rwlock_unlock: the coroutine does not hold the lock");
+    CHECK_DIES(init_no_mutex, "qemu_co_mutex_init: the lock is NULL");
+    CHECK_DIES(init_no_rwlock, "qemu_co_rwlock_init: the lock is NULL");
+    CHECK_DIES(init_no_queue, "qemu_co_queue_init: the queue is NULL");
     CHECK_DIES(upgraded_from_nothing,
                "qemu_co_rwlock_upgrade: the lock is not held for reading");
     CHECK_DIES(downgraded_from_reading,
@@ -650,10 +870,15 @@ int main(void)
         TEST(the_mutex_is_fair),
         TEST(the_mutex_excludes_between_threads),
         TEST(no_reader_passes_a_waiting_writer),
+        TEST(the_rwlock_excludes_between_threads),
+        TEST(what_was_just_taken_may_be_given_back),
         TEST(queues_wake_in_order),
         TEST(sleeps_end_in_time_or_before),
         TEST(a_time_out_leaves_the_call_to_itself),
+        TEST(both_sides_know_who_was_first),
         TEST(sockets_take_whole_buffers),
+        TEST(a_socket_goes_both_ways_at_once),
+        TEST(all_that_wait_for_a_descriptor_go_on),
         TEST(misuse_aborts_with_a_message),
     };
 

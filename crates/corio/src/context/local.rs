@@ -126,7 +126,8 @@ impl Local {
         made
     }
 
-    fn attached<T: Any>(&self) -> Option<Rc<T>> {
+    /// What `T` keeps in this home, if it is made.
+    pub(crate) fn attached<T: Any>(&self) -> Option<Rc<T>> {
         let found = self
             .attachments
             .borrow()

@@ -1,6 +1,7 @@
 //! The parts of a turn one by one, for C programs that know them by name.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::{AioContext, Local};
@@ -31,6 +32,11 @@ impl AioContext {
     /// How long a wait may last for all that the context knows but descriptors.
     pub(crate) fn wait_ns_max(&self) -> Option<u64> {
         self.local_for("aio_compute_timeout").timeout_ns()
+    }
+
+    /// Another descriptor of the set that the loop waits in, if it waits in one.
+    pub(crate) fn descriptor_set(&self) -> Option<io::Result<OwnedFd>> {
+        self.local_for("aio_set_fd_handler").pollable()
     }
 
     /// A notification that has come is used up, as by a turn.

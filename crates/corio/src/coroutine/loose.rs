@@ -7,6 +7,7 @@
 //! ```text
 //!   made ── word RUNNING ── schedule, any thread ──▶ word SCHEDULED ── its queue is run ──▶ entered
 //!                 └──────────── enter, by hand ──────────────────────────────────────────────▲
+//!           word PARKED ──── its own wake ──────────▶ word SCHEDULED, or at once ────────────┘
 //! ```
 //!
 //! Invariants
@@ -27,7 +28,7 @@ use super::home::{self, Home};
 use super::{CoRef, overflow, switch};
 use crate::atomic::Ordering;
 use crate::error::Error;
-use crate::stack::{self, Slot};
+use crate::stack::{self, ByName, Slot};
 use crate::sys::signal::AlternateStack;
 use crate::tls::{self, ThreadState};
 
@@ -39,6 +40,8 @@ pub enum Refused {
     Entered,
     /// It is queued, and will be entered from there.
     Scheduled,
+    /// It is parked: it will be entered by what it waits for.
+    Waits,
     /// It has ended.
     Ended,
 }
@@ -89,7 +92,7 @@ impl Loose {
     /// The one that lives in a slot, if it is a loose one.
     pub(crate) fn of_slot(slot: &'static Slot) -> Option<Self> {
         let co = super::of_slot(slot);
-        co.block().is_loose().then_some(Self(co.0.cast()))
+        co.is_loose().then_some(Self(co.0.cast()))
     }
 
     #[inline(always)]
@@ -134,13 +137,46 @@ impl Loose {
         let seen = co.key();
         let base = seen & !STATE_MASK;
         if seen - base > key::CREATED || !co.block().slot.word.is_quiet(base) {
-            claim(co, seen, base)?;
+            check(co, seen, base)?;
         }
-        let block = co.block();
+        // SAFETY: the caller's promise, and it is neither entered nor queued.
+        Ok(unsafe { self.enter_claimed(thread, inbox, base) })
+    }
+
+    /// As [`enter`](Self::enter), of one that whoever calls has won; `base` is the key of its
+    /// generation.
+    ///
+    /// # Safety
+    /// As there; and its word is RUNNING or NOTIFIED, and its key says that it is suspended.
+    #[inline(always)]
+    pub(crate) unsafe fn enter_claimed(
+        self,
+        thread: &'static ThreadState,
+        inbox: *const (),
+        base: u64,
+    ) -> bool {
+        let block = self.co().block();
         block.slot.inbox.store(inbox.cast_mut(), Ordering::Relaxed);
         block.hot.thread.set(thread);
         let (left, _) = switch::switch_into(block, base);
-        Ok(left & key::SETTLE == 0)
+        left & key::SETTLE == 0
+    }
+
+    /// Wins one that is parked in this thread, and enters it; see [`enter`](Self::enter). None:
+    /// somebody else has won it.
+    ///
+    /// # Safety
+    /// It is of this generation and was seen parked, with its wakes going to `inbox`, which is
+    /// this thread's; `thread` is this one.
+    pub(crate) unsafe fn enter_parked(
+        self,
+        thread: &'static ThreadState,
+        inbox: *const (),
+        generation: u32,
+    ) -> Option<bool> {
+        let won = self.co().slot().word.claim_parked(generation);
+        // SAFETY: whoever wins the word of one that is parked has it (I1).
+        won.then(|| unsafe { self.enter_claimed(thread, inbox, key::of(generation)) })
     }
 
     /// What is to be done after a run that left something to be done: ends the coroutine, runs what
@@ -153,14 +189,19 @@ impl Loose {
         switch::after_run(self.co());
     }
 
-    /// Brings its word to SCHEDULED. False: somebody else has. The caller queues it.
+    /// Brings its word to SCHEDULED; the caller queues it.
     ///
     /// # Safety
-    /// It has not ended.
+    /// It has not ended. (That it has is found out by chance.)
     #[inline]
-    pub(crate) unsafe fn claim_for_queue(self) -> bool {
+    pub(crate) unsafe fn claim_for_queue(self) -> Result<(), Refused> {
         let slot = self.co().block().slot;
-        slot.word.schedule(slot.word.generation())
+        match slot.word.schedule(slot.word.generation()) {
+            ByName::Queue => Ok(()),
+            ByName::Scheduled => Err(Refused::Scheduled),
+            ByName::Parked => Err(Refused::Waits),
+            ByName::Ended => Err(Refused::Ended),
+        }
     }
 
     /// As [`claim_for_queue`](Self::claim_for_queue), and has it run once the running coroutine
@@ -168,15 +209,11 @@ impl Loose {
     ///
     /// # Safety
     /// It has not ended, and does not run on another thread.
-    pub(crate) unsafe fn queue_beside(self, running: CoRef) -> bool {
+    pub(crate) unsafe fn queue_beside(self, running: CoRef) -> Result<(), Refused> {
         // SAFETY: the caller's promise.
-        let claimed = unsafe { self.claim_for_queue() };
-        if claimed {
-            let running = running.block();
-            running.suspend_having_woken();
-            running.woken.push(self.co().slot());
-        }
-        claimed
+        unsafe { self.claim_for_queue()? };
+        running.queue_scheduled(self.co());
+        Ok(())
     }
 
     /// Suspends the running coroutine, and has `then` done with it once it does not run any more.
@@ -237,19 +274,28 @@ pub const SETTLE: u64 = key::SETTLE;
 /// The bits of a key that hold the state.
 const STATE_MASK: u64 = u32::MAX as u64;
 
-/// Whether one that is not simply suspended may be entered.
+/// Whether one that is not simply suspended may be entered by hand.
 #[cold]
 #[inline(never)]
-fn claim(co: CoRef, seen: u64, base: u64) -> Result<(), Refused> {
+fn check(co: CoRef, seen: u64, base: u64) -> Result<(), Refused> {
     let word = &co.block().slot.word;
     match seen - base {
         // Perhaps with a wake that is kept for its next park.
         key::SUSPENDED | key::CREATED if word.is_running() => Ok(()),
-        key::PARKED if word.claim_parked_now(base) => Ok(()),
+        key::PARKED if !word.is_scheduled() => Err(Refused::Waits),
         key::ENTERED => Err(Refused::Entered),
         key::ENDED => Err(Refused::Ended),
         _ => Err(Refused::Scheduled),
     }
+}
+
+/// It would be entered from the queue, and take that for what it waits for.
+#[cold]
+pub(super) fn waits_scheduled() -> ! {
+    panic!(
+        "Co-routine was already scheduled in 'aio_co_schedule': it must yield before it waits for \
+         anything else"
+    )
 }
 
 /// What follows when one that was in state `state` is taken off a queue to be entered (I3).

@@ -121,6 +121,19 @@ impl CoRef {
         self.block().woken.push(co.slot());
     }
 
+    /// As [`queue_wake`](Self::queue_wake), for one whose word says that it is scheduled.
+    #[inline]
+    pub(crate) fn queue_scheduled(self, co: CoRef) {
+        self.block().suspend_having_woken();
+        self.block().woken.push(co.slot());
+    }
+
+    /// True if no home owns it (`loose`).
+    #[inline]
+    pub(crate) fn is_loose(self) -> bool {
+        self.block().is_loose()
+    }
+
     pub(crate) fn set_scheduled_at(self, at: &'static Location<'static>) {
         self.block().scheduled_at.set(Some(at));
     }
@@ -179,6 +192,12 @@ impl CoRef {
     #[allow(unsafe_code)] // The contract; `home` follows the pointer.
     pub(crate) unsafe fn set_unfinished(self, unfinished: NonNull<dyn Unfinished>) {
         self.block().unfinished.set(Some(unfinished));
+    }
+
+    /// How many coroutine locks it holds.
+    #[inline]
+    pub(crate) fn locks_held(self) -> u32 {
+        self.block().locks_held.get()
     }
 
     /// Counts a coroutine lock taken (+1) or released (-1).
@@ -348,6 +367,7 @@ pub(crate) fn park_slow(co: CoRef, uninterruptible: bool) {
     }
     match block.slot.word.park(block.generation) {
         Park::Suspend => suspend_parked(block, uninterruptible),
+        Park::Scheduled => loose::waits_scheduled(),
         Park::Notified => {
             co.accept_cancel();
             take_cancel(block, uninterruptible, true);

@@ -1,6 +1,7 @@
 //! Requests that are handed to the kernel together (SPEC E1).
 
 use core::cell::Cell;
+use std::rc::Rc;
 
 use super::HomeEngine;
 use crate::context::Local;
@@ -50,9 +51,15 @@ pub fn gather<R>(f: impl FnOnce() -> R) -> R {
 /// Begins what ends when its end is dropped; None where there is no loop.
 pub(crate) fn begin() -> Option<End> {
     let local = Local::current()?;
-    let depth = &super::of_home(local).gathering.0;
-    depth.set(depth.get() + 1);
+    let depth = of_home(local);
+    depth.0.set(depth.0.get() + 1);
     Some(End(local.context().id()))
+}
+
+/// How deep this home is in [`gather`]. Apart from its engine, which is chosen, and its ring made, at
+/// the first request.
+pub(super) fn of_home(local: &Local) -> Rc<Gathering> {
+    local.attachment(|_| Gathering::default())
 }
 
 /// The end of a gather of the context's home. By its number: `f` may have moved its coroutine to
@@ -65,21 +72,23 @@ impl Drop for End {
         let Some(local) = Local::current().filter(|local| local.context().id() == self.0) else {
             return;
         };
-        let engine = super::of_home(local);
-        let depth = engine.gathering.0.get().saturating_sub(1);
-        engine.gathering.0.set(depth);
+        let gathering = of_home(local);
+        let depth = gathering.0.get().saturating_sub(1);
+        gathering.0.set(depth);
         if depth == 0 {
-            hand_over(local, &engine);
+            hand_over(local);
         }
     }
 }
 
-fn hand_over(local: &Local, engine: &HomeEngine) {
+fn hand_over(local: &Local) {
     if let Some(ring) = local.ring_if_made() {
         // A failure is met again, and reported, by the loop's own submission.
         let _ = ring.submit();
     }
-    if let Some(aio) = engine.aio() {
+    if let Some(engine) = local.attached::<HomeEngine>()
+        && let Some(aio) = engine.aio()
+    {
         aio.submit();
     }
 }
@@ -143,6 +152,18 @@ mod tests {
             }
         };
         context.enter_home(test).unwrap();
+    }
+
+    // SPEC E1: a home that makes no request has no ring.
+    #[test]
+    fn a_gather_without_a_request_chooses_no_engine() {
+        let context = AioContext::new().unwrap();
+        let ring_is_made = || {
+            gather(|| ());
+            Local::current().unwrap().ring_if_made().is_some()
+        };
+        assert!(!context.enter_home(ring_is_made).unwrap());
+        assert!(context.engine().is_none());
     }
 
     // SPEC E1

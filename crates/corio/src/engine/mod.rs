@@ -131,7 +131,7 @@ struct HomeEngine {
     /// For files opened with O_DIRECT, from the first request for one on.
     direct_kind: OnceCell<EngineKind>,
     aio: OnceCell<linux_aio::LinuxAio>,
-    gathering: gather::Gathering,
+    gathering: Rc<gather::Gathering>,
     cached_reads: cached::CachedReads,
     setting: Arc<Setting>,
 }
@@ -313,7 +313,7 @@ fn choose(local: &Local) -> HomeEngine {
         kind,
         direct_kind: OnceCell::new(),
         aio: OnceCell::new(),
-        gathering: gather::Gathering::default(),
+        gathering: gather::of_home(local),
         cached_reads: cached::CachedReads::default(),
         setting,
     }

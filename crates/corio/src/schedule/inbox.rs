@@ -23,6 +23,8 @@
 use core::ptr;
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+
 use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::context::{AioContext, BottomHalf, Drain, Local};
 use crate::coroutine::{self, WakeQueue};
@@ -100,12 +102,27 @@ unsafe impl Send for Own {}
 // SAFETY: as above.
 unsafe impl Sync for Own {}
 
+/// Those [without a loop](Inbox::without_loop) that no thread has at present. Never more than there
+/// were such threads at a time.
+static WITHOUT_LOOP: Mutex<Vec<Arc<Inbox>>> = Mutex::new(Vec::new());
+
+/// Nobody would ever enter it.
+#[cold]
+fn woken_without_loop() -> ! {
+    panic!(
+        "a coroutine that waits in a thread without a context was woken from elsewhere, and there \
+         is no loop that would enter it: have it wait in the home of a context"
+    )
+}
+
 /// See the module's documentation.
 pub(crate) struct Inbox {
     own: Own,
     pushed: Pushed<Slot>,
     /// None where no loop runs it.
     drain: Option<BottomHalf>,
+    /// Where what is pushed goes if no loop runs this one, but its thread has had one since.
+    successor: Mutex<Option<Arc<Inbox>>>,
     /// What the C interface knows its loop by; null otherwise.
     owner: AtomicPtr<()>,
     /// Read and written in home threads only, one after the other.
@@ -125,6 +142,7 @@ impl Inbox {
                 own: Own(WakeQueue::new()),
                 pushed: Pushed::new(),
                 drain: Some(drain),
+                successor: Mutex::new(None),
                 owner: AtomicPtr::new(ptr::null_mut()),
                 closed: AtomicBool::new(false),
             }
@@ -134,13 +152,44 @@ impl Inbox {
     /// One that nobody runs: of a thread that has coroutines and no loop. Theirs wake each other by
     /// their wake queues.
     pub(super) fn without_loop() -> Arc<Self> {
+        if let Some(inbox) = WITHOUT_LOOP.lock().pop() {
+            return inbox;
+        }
         Arc::new(Self {
             own: Own(WakeQueue::new()),
             pushed: Pushed::new(),
             drain: None,
+            successor: Mutex::new(None),
             owner: AtomicPtr::new(ptr::null_mut()),
             closed: AtomicBool::new(false),
         })
+    }
+
+    /// Gives up one [without a loop](Self::without_loop), as its thread ends. It stays, for another
+    /// thread to have: coroutines that were entered last in this one know it.
+    pub(super) fn let_go(inbox: Arc<Self>) {
+        if inbox.drain.is_none() {
+            inbox.successor.lock().take();
+            WITHOUT_LOOP.lock().push(inbox);
+        }
+    }
+
+    /// The thread of one [without a loop](Self::without_loop) has one now: coroutines that wait since
+    /// before go on there.
+    pub(super) fn pass_on_to(&self, successor: &Arc<Self>) {
+        if self.drain.is_none() {
+            *self.successor.lock() = Some(Arc::clone(successor));
+        }
+    }
+
+    /// Whether a loop runs the inbox at `inbox`.
+    ///
+    /// # Safety
+    /// As [`owner`](Self::owner)'s.
+    pub(super) unsafe fn has_loop(inbox: *const ()) -> bool {
+        // SAFETY: the caller's promise.
+        let inbox = unsafe { inbox.cast::<Self>().as_ref() };
+        inbox.is_some_and(|inbox| inbox.drain.is_some())
     }
 
     /// Has [`owner`](Self::owner) tell `owner`.
@@ -167,6 +216,11 @@ impl Inbox {
         !self.own.0.is_empty()
     }
 
+    /// True if anything is queued. While nobody else uses it.
+    pub(super) fn has_any(&self) -> bool {
+        self.has_own() || !self.pushed.is_empty()
+    }
+
     /// Runs what is queued, oldest first.
     fn run(&self) {
         if self.closed.load(Ordering::Relaxed) {
@@ -187,9 +241,14 @@ impl Inbox {
 
     /// Queues a slot whose wake has been won. Any thread.
     fn push(&self, slot: &'static Slot) {
-        if self.pushed.push(slot)
-            && let Some(drain) = &self.drain
-        {
+        let Some(drain) = &self.drain else {
+            let successor = self.successor.lock().clone();
+            return match successor {
+                Some(inbox) => inbox.push(slot),
+                None => woken_without_loop(),
+            };
+        };
+        if self.pushed.push(slot) {
             drain.schedule();
         }
     }
@@ -311,6 +370,7 @@ mod tests {
             match node.word.park(1) {
                 Park::Suspend => parked += 1,
                 Park::Notified => take(node),
+                Park::Scheduled => unreachable!("nobody knows its name"),
             }
         }
         while parked > 0 {

@@ -76,6 +76,7 @@ impl Loop {
             // SAFETY: as above.
             unsafe { adopted.home.set_inbox(Arc::as_ptr(&inbox).cast()) };
             adopted.open = Some(open);
+            adopted.inbox.pass_on_to(&inbox);
             adopted
                 .old_inboxes
                 .push(core::mem::replace(&mut adopted.inbox, inbox));
@@ -87,6 +88,13 @@ impl Loop {
     /// it is not.
     pub fn leave_thread(&self) -> bool {
         self.context.is_home() && with_adopted(Adopted::close)
+    }
+
+    /// Whether coroutines are queued here that no turn has run. To be called where nobody uses it any
+    /// more.
+    #[must_use]
+    pub fn has_scheduled(&self) -> bool {
+        self.inbox.has_any()
     }
 
     /// Its owner is no more.
@@ -113,22 +121,22 @@ impl Loop {
         unsafe { Inbox::owner(co.inbox()) }
     }
 
-    /// Queues a coroutine here. Any thread. False: it is scheduled already.
+    /// Queues a coroutine here. Any thread.
+    ///
+    /// # Errors
+    /// Why it cannot be: it is queued already, or parked.
     ///
     /// # Safety
     /// The coroutine has not ended, and suspends, if it runs, without doing anything else first.
-    #[must_use]
-    pub unsafe fn schedule(&self, co: Loose) -> bool {
+    pub unsafe fn schedule(&self, co: Loose) -> Result<(), Refused> {
         // SAFETY: the caller's promise.
-        let claimed = unsafe { co.claim_for_queue() };
-        if claimed {
-            if crate::track::is_enabled() {
-                let id = co.co().id();
-                crate::track::emit_scheduled(id, coroutine::running_id(), None);
-            }
-            self.push(co);
+        unsafe { co.claim_for_queue()? };
+        if crate::track::is_enabled() {
+            let id = co.co().id();
+            crate::track::emit_scheduled(id, coroutine::running_id(), None);
         }
-        claimed
+        self.push(co);
+        Ok(())
     }
 
     fn push(&self, co: Loose) {
@@ -166,7 +174,7 @@ impl Loop {
             // SAFETY: it has just suspended, and nobody has it but us.
             let scheduled = unsafe { to.schedule(co) };
             assert!(
-                scheduled,
+                scheduled.is_ok(),
                 "Co-routine was already scheduled in 'aio_co_schedule'"
             );
         });
@@ -217,13 +225,12 @@ impl CoWaker {
             && ptr::eq(super::inbox_of(slot), inbox_of(thread))
             && let Some(co) = Loose::of_slot(slot)
         {
-            // SAFETY: it was parked, and is entered by whoever wins its word: a loose one's block
-            // is touched by nobody else.
-            match unsafe { co.enter(thread, inbox_of(thread)) } {
-                Ok(true) => return,
+            // SAFETY: it was seen parked, and its wakes go to this thread.
+            match unsafe { co.enter_parked(thread, inbox_of(thread), self.generation) } {
+                Some(true) => return,
                 // SAFETY: it has just been entered.
-                Ok(false) => return unsafe { co.settle() },
-                Err(_) => {} // Somebody else was faster.
+                Some(false) => return unsafe { co.settle() },
+                None => {} // Somebody else was faster.
             }
         }
         self.wake();
@@ -244,18 +251,22 @@ pub fn wake_token(token: u64) {
     }
 }
 
-/// Has a coroutine entered once the one that runs on this thread suspends or ends. False: it is
-/// scheduled already.
+/// Has a coroutine entered once the one that runs on this thread suspends or ends.
+///
+/// # Errors
+/// Why it cannot be: it is queued already, or parked.
+///
+/// # Panics
+/// If no coroutine runs here.
 ///
 /// # Safety
-/// A coroutine runs here, and `co` has not ended and does not run on another thread.
-#[must_use]
-pub unsafe fn queue_beside_running(co: Loose) -> bool {
-    match coroutine::current() {
-        // SAFETY: the caller's promise.
-        Some(running) => unsafe { co.queue_beside(running) },
-        None => false,
-    }
+/// `co` has not ended and does not run on another thread.
+pub unsafe fn queue_beside_running(co: Loose) -> Result<(), Refused> {
+    let Some(running) = coroutine::current() else {
+        super::no_coroutine("queueing a coroutine")
+    };
+    // SAFETY: the caller's promise.
+    unsafe { co.queue_beside(running) }
 }
 
 /// What a thread has that is not one of ours.
@@ -301,6 +312,10 @@ impl Adopted {
 impl Drop for Adopted {
     fn drop(&mut self) {
         self.close();
+        Inbox::let_go(Arc::clone(&self.inbox));
+        for inbox in self.old_inboxes.drain(..) {
+            Inbox::let_go(inbox);
+        }
     }
 }
 

@@ -129,9 +129,19 @@ impl CoWaker {
     /// As [`wake`](Self::wake) for a coroutine that was just seen parked in the home that runs
     /// `running`.
     fn wake_beside(self, running: CoRef, slot: &'static Slot) {
-        if slot.word.wake_here(self.generation) == Wake::Queue {
+        let co = coroutine::of_slot(slot);
+        // Others may queue a loose one by its name, and have to see that it is queued (stack::word
+        // I8).
+        let (won, is_loose) = match co.is_loose() {
+            true => (slot.word.wake(self.generation), true),
+            false => (slot.word.wake_here(self.generation), false),
+        };
+        if won == Wake::Queue {
             self.trace(inbox_of(slot));
-            running.queue_parked(coroutine::of_slot(slot));
+            match is_loose {
+                true => running.queue_scheduled(co),
+                false => running.queue_parked(co),
+            }
         }
     }
 
@@ -212,6 +222,14 @@ impl Neighbour {
 #[inline]
 fn wakeable() -> Option<CoRef> {
     coroutine::current().filter(|co| !co.inbox().is_null())
+}
+
+/// Whether a loop runs what wakes the running coroutine, if one runs: not in a C program's thread that
+/// has no context.
+#[allow(unsafe_code)] // Follows the pointer to its inbox.
+pub(crate) fn has_loop() -> bool {
+    // SAFETY: that of a coroutine that runs is there.
+    coroutine::current().is_some_and(|co| unsafe { Inbox::has_loop(co.inbox()) })
 }
 
 /// Where the wakes of the slot's coroutine go.

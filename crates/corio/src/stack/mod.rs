@@ -52,7 +52,7 @@ use corosensei::stack::{Stack, StackPointer};
 pub(crate) use depth::{is_settled, settle};
 pub(crate) use pool::{acquire, flush_local, release};
 pub(crate) use table::slot_at;
-pub(crate) use word::{Park, SlotWord, Wake};
+pub(crate) use word::{ByName, Park, SlotWord, Wake};
 
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::error::Error;

@@ -35,9 +35,11 @@
 //!   it: the control block's key alone tells whether the coroutine is parked. Whoever makes a token
 //!   has the word leave ALONE first (`share`), in the home thread; it does not come back to it in
 //!   that generation.
-//! - I8 A loose coroutine (`coroutine::loose`) is queued by name by whoever brings its word to
-//!   SCHEDULED, also while it runs or is suspended, and by nobody else. Where it parks or suspends
-//!   meanwhile it stays SCHEDULED, and is entered from the queue.
+//! - I8 A loose coroutine (`coroutine::loose`) is queued by name by whoever brings its word from
+//!   RUNNING or NOTIFIED to SCHEDULED, while it runs or is suspended, and by nobody else. Where it
+//!   suspends meanwhile it stays SCHEDULED, and is entered from the queue. One that parks is for its
+//!   wakes: of the two that want both, park and who queues it by name, the later one is told. What
+//!   I6 says of a wake beside the waker is not so of it: that brings its word to SCHEDULED, too.
 
 use crate::atomic::{AtomicU64, Ordering};
 
@@ -64,8 +66,24 @@ pub(crate) enum Wake {
 pub(crate) enum Park {
     /// Suspend: only a wake, or the home thread, gets it going again.
     Suspend,
+    /// It is queued by name: it must not wait for anything else (I8).
+    Scheduled,
     /// A wake came first and has been consumed: look at the condition again.
     Notified,
+}
+
+/// What whoever wants to queue a coroutine by name must do next.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByName {
+    /// Queue it.
+    Queue,
+    /// Nothing: somebody has queued it, by name or by a wake.
+    Scheduled,
+    /// Nothing: it is parked.
+    Parked,
+    /// Nothing: it has ended.
+    Ended,
 }
 
 /// The word. See the module's documentation.
@@ -192,28 +210,45 @@ impl SlotWord {
             Ordering::Relaxed,
         );
         match used_up {
-            Err(seen) if state(seen) == SCHEDULED => Park::Suspend, // I8.
+            Err(seen) if state(seen) == SCHEDULED => {
+                // Planted: whoever has queued it goes for the wake that it waits for.
+                if planted!("word_park_scheduled") {
+                    return Park::Suspend;
+                }
+                Park::Scheduled
+            }
             _ => Park::Notified,
         }
     }
 
-    /// Whoever calls this queues the coroutine by name, from any thread, whether it runs, is
-    /// suspended or is parked (I8). False: somebody has queued it already, or it has ended.
-    #[must_use]
-    pub(crate) fn schedule(&self, generation: u32) -> bool {
+    /// Somebody wants to queue a loose coroutine by name, whether it runs or is suspended (I8). Any
+    /// thread.
+    pub(crate) fn schedule(&self, generation: u32) -> ByName {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
-            if seen >> STATE_BITS != u64::from(generation) || state(seen) == SCHEDULED {
-                return false;
+            if seen >> STATE_BITS != u64::from(generation) {
+                return ByName::Ended;
             }
-            // AcqRel: as in `wake`.
+            match state(seen) {
+                ALONE => return ByName::Ended, // No loose one that lives.
+                PARKED => return ByName::Parked,
+                SCHEDULED => return ByName::Scheduled,
+                _ => {}
+            }
+            // Planted: it may have been queued, or have parked, since.
+            if planted!("word_schedule_unchecked") {
+                self.0.swap(pack(generation, SCHEDULED), Ordering::AcqRel);
+                return ByName::Queue;
+            }
+            // AcqRel: as in `wake`. A wake that was kept is as good as the entry that follows,
+            // which is ordered after it.
             match self.0.compare_exchange_weak(
                 seen,
                 pack(generation, SCHEDULED),
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return true,
+                Ok(_) => return ByName::Queue,
                 Err(now) => seen = now,
             }
         }
@@ -432,6 +467,16 @@ mod loom_tests {
             self.claim_as(1);
         }
 
+        /// Whether this thread is to have queued the slot by name, and has.
+        fn schedule(&self) -> ByName {
+            let outcome = self.word.schedule(1);
+            if outcome == ByName::Queue {
+                *self.queued.lock().unwrap() += 1;
+                self.queue.notify_one();
+            }
+            outcome
+        }
+
         fn claim_as(&self, generation: u32) {
             let mut queued = self.queued.lock().unwrap();
             while *queued == 0 {
@@ -449,6 +494,7 @@ mod loom_tests {
                 match self.word.park(1) {
                     Park::Suspend => self.claim(),
                     Park::Notified => {}
+                    Park::Scheduled => unreachable!("nobody knows its name"),
                 }
             }
         }
@@ -459,6 +505,14 @@ mod loom_tests {
         loom::thread::spawn(move || {
             model.work[i].store(true, Ordering::Relaxed);
             model.wake(1);
+        })
+    }
+
+    fn schedule_with_work(model: &Arc<Model>, i: usize) -> loom::thread::JoinHandle<ByName> {
+        let model = Arc::clone(model);
+        loom::thread::spawn(move || {
+            model.work[i].store(true, Ordering::Relaxed);
+            model.schedule()
         })
     }
 
@@ -508,6 +562,55 @@ mod loom_tests {
             waker.join().unwrap();
             let queued_there = *model.queued.lock().unwrap() == 1;
             assert_ne!(queued_here, queued_there);
+        });
+    }
+
+    // SPEC L7, S1, S3: two schedule a suspended one by name while a late wake of it comes: one of
+    // them queues it, the other is told, and what all three have published is there when it runs.
+    #[test]
+    fn loom_scheduled_by_name_once() {
+        model::check(None, || {
+            let model = Model::new();
+            let (other, late) = (schedule_with_work(&model, 0), work_and_wake(&model, 1));
+            let own = model.schedule();
+            let other = other.join().unwrap();
+            late.join().unwrap();
+            assert_ne!(own == ByName::Queue, other == ByName::Queue);
+            assert!(own == ByName::Scheduled || other == ByName::Scheduled);
+            model.claim(); // Asserts that it is queued once.
+            assert!(model.work.iter().all(|work| work.load(Ordering::Relaxed)));
+        });
+    }
+
+    // SPEC L7, C3: one parks while another thread schedules it by name, and a third wakes it: park
+    // or schedule finds out, so that nobody takes the entry for the other's, and it is queued once.
+    #[test]
+    fn loom_scheduled_by_name_or_parked() {
+        model::check(3, || {
+            let model = Model::new();
+            let other = schedule_with_work(&model, 0);
+            let waker = work_and_wake(&model, 1);
+            let mut was_told = false;
+            while !model.work[1].load(Ordering::Relaxed) && !was_told {
+                match model.word.park(1) {
+                    Park::Suspend => model.claim(),
+                    Park::Notified => {}
+                    Park::Scheduled => was_told = true,
+                }
+            }
+            waker.join().unwrap();
+            match other.join().unwrap() {
+                ByName::Parked | ByName::Scheduled => assert!(!was_told),
+                // It has not parked since, or has been told.
+                outcome => {
+                    assert_eq!(outcome, ByName::Queue);
+                    let queued = *model.queued.lock().unwrap();
+                    assert_eq!(queued, 1, "its entry was taken for the wake's");
+                    model.claim();
+                    assert!(model.work[0].load(Ordering::Relaxed));
+                }
+            }
+            assert_eq!(*model.queued.lock().unwrap(), 0);
         });
     }
 

@@ -13,6 +13,7 @@ pub(super) use self::state::State;
 use super::record::{Line, Record, Wake};
 use super::select::{InLine, Selectable, Source};
 use super::waiter::{Queued, Waiter};
+use crate::schedule;
 
 /// Something that has happened, or not yet. Any number may wait for it; it stays set until it is
 /// reset.
@@ -104,9 +105,9 @@ impl Event {
         }
     }
 
-    /// Whether somebody waits for it; only a hint.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.state.is_awaited()
+    /// Returns once whoever has set it does not look at it any more: false if somebody waits for it.
+    pub(crate) fn settle(&self) -> bool {
+        self.state.settle()
     }
 
     /// As [`wait`](Self::wait), but a thread blocks also where it has a loop, and below a coroutine
@@ -115,8 +116,12 @@ impl Event {
         if self.state.is_set() {
             return;
         }
-        let waiter = Waiter::possible().unwrap_or_else(|| Waiter::Thread(thread::current()));
-        self.queue_and_wait(waiter);
+        let waiter = if schedule::has_loop() {
+            Waiter::possible()
+        } else {
+            None
+        };
+        self.queue_and_wait(waiter.unwrap_or_else(|| Waiter::Thread(thread::current())));
     }
 
     /// For [`select`](super::select()): that it is set.

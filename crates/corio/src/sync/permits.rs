@@ -59,6 +59,11 @@ impl<W: Wake> Permits<W> {
         free_in(self.word.load(Ordering::Relaxed))
     }
 
+    /// Returns once nobody hands out any more who has begun with it.
+    pub(super) fn settle(&self) {
+        drop(self.waiting.lock());
+    }
+
     /// Takes `amount` if they are free and nobody waits.
     #[inline]
     #[must_use]
@@ -193,6 +198,10 @@ impl<W: Wake> Permits<W> {
             };
             // SAFETY: just taken out, so alive until it is granted.
             free -= unsafe { (*oldest).amount() };
+            if !planted!("permits_granted_uncounted") {
+                // Before it goes on: it, too, may look at what is free.
+                self.word.store(word_of(free) | AWAITED, Ordering::Release);
+            }
             // SAFETY: as above.
             let waker = unsafe { grant(oldest) };
             if track::is_enabled() {
@@ -274,7 +283,7 @@ mod loom_tests {
         });
     }
 
-    /// SPEC L5, L7. Planted bug: `permits_no_second_look`.
+    /// SPEC L5, L7. Planted bugs: `permits_no_second_look`, `permits_granted_uncounted`.
     #[test]
     fn loom_waiter_and_release_do_not_miss_each_other() {
         model::check(3, || {
@@ -287,6 +296,7 @@ mod loom_tests {
                 })
             };
             acquire(&semaphore, 2);
+            assert_eq!(semaphore.free(), 0, "what was granted is not counted");
             semaphore.release(2);
             other.join().unwrap();
             assert_eq!(semaphore.word.load(Ordering::Relaxed), word_of(2));

@@ -114,6 +114,11 @@ impl Semaphore {
         self.permits.free()
     }
 
+    /// Returns once nobody looks at it any more on behalf of permits that were given back.
+    pub(crate) fn settle(&self) {
+        self.permits.settle();
+    }
+
     /// Gives back permits whose [`Permit`] was forgotten.
     pub(crate) fn give_back(&self, amount: usize) {
         self.permits.release(amount);

@@ -53,9 +53,10 @@ impl<W: Wake> State<W> {
         self.word.load(Ordering::Acquire) == SET
     }
 
-    /// Whether somebody waits; only a hint.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.word.load(Ordering::Relaxed) == AWAITED
+    /// Returns once nobody is in `set` any more whose setting the caller has seen. False: somebody
+    /// waits.
+    pub(super) fn settle(&self) -> bool {
+        self.waiting.lock().is_empty()
     }
 
     /// Sets it, and grants all that wait.
