@@ -7,6 +7,7 @@
 //! io_uring, no client) were run and count here, so that a floor holds on every machine; the
 //! table shows them as skips.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -182,7 +183,7 @@ pub(crate) const JOBS: &[Job] = &[
     tests_of("bench", "tests of the bench program", 53, &["bench"]),
     Job {
         tools: &[tools::OBSERVERS],
-        ..tests_of("corio", "the runtime's tests", 647, &["corio"])
+        ..tests_of("corio", "the runtime's tests", 647, programs::RUNTIME)
     },
     Job {
         tools: &[tools::PEERS],
@@ -314,24 +315,30 @@ impl Runner<'_> {
     /// Runs the test programs of the job's packages, or those whose name `select` picks, each as
     /// soon as it is built. The wait for that is not of the job's time.
     fn test(&mut self, select: fn(&str) -> bool, envs: &[(&str, &Path)]) -> Result<()> {
+        let mut packages = BTreeMap::new();
         for package in self.packages {
-            let mut wanted = programs::sources(self.workspace, package)?;
-            wanted.retain(|source| select(programs::name(source)));
-            while !wanted.is_empty() {
-                let waits = Instant::now();
-                let Some((_, program)) = self.ahead.program(&mut wanted) else {
-                    break;
-                };
-                self.deadline += waits.elapsed();
-                self.waited += waits.elapsed();
-                let mut command = programs::command(self.workspace, package, &program)?;
-                command.envs(envs.iter().copied()).arg("--show-output");
-                self.tests(&mut command)?;
+            for source in programs::sources(self.workspace, package)? {
+                if select(programs::name(&source)) {
+                    packages.insert(source, package);
+                }
             }
-            let missing = wanted.iter().map(|source| self.workspace.relative(source));
-            let missing = missing.map(|source| format!("{}: was not built", source.display()));
-            self.faults.extend(missing);
         }
+        let mut wanted: Vec<_> = packages.keys().cloned().collect();
+        while !wanted.is_empty() {
+            let waits = Instant::now();
+            let Some((source, program)) = self.ahead.program(&mut wanted) else {
+                break;
+            };
+            self.deadline += waits.elapsed();
+            self.waited += waits.elapsed();
+            let package = packages.get(&source).context("a program of nobody's")?;
+            let mut command = programs::command(self.workspace, package, &program)?;
+            command.envs(envs.iter().copied()).arg("--show-output");
+            self.tests(&mut command)?;
+        }
+        let missing = wanted.iter().map(|source| self.workspace.relative(source));
+        let missing = missing.map(|source| format!("{}: was not built", source.display()));
+        self.faults.extend(missing);
         Ok(())
     }
 
