@@ -61,6 +61,10 @@ pub(crate) fn lanes(workspace: &Workspace, jobs: &[&'static Job]) -> Result<Vec<
     for job in jobs {
         let (lane, command) = match job.name {
             "power" => (0, shimmed(workspace, &packages)),
+            "capi" => {
+                let library = c_library_for_tests(workspace, &packages);
+                (0, capi::build(workspace, &library))
+            }
             "clients" => (1, release(workspace)),
             "fuzz" => (1, fuzz::build(workspace, &workspace.host()?)),
             "loom" | "planted" => {
@@ -461,23 +465,24 @@ fn doctest(runner: &mut Runner<'_>) -> Result<()> {
 
 /// The C library is installed as for its users, and C programs are compiled against that.
 fn c_library(runner: &mut Runner<'_>) -> Result<()> {
-    let prefix = runner.workspace.target.join("capi");
-    let installed = capi::run(
-        runner.workspace,
-        &capi::Arguments::for_tests(prefix.clone()),
-    )?;
-    if !installed {
+    let packages = runner.ahead.packages();
+    let library = c_library_for_tests(runner.workspace, packages);
+    if !capi::run(runner.workspace, &library)? {
         runner
             .faults
             .push("the C library is not installed".to_owned());
         return Ok(());
     }
-    let mut command =
-        runner
-            .workspace
-            .cargo(["test", "--no-fail-fast", "-p", "corio-capi", "--tests"]);
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast"]);
+    // As the library was built, which cargo takes them to need.
+    command.args(["--test", "c", "--features", capi::GLIB]);
+    name(&mut command, packages.iter().chain(&["corio-capi"]));
     command.args(["--", "--show-output"]);
-    runner.tests(command.env("CORIO_CAPI_PREFIX", prefix))
+    runner.tests(command.env("CORIO_CAPI_PREFIX", library.prefix()))
+}
+
+fn c_library_for_tests(workspace: &Workspace, beside: &[&'static str]) -> capi::Arguments {
+    capi::Arguments::for_tests(workspace.target.join("capi"), beside)
 }
 
 /// Twice: for users, where a link to a private item is broken, and for contributors, private items
