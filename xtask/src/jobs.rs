@@ -452,14 +452,19 @@ fn name<'a>(command: &mut Command, packages: impl IntoIterator<Item = &'a &'stat
     }
 }
 
-fn doctest(runner: &mut Runner<'_>) -> Result<()> {
-    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
+/// Names the libraries to cargo, and those packages whose tests are built: so what the libraries
+/// depend on is as it is there, and is not built or checked again.
+fn name_with_libraries(command: &mut Command, runner: &Runner<'_>) {
     let mut packages = libraries(runner);
-    // Those whose tests are built are named, too, so that the libraries are as they are there.
     packages.extend(runner.ahead.packages());
     packages.sort_unstable();
     packages.dedup();
-    name(&mut command, &packages);
+    name(command, &packages);
+}
+
+fn doctest(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
+    name_with_libraries(&mut command, runner);
     runner.tests(&mut command)
 }
 
@@ -489,11 +494,11 @@ fn c_library_for_tests(workspace: &Workspace, beside: &[&'static str]) -> capi::
 /// included.
 fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
     for items in [&[][..], &["--document-private-items"]] {
-        let mut command = runner.workspace.cargo(["doc", "--no-deps"]);
+        let mut command = runner.workspace.cargo(["doc", "--no-deps", "--lib"]);
         command
             .args(["--message-format=json-render-diagnostics"])
             .args(items);
-        name(&mut command, &libraries(runner));
+        name_with_libraries(&mut command, runner);
         command.env("RUSTDOCFLAGS", "-D warnings");
         runner.check("cargo doc", &mut command, false, is_our_target)?;
     }
