@@ -5,14 +5,15 @@
 //!
 //! ```text
 //! foreground   fmt, ... | each test program as soon as it is built | clients ...  | fuzz
-//! lane 1       the test programs, power's build, clippy, doctest, rustdoc
+//! lane 1       the test programs, capi's and power's builds, clippy, doctest, rustdoc
 //! lane 2       the release build, fuzz's build, the models' build, loom, planted
 //! ```
 //!
 //! A lane does its steps one after the other, at so low a priority that it takes only the time that
 //! nobody else wants: tests with a clock in their hand do not notice. What a lane's jobs say is
 //! kept until they have ended. A lane builds in directories that no other lane builds in, so that
-//! none waits for cargo's lock; in the foreground only `power` may have to, for a job of lane 1.
+//! none waits for cargo's lock; in the foreground only `capi` and `power` may have to, for a job of
+//! lane 1.
 //!
 //! A job in the foreground waits for its own build and then makes it again, which finds nothing to
 //! do, or shows what is wrong. Of a build of test programs that fails, all words are shown.

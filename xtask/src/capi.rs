@@ -14,6 +14,9 @@ use crate::workspace::{Workspace, read};
 /// What the libraries need of the system.
 const SYSTEM_LIBS: &str = "-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc";
 
+/// What of the package is for programs with GLib.
+pub(crate) const GLIB: &str = "corio-capi/glib";
+
 /// Arguments of `cargo xtask capi`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -29,35 +32,53 @@ pub(crate) struct Arguments {
     /// Add what is for programs with GLib: corio-glib.h
     #[arg(long)]
     glib: bool,
+    /// Packages that are named to cargo, too.
+    #[arg(skip)]
+    beside: Vec<&'static str>,
 }
 
 impl Arguments {
-    /// What the tests use.
-    pub(crate) fn for_tests(prefix: PathBuf) -> Self {
+    /// What the tests use. With the packages named whose tests are built, what it depends on is
+    /// there already.
+    pub(crate) fn for_tests(prefix: PathBuf, beside: &[&'static str]) -> Self {
         Self {
             prefix,
             debug: true,
             asan: false,
             // As for the tests of corio-glib, which cannot be built without.
             glib: true,
+            beside: beside.to_vec(),
         }
+    }
+
+    /// Where it is installed.
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.prefix
     }
 }
 
-/// Builds and installs; true if that succeeded.
-pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
+/// Builds the library.
+pub(crate) fn build(workspace: &Workspace, arguments: &Arguments) -> Command {
     let mut build = match arguments.asan {
-        true => workspace.cargo_apart("capi-asan", ["build", "--features", "asan"]),
+        true => workspace.cargo_apart("capi-asan", ["build", "--features", "corio-capi/asan"]),
         false => workspace.cargo(["build"]),
     };
     build.args(["--package", "corio-capi", "--lib"]);
+    for package in &arguments.beside {
+        build.args(["--package", package]);
+    }
     if arguments.glib {
-        build.args(["--features", "glib"]);
+        build.args(["--features", GLIB]);
     }
     if !arguments.debug {
         build.arg("--release");
     }
-    if !succeeds(&mut build)? {
+    build
+}
+
+/// Builds and installs; true if that succeeded.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
+    if !succeeds(&mut build(workspace, arguments))? {
         return Ok(false);
     }
     let target = match arguments.asan {
@@ -79,6 +100,7 @@ pub(crate) fn build_rounds(workspace: &Workspace) -> Result<Option<PathBuf>> {
         debug: false,
         asan: false,
         glib: false,
+        beside: Vec::new(),
     };
     if !run(workspace, &arguments)? {
         return Ok(None);

@@ -7,6 +7,7 @@
 //! io_uring, no client) were run and count here, so that a floor holds on every machine; the
 //! table shows them as skips.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -60,6 +61,10 @@ pub(crate) fn lanes(workspace: &Workspace, jobs: &[&'static Job]) -> Result<Vec<
     for job in jobs {
         let (lane, command) = match job.name {
             "power" => (0, shimmed(workspace, &packages)),
+            "capi" => {
+                let library = c_library_for_tests(workspace, &packages);
+                (0, capi::build(workspace, &library))
+            }
             "clients" => (1, release(workspace)),
             "fuzz" => (1, fuzz::build(workspace, &workspace.host()?)),
             "loom" | "planted" => {
@@ -182,7 +187,7 @@ pub(crate) const JOBS: &[Job] = &[
     tests_of("bench", "tests of the bench program", 53, &["bench"]),
     Job {
         tools: &[tools::OBSERVERS],
-        ..tests_of("corio", "the runtime's tests", 647, &["corio"])
+        ..tests_of("corio", "the runtime's tests", 647, programs::RUNTIME)
     },
     Job {
         tools: &[tools::PEERS],
@@ -314,24 +319,30 @@ impl Runner<'_> {
     /// Runs the test programs of the job's packages, or those whose name `select` picks, each as
     /// soon as it is built. The wait for that is not of the job's time.
     fn test(&mut self, select: fn(&str) -> bool, envs: &[(&str, &Path)]) -> Result<()> {
+        let mut packages = BTreeMap::new();
         for package in self.packages {
-            let mut wanted = programs::sources(self.workspace, package)?;
-            wanted.retain(|source| select(programs::name(source)));
-            while !wanted.is_empty() {
-                let waits = Instant::now();
-                let Some((_, program)) = self.ahead.program(&mut wanted) else {
-                    break;
-                };
-                self.deadline += waits.elapsed();
-                self.waited += waits.elapsed();
-                let mut command = programs::command(self.workspace, package, &program)?;
-                command.envs(envs.iter().copied()).arg("--show-output");
-                self.tests(&mut command)?;
+            for source in programs::sources(self.workspace, package)? {
+                if select(programs::name(&source)) {
+                    packages.insert(source, package);
+                }
             }
-            let missing = wanted.iter().map(|source| self.workspace.relative(source));
-            let missing = missing.map(|source| format!("{}: was not built", source.display()));
-            self.faults.extend(missing);
         }
+        let mut wanted: Vec<_> = packages.keys().cloned().collect();
+        while !wanted.is_empty() {
+            let waits = Instant::now();
+            let Some((source, program)) = self.ahead.program(&mut wanted) else {
+                break;
+            };
+            self.deadline += waits.elapsed();
+            self.waited += waits.elapsed();
+            let package = packages.get(&source).context("a program of nobody's")?;
+            let mut command = programs::command(self.workspace, package, &program)?;
+            command.envs(envs.iter().copied()).arg("--show-output");
+            self.tests(&mut command)?;
+        }
+        let missing = wanted.iter().map(|source| self.workspace.relative(source));
+        let missing = missing.map(|source| format!("{}: was not built", source.display()));
+        self.faults.extend(missing);
         Ok(())
     }
 
@@ -441,47 +452,53 @@ fn name<'a>(command: &mut Command, packages: impl IntoIterator<Item = &'a &'stat
     }
 }
 
-fn doctest(runner: &mut Runner<'_>) -> Result<()> {
-    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
+/// Names the libraries to cargo, and those packages whose tests are built: so what the libraries
+/// depend on is as it is there, and is not built or checked again.
+fn name_with_libraries(command: &mut Command, runner: &Runner<'_>) {
     let mut packages = libraries(runner);
-    // Those whose tests are built are named, too, so that the libraries are as they are there.
     packages.extend(runner.ahead.packages());
     packages.sort_unstable();
     packages.dedup();
-    name(&mut command, &packages);
+    name(command, &packages);
+}
+
+fn doctest(runner: &mut Runner<'_>) -> Result<()> {
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast", "--doc"]);
+    name_with_libraries(&mut command, runner);
     runner.tests(&mut command)
 }
 
 /// The C library is installed as for its users, and C programs are compiled against that.
 fn c_library(runner: &mut Runner<'_>) -> Result<()> {
-    let prefix = runner.workspace.target.join("capi");
-    let installed = capi::run(
-        runner.workspace,
-        &capi::Arguments::for_tests(prefix.clone()),
-    )?;
-    if !installed {
+    let packages = runner.ahead.packages();
+    let library = c_library_for_tests(runner.workspace, packages);
+    if !capi::run(runner.workspace, &library)? {
         runner
             .faults
             .push("the C library is not installed".to_owned());
         return Ok(());
     }
-    let mut command =
-        runner
-            .workspace
-            .cargo(["test", "--no-fail-fast", "-p", "corio-capi", "--tests"]);
+    let mut command = runner.workspace.cargo(["test", "--no-fail-fast"]);
+    // As the library was built, which cargo takes them to need.
+    command.args(["--test", "c", "--features", capi::GLIB]);
+    name(&mut command, packages.iter().chain(&["corio-capi"]));
     command.args(["--", "--show-output"]);
-    runner.tests(command.env("CORIO_CAPI_PREFIX", prefix))
+    runner.tests(command.env("CORIO_CAPI_PREFIX", library.prefix()))
+}
+
+fn c_library_for_tests(workspace: &Workspace, beside: &[&'static str]) -> capi::Arguments {
+    capi::Arguments::for_tests(workspace.target.join("capi"), beside)
 }
 
 /// Twice: for users, where a link to a private item is broken, and for contributors, private items
 /// included.
 fn rustdoc(runner: &mut Runner<'_>) -> Result<()> {
     for items in [&[][..], &["--document-private-items"]] {
-        let mut command = runner.workspace.cargo(["doc", "--no-deps"]);
+        let mut command = runner.workspace.cargo(["doc", "--no-deps", "--lib"]);
         command
             .args(["--message-format=json-render-diagnostics"])
             .args(items);
-        name(&mut command, &libraries(runner));
+        name_with_libraries(&mut command, runner);
         command.env("RUSTDOCFLAGS", "-D warnings");
         runner.check("cargo doc", &mut command, false, is_our_target)?;
     }

@@ -43,6 +43,7 @@ const LAYERS: &[&[&str]] = &[
 /// Our crates, and which of ours each may depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("corio", &[]),
+    ("corio-tests", &["corio"]),
     ("corio-glib", &["corio"]),
     ("corio-capi", &["corio", "corio-glib"]),
     ("corio-block", &["corio"]),

@@ -28,8 +28,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     test::run(workspace, &test::Arguments::only(&["loom", "planted"]))
 }
 
-/// Sets `command` up to build and run models: optimised, as models take millions of steps, and with
-/// assertions.
+/// Sets `command` up to build and run models: optimised, as models take millions of steps, but no
+/// more than saves time in all; and with assertions.
 pub(crate) fn for_models(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         if weakens(&name.to_string_lossy()) {
@@ -38,7 +38,7 @@ pub(crate) fn for_models(command: &mut Command) -> &mut Command {
     }
     command
         .env("RUSTFLAGS", "--cfg loom")
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "3")
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
         .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
 }
 

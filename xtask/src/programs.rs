@@ -14,6 +14,9 @@ use anyhow::{Context, Result};
 
 use crate::workspace::{Workspace, entries};
 
+/// The packages with the runtime's test programs.
+pub(crate) const RUNTIME: &[&str] = &["corio", "corio-tests"];
+
 /// Builds the test programs of these packages.
 pub(crate) fn build(workspace: &Workspace, packages: &[&str]) -> Command {
     let mut command = workspace.cargo(["test", "--no-run", "--no-fail-fast", "--tests"]);
@@ -130,7 +133,7 @@ mod tests {
         let corio = names("corio");
         assert_eq!(corio[0], "lib");
         // A file, and a directory with a main file; and one without, whose files are no programs.
-        for program in ["compile_fail", "net"] {
+        for program in ["compile_fail", "stress"] {
             assert!(corio.iter().any(|name| name == program), "{program}");
         }
         assert!(!names("corio-cli").contains(&"common".to_owned()));

@@ -141,7 +141,7 @@ fn asan(runner: &mut Runner<'_>) -> Result<()> {
         options.push_str(",detect_leaks=0");
     }
     let mut command = sanitized(runner.workspace, "asan", &["-Zsanitizer=address"])?;
-    command.args(["--features", "asan", "--lib"]);
+    command.args(["--features", "corio/asan", "--lib"]);
     name_programs(runner.workspace, NOT_RUN, &mut command)?;
     leave_out(runner, SKIPPED_UNDER_ASAN);
     command
@@ -155,7 +155,7 @@ fn asan(runner: &mut Runner<'_>) -> Result<()> {
 /// The ordinary build: `--no-run` of the job `corio` makes the same.
 fn valgrind(runner: &mut Runner<'_>) -> Result<()> {
     let workspace = runner.workspace;
-    let mut command = workspace.cargo(["test", "--no-fail-fast", "-p", "corio"]);
+    let mut command = workspace.cargo(["test", "--no-fail-fast"]);
     let mut without = NOT_RUN.to_vec();
     without.extend(NOT_UNDER_VALGRIND.iter().map(|(program, _)| program));
     name_programs(workspace, &without, &mut command)?;
@@ -184,6 +184,7 @@ fn tsan(runner: &mut Runner<'_>) -> Result<()> {
     for what in [&["--test", "threads"][..], &["--lib", STACKLESS]] {
         let mut command = sanitized(runner.workspace, "tsan", &flags)?;
         command
+            .args(["--package", "corio"])
             .args(what)
             .args(["--", "--show-output"])
             .env("TSAN_OPTIONS", suppressions(runner.workspace, "tsan"));
@@ -195,7 +196,7 @@ fn tsan(runner: &mut Runner<'_>) -> Result<()> {
 /// `cargo test` of the runtime with a sanitizer, which the stable compiler takes from who says that
 /// it is known not to be stable. With the target given, build scripts and macros go without it.
 fn sanitized(workspace: &Workspace, name: &str, flags: &[&str]) -> Result<Command> {
-    let mut command = workspace.cargo_apart(name, ["test", "--no-fail-fast", "-p", "corio"]);
+    let mut command = workspace.cargo_apart(name, ["test", "--no-fail-fast"]);
     command
         .args(["--target", &workspace.host()?])
         .env("RUSTC_BOOTSTRAP", "1")
@@ -203,12 +204,15 @@ fn sanitized(workspace: &Workspace, name: &str, flags: &[&str]) -> Result<Comman
     Ok(command)
 }
 
-/// Names the runtime's test programs to cargo, less those left out.
+/// Names the runtime's packages and their test programs to cargo, less those left out.
 fn name_programs(workspace: &Workspace, without: &[&str], command: &mut Command) -> Result<()> {
-    for source in programs::sources(workspace, "corio")? {
-        let name = programs::name(&source);
-        if name != "lib" && !without.contains(&name) {
-            command.arg("--test").arg(name);
+    for package in programs::RUNTIME {
+        command.args(["--package", package]);
+        for source in programs::sources(workspace, package)? {
+            let name = programs::name(&source);
+            if name != "lib" && !without.contains(&name) {
+                command.arg("--test").arg(name);
+            }
         }
     }
     Ok(())

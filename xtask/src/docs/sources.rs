@@ -22,7 +22,9 @@ pub(super) fn check(workspace: &Workspace, findings: &mut Findings) -> Result<()
     let mut tags = BTreeSet::new();
     let mut sources = Vec::new();
     let mut shown = Shown::default();
-    for path in files_below(&root.join("crates/corio"), "rs")? {
+    let mut files = files_below(&root.join("crates/corio"), "rs")?;
+    files.extend(files_below(&root.join("crates/corio-tests"), "rs")?);
+    for path in files {
         let text = read(&path)?;
         tags.extend(tagged(&text));
         if path.starts_with(root.join("crates/corio/src")) {

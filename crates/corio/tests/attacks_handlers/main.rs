@@ -1,5 +1,7 @@
-//! Programs that try to break handlers, monitors, polling and foreign loops from safe code.
+//! Programs that try to break the event loop, handlers, monitors, polling and foreign loops from safe
+//! code.
 
+mod context;
 mod embedding;
 mod random;
 

@@ -6,11 +6,10 @@
 mod attacks_cancel;
 mod attacks_coroutine;
 mod attacks_sound;
+mod attacks_sync;
 mod backtrace;
 mod cancel;
 mod coroutine;
 mod leaks;
 mod named;
 mod schedule;
-mod scope;
-mod select;

@@ -14,7 +14,7 @@ use corio::{IoThread, JoinError, block_on_within};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
-#[path = "../../examples/http_client.rs"]
+#[path = "../../../corio/examples/http_client.rs"]
 mod http_client;
 
 /// Coroutine and task alike need a moment; no test waits for this long.

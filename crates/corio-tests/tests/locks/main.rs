@@ -1,7 +1,6 @@
 //! The locks and the channel between coroutines of several threads, and plain threads (SPEC L1 to
-//! L8).
+//! L8); waiting for the first of several, and for all that a scope holds.
 
-mod attacks_sync;
 mod barrier;
 mod cancel_random;
 mod channel;
@@ -10,6 +9,8 @@ mod lock_cnt;
 mod rwlock;
 mod rwlock_cancel;
 mod rwlock_misuse;
+mod scope;
+mod select;
 mod sync;
 
 use corio::{AioContext, IoThread, JoinError};

@@ -1,7 +1,6 @@
 //! The event loop from outside: its handlers, bottom halves and waiting, and IoThreads that run it
 //! (SPEC A3, A4, B1 to B9, H1 to H5, I1 to I3, W1, W2).
 
-mod attacks_context;
 mod bottom_halves;
 mod context;
 mod handlers;

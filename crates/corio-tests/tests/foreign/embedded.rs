@@ -19,9 +19,9 @@ use corio::engine::{EngineChoice, EngineKind};
 use corio::fs::File;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-#[path = "../../examples/in_mio.rs"]
+#[path = "../../../corio/examples/in_mio.rs"]
 mod in_mio;
-#[path = "../../examples/in_tokio.rs"]
+#[path = "../../../corio/examples/in_tokio.rs"]
 mod in_tokio;
 
 /// How often a loop had to turn the context.

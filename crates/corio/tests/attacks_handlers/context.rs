@@ -56,7 +56,7 @@ fn scratch() -> File {
 /// Runs one test of this file in a process of its own, where [`is_child`] is true.
 fn child(test: &str, envs: &[(&str, &str)]) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("attacks_context::{test}")])
+        .args(["--exact", &format!("context::{test}")])
         .args(["--nocapture", "--test-threads=1"])
         .env("CORIO_ATTACK_CHILD", test)
         .envs(envs.iter().copied())
