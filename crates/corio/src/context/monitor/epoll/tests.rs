@@ -2,10 +2,11 @@
 
 #![allow(unsafe_code)] // Requests are put into the ring by hand.
 
+use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
@@ -39,6 +40,9 @@ fn request(local: &Local) -> &'static Request {
     request
 }
 
+/// Those that were made, as addresses: what is never freed is to be found, or it is a leak.
+static MADE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
 /// In flight from now on. It is never freed: a test that fails leaves it to the kernel.
 fn alone(local: &Local) -> &'static Request {
     let request: &Request = Box::leak(Box::new(Request {
@@ -47,6 +51,7 @@ fn alone(local: &Local) -> &'static Request {
         ended: Cell::new(false),
         ends: EventFd::new().unwrap(),
     }));
+    MADE.lock().unwrap().push(ptr::from_ref(request).addr());
     let fd = types::Fd(request.ends.as_fd().as_raw_fd());
     let entry = opcode::PollAdd::new(fd, POLLIN).build();
     // SAFETY: it stays for ever, and a poll points to nothing.
