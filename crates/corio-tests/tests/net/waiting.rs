@@ -39,7 +39,7 @@ fn who_waits_for_a_peer_to_catch_up_goes_on_when_it_has_or_the_time_is_over() {
         ours.set_send_buffer(100_000).unwrap();
         let ms = Duration::from_millis;
         assert!(ours.wait_writable(ms(0)).unwrap(), "nothing is unread");
-        // Half of it: there is room, and more is unread than a quarter.
+        // Until more than a quarter is unread.
         let piece = [1; 1000];
         let mut sent = 0;
         while ours.wait_writable(ms(0)).unwrap() {
