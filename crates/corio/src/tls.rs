@@ -26,8 +26,9 @@ pub(crate) struct ThreadState {
     pub(crate) context_id: Cell<u64>,
     /// The thread's pool of free stacks. Owner: `stack::pool`.
     pub(crate) pool: Cell<*mut ()>,
-    /// Whether this thread's runs are traced, as far as it has noticed. Owner: `track`.
-    pub(crate) traced: Cell<bool>,
+    /// Whether this thread's runs are traced, as far as it has noticed: 0 or 1, in a word that what
+    /// else must be 0 is put together with. Owner: `track`.
+    pub(crate) traced: Cell<u64>,
 }
 
 /// This thread's state. Call it again after anything that may have switched stacks.
@@ -123,7 +124,7 @@ mod imp {
                 context: Cell::new(core::ptr::null()),
                 context_id: Cell::new(0),
                 pool: Cell::new(core::ptr::null_mut()),
-                traced: Cell::new(false),
+                traced: Cell::new(0),
             }
         };
     }

@@ -258,7 +258,7 @@ pub mod layout {
     pub const HOME_INBOX: usize = Home::INBOX_AT;
     /// In a thread's state, whose first word is the running coroutine.
     pub const HOME: usize = offset_of!(ThreadState, home);
-    /// In a thread's state; a byte.
+    /// In a thread's state; 0 or 1.
     pub const TRACED: usize = offset_of!(ThreadState, traced);
     /// What is added to the key of one that is suspended, whose lower half is 0.
     pub const ENTERED: u64 = key::ENTERED;

@@ -336,9 +336,10 @@ fn suspend_block(block: &ControlBlock) {
 #[inline(always)]
 pub(crate) fn try_park(co: CoRef, uninterruptible: bool) -> bool {
     let block = co.block();
-    // With a flag in the key it fails, as there is something else to be done.
-    let parked = block.hot.cancel.get() == Cancel::None
-        && block.slot.word.park_now(block.hot.suspended_key.get());
+    // One that has woken others parks all the same. One that has queued itself does not: with that
+    // in the key it fails.
+    let packed = block.hot.suspended_key.get() & !key::WOKE;
+    let parked = block.hot.cancel.get() == Cancel::None && block.slot.word.park_now(packed);
     if parked {
         suspend_parked(block, uninterruptible);
     }
@@ -649,7 +650,7 @@ impl Coroutine {
         let thread = tls::thread();
         // The key first: what has ended, or moves, may not be looked at otherwise.
         let parked = thread.current.get().is_null()
-            && !thread.traced.get()
+            && thread.traced.get() == 0
             && self.co.key() == self.base + key::PARKED
             && self.slot.word.claim_parked_now(self.base);
         if parked {
@@ -687,12 +688,15 @@ impl Coroutine {
     #[track_caller]
     #[inline(always)] // A call more would cost a return that the CPU predicts wrong.
     pub fn enter(&self) {
+        let thread = tls::thread();
         let key = self.co.key();
-        if key == self.base + key::SUSPENDED {
-            return switch::enter_as(self.co, self.base);
+        // One branch for all that speaks against it: each would be felt.
+        let other = key ^ (self.base + key::SUSPENDED);
+        if other | thread.traced.get() | thread.current.get().addr() as u64 == 0 {
+            return switch::enter_first(thread, self.co, self.base);
         }
-        if key == self.base + key::CREATED {
-            cold_path(); // Or the two comparisons become an addition and one, a step longer.
+        cold_path(); // Or it is what the shortest way is laid out for.
+        if key.wrapping_sub(self.base) <= key::CREATED {
             return switch::enter_as(self.co, self.base);
         }
         self.enter_slow();

@@ -162,7 +162,7 @@ fn keep_panic(co: CoRef, payload: Panic) {
 #[inline(always)]
 pub(super) fn switch_into(block: &ControlBlock, base: u64) -> (u64, CoRef) {
     let thread = tls::thread();
-    if thread.traced.get() {
+    if thread.traced.get() != 0 {
         return traced_switch(block, base);
     }
     switch(thread, block, base)
@@ -219,15 +219,60 @@ pub(super) fn enter_as(co: CoRef, base: u64) {
 /// one.
 #[inline(always)]
 pub(super) fn enter_first(thread: &tls::ThreadState, co: CoRef, base: u64) {
-    let (left, co) = switch(thread, co.block(), base);
+    let block = co.block();
+    block.set_key(base + key::ENTERED);
+    // SAFETY: as in `switch`; no coroutine runs.
+    let (left, machine) = unsafe { block.hot.machine.resume_first(thread) };
     if left & key::SETTLE != 0 {
-        after_run(co);
+        after_run(of_machine(machine));
     }
 }
 
 /// What is seldom to be done after a run: end the coroutine, run what it woke, pass its panic on.
 #[inline(never)]
 pub(super) fn after_run(co: CoRef) {
+    if !end_plainly(co) {
+        after_run_of_note(co);
+    }
+}
+
+/// As [`finish`], if the coroutine has ended and left nothing else to be done; false, and nothing
+/// done, if not. It calls nothing, so that it needs no frame: there is one for each coroutine that
+/// ends.
+#[inline(always)]
+fn end_plainly(co: CoRef) -> bool {
+    let block = co.block();
+    let (slot, generation, thread) = (block.slot, block.generation, block.hot.thread.get());
+    let ended = block.woken.is_empty()
+        && block.key() == key::of(generation) + key::ENDED
+        && !block.has_queued_itself()
+        && !block.is_loose()
+        && block.locks_held.get() == 0
+        && block.name.is_none()
+        && !track::is_enabled()
+        && !slot.is_watched()
+        // SAFETY: the coroutine is over, and gives its slot up below, or where this is asked again.
+        && unsafe { stack::is_settled(co.0.cast()) }
+        && stack::has_room(thread, slot, generation);
+    if !ended {
+        return false;
+    }
+    if let Some(panic) = block.panic.take() {
+        block.panic.set(Some(panic));
+        return false;
+    }
+    unlink(co);
+    if slot.word.retire(generation) {
+        // SAFETY: as in `give_up`; there is room.
+        unsafe { stack::release_into_room(thread, slot) };
+    }
+    true
+}
+
+/// As [`after_run`], where there is something to be noted.
+#[cold]
+#[inline(never)]
+fn after_run_of_note(co: CoRef) {
     let queue = WakeQueue::new();
     let panic = settle(co, &queue);
     if panic.is_some() || !queue.is_empty() {

@@ -50,7 +50,7 @@ use core::ptr::NonNull;
 use corosensei::stack::{Stack, StackPointer};
 
 pub(crate) use depth::{is_settled, settle};
-pub(crate) use pool::{acquire, flush_local, release};
+pub(crate) use pool::{acquire, flush_local, has_room, release, release_into_room};
 pub(crate) use table::slot_at;
 pub(crate) use word::{ByName, Park, SlotWord, Wake};
 
@@ -230,6 +230,13 @@ impl Slot {
         // The control block holds things, too.
         #[cfg(feature = "asan")]
         sys::asan::register_stack(low, len + CONTROL_SIZE);
+    }
+
+    /// Whether [`clear`](Self::clear) has anybody to tell.
+    #[inline]
+    #[allow(clippy::unused_self)]
+    pub(crate) fn is_watched(&self) -> bool {
+        cfg!(feature = "asan") || sys::valgrind::knows_stacks()
     }
 
     /// Tells who watches memory that no frame is left on it: its coroutine has ended.

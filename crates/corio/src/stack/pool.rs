@@ -192,6 +192,32 @@ pub(crate) unsafe fn release(thread: &ThreadState, slot: &'static Slot, generati
     }
 }
 
+/// Whether [`release_into_room`] may follow: the thread's pool takes the stack, and has nothing else
+/// to do.
+#[inline]
+pub(crate) fn has_room(thread: &ThreadState, slot: &Slot, generation: u32) -> bool {
+    let local = thread.pool.get().cast::<Local>();
+    // SAFETY: null or the thread's pool, which nobody else looks at.
+    let has_place = unsafe { local.as_ref() }.is_some_and(|local| local.free.len() < LOCAL_MAX);
+    has_place && slot.is_default() && !generation.is_multiple_of(SWEEP)
+}
+
+/// As [`release`], where [`has_room`] has just said so.
+///
+/// # Safety
+/// As there.
+#[inline]
+pub(crate) unsafe fn release_into_room(thread: &ThreadState, slot: &'static Slot) {
+    let local = thread.pool.get().cast::<Local>();
+    // SAFETY: by the caller's promise the pool is there, and has room for `LOCAL_MAX` and one more.
+    unsafe {
+        let free = &mut (*local).free;
+        let len = free.len();
+        free.as_mut_ptr().add(len).write(Free::new(slot, 0));
+        free.set_len(len + 1);
+    }
+}
+
 #[cold]
 #[inline(never)]
 fn tidy(thread: &ThreadState) {

@@ -146,7 +146,7 @@ pub fn disable() {
 #[inline(always)]
 pub(crate) fn notice(thread: &tls::ThreadState) -> bool {
     let on = is_enabled();
-    thread.traced.set(on);
+    thread.traced.set(u64::from(on));
     on
 }
 

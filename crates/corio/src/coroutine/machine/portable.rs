@@ -62,6 +62,16 @@ impl Machine {
         (given, NonNull::from(self))
     }
 
+    /// As [`resume`](Self::resume), where no coroutine runs.
+    ///
+    /// # Safety
+    /// M1 and M2.
+    #[inline(always)]
+    pub(crate) unsafe fn resume_first(&self, thread: &ThreadState) -> (u64, NonNull<Machine>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.resume(thread) }
+    }
+
     /// Gives control back to the resumer, who gets `given`; returns `self` when the coroutine is
     /// resumed again.
     ///

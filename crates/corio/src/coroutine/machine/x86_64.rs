@@ -171,6 +171,38 @@ impl Machine {
         }
     }
 
+    /// As [`resume`](Self::resume), where no coroutine runs: what `current` goes back to is known,
+    /// and the place for it on the stack stays as it is. One store less, and one chain less of a
+    /// load behind the store before it, from each round to the next.
+    ///
+    /// # Safety
+    /// M1 and M2, and `current` is null.
+    #[inline(always)]
+    pub(crate) unsafe fn resume_first(&self, thread: &ThreadState) -> (u64, NonNull<Machine>) {
+        let given;
+        let this: *mut Machine;
+        // SAFETY: as in `resume`.
+        unsafe {
+            asm!(
+                "push rbx",
+                "lea rsp, [rsp - 8]",
+                "mov [rax + {current}], rdi",
+                "call [rdx]",
+                "lea rsp, [rsp + 8]",
+                "mov qword ptr [rax + {current}], 0",
+                "pop rbx",
+                current = const offset_of!(ThreadState, current),
+                inout("rdi") ptr::from_ref(self) => this,
+                inout("rdx") self.sp.get() => _,
+                inout("rax") ptr::from_ref(thread) => _,
+                lateout("rsi") given,
+                lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
+                clobber_abi("sysv64"),
+            );
+            (given, NonNull::new_unchecked(this))
+        }
+    }
+
     /// Gives control back to the resumer, who gets `given`; returns `self` when the coroutine is
     /// resumed again.
     ///
