@@ -15,10 +15,13 @@
 //! searching, so that a stream of jobs costs no wake-up each. Waking the last one first lets the
 //! others' idle time run, so that a pool which is larger than its load shrinks.
 //!
-//! For how long a worker searches before it sleeps is what jobs so far have taught the pool, as in
-//! adaptive polling: long enough to meet the next one where one comes within [`SPIN_MAX_NS`], not at
-//! all where none does. One worker does so at a time, and none that has but one processor to run
-//! on, which whoever has the next job needs as well.
+//! For how long a worker searches before it sleeps is what jobs so far have taught the pool, and
+//! what waking a worker has been seen to take: see `patience`. One worker does so at a time, and
+//! none that has but one processor to run on, which whoever has the next job needs as well.
+//!
+//! A job whose submitter waits for it ends in two steps: it runs, and then its end is told ([`End`]),
+//! when its worker searches again. Who has another job as soon as it is told finds that worker, and
+//! does not wake a second one.
 //!
 //! Lock order: the state lock is the only one; no job runs under it. Threads are made under it, as
 //! only then "there is a worker" can be relied on by a submitter whose own thread was refused.
@@ -28,9 +31,13 @@
 //!   last attempt to make one).
 //! - I2. While a job is queued there is a worker.
 //! - I3. Ids in the queue ascend.
+//! - I4. The end of a job is told before its worker begins with another one, sleeps or leaves, and
+//!   not under the lock.
 
 // A job is a pointer and a function, which its maker promises are fit for another thread.
 #![allow(unsafe_code)]
+
+mod patience;
 
 use core::ptr::NonNull;
 use core::time::Duration;
@@ -41,6 +48,7 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use self::patience::SearchTime;
 use crate::atomic::{AtomicUsize, Ordering};
 use crate::error::Error;
 use crate::sys;
@@ -51,12 +59,7 @@ pub(crate) const THREADS_MAX: usize = 64;
 /// How long a worker above the minimum stays without a job.
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
-/// For how long a worker looks at an empty queue at most before it sleeps, in ns: a few times what
-/// waking it costs, and what its submitter takes to be woken and to have another job.
-const SPIN_MAX_NS: u64 = 20_000;
-/// The shortest search that is one, in ns.
-const SPIN_FIRST_NS: u64 = 5_000;
-/// Looks at the queue between two at the clock.
+/// Looks at what is awaited between two at the clock.
 const SPIN_LOOKS: u32 = 16;
 
 /// How many places of cancelled jobs the queue may hold besides as many as there are jobs.
@@ -65,15 +68,17 @@ const HOLES_MAX: usize = 32;
 /// The longest name Linux keeps for a thread, in bytes.
 const THREAD_NAME_MAX: usize = 15;
 
-/// Something to run on a worker: a pointer to whatever the maker likes, and the function that is
-/// called with it, once. Dropping one does nothing.
+/// Something to run on a worker: a pointer to whatever the maker likes, and the functions that are
+/// called with it, once each. Dropping one does nothing.
 #[derive(Debug)]
 pub(crate) struct RawJob {
     data: NonNull<()>,
     run: unsafe fn(NonNull<()>),
+    end: Option<unsafe fn(NonNull<()>)>,
 }
 
-// SAFETY: `RawJob::new`'s contract: whoever made it promised that another thread may run it.
+// SAFETY: the contract of `new` and `with_end`: whoever made it promised that another thread may
+// run it.
 unsafe impl Send for RawJob {}
 
 impl RawJob {
@@ -82,7 +87,22 @@ impl RawJob {
     /// valid for one call of `run`, from any thread. A panic that leaves `run` aborts the process:
     /// a job that may panic catches it and makes it its caller's error.
     pub(crate) unsafe fn new(data: NonNull<()>, run: unsafe fn(NonNull<()>)) -> RawJob {
-        RawJob { data, run }
+        let end = None;
+        RawJob { data, run, end }
+    }
+
+    /// One whose end is told by `end`, which is called after `run` in the same thread, once the
+    /// worker may be found by who is told.
+    ///
+    /// # Safety
+    /// As of [`new`](Self::new), for both functions.
+    pub(crate) unsafe fn with_end(
+        data: NonNull<()>,
+        run: unsafe fn(NonNull<()>),
+        end: unsafe fn(NonNull<()>),
+    ) -> RawJob {
+        let end = Some(end);
+        RawJob { data, run, end }
     }
 
     /// The pointer it was made with.
@@ -91,10 +111,29 @@ impl RawJob {
         self.data
     }
 
-    fn run(self) {
+    fn run(self) -> Option<End> {
         let bomb = AbortOnUnwind;
         // SAFETY: the maker's promise in `new`; `self` is consumed, so it is called once.
         unsafe { (self.run)(self.data) };
+        core::mem::forget(bomb);
+        let data = self.data;
+        self.end.map(|tell| End { data, tell })
+    }
+}
+
+/// The end of a job that has run, still to be told.
+#[must_use]
+struct End {
+    data: NonNull<()>,
+    tell: unsafe fn(NonNull<()>),
+}
+
+impl End {
+    fn tell(self) {
+        let bomb = AbortOnUnwind;
+        // SAFETY: the maker's promise in `with_end`; `run` has been called in this thread, and
+        // `self` is consumed, so this is called once.
+        unsafe { (self.tell)(self.data) };
         core::mem::forget(bomb);
     }
 }
@@ -178,29 +217,14 @@ struct Queued {
     job: Option<RawJob>,
 }
 
-/// For how long an idle worker is worth searching, in ns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct SearchTime(u64);
-
-impl SearchTime {
-    /// A worker got a job after `waited_ns` without one.
-    fn adjust(&mut self, waited_ns: u64) {
-        self.0 = if waited_ns <= self.0 {
-            self.0 // Searching met it, or would have.
-        } else if waited_ns > SPIN_MAX_NS {
-            0 // No search could.
-        } else {
-            (self.0 * 2).clamp(SPIN_FIRST_NS, SPIN_MAX_NS)
-        };
-    }
-}
-
 #[derive(Debug, Default)]
 struct Slot {
     // None: no worker has this slot, or shutdown has taken its handle.
     handle: Option<JoinHandle<()>>,
     used: bool,
     asleep: bool,
+    // When it was woken for a job that it has not got yet.
+    woken_at_ns: Option<u64>,
 }
 
 impl Pool {
@@ -219,7 +243,7 @@ impl Pool {
             threads: 0,
             searching: 0,
             asleep: Vec::with_capacity(THREADS_MAX),
-            search_time: SearchTime(SPIN_FIRST_NS),
+            search_time: SearchTime::new(),
             slots: core::array::from_fn(|_| Slot::default()),
             left: Vec::new(),
             stopping: false,
@@ -347,6 +371,21 @@ impl Pool {
     }
 }
 
+/// Until `is_over`, which it says then, or the time.
+fn spin(until_ns: u64, is_over: impl Fn() -> bool) -> bool {
+    loop {
+        for _ in 0..SPIN_LOOKS {
+            if is_over() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        if sys::clock::monotonic_ns() >= until_ns {
+            return false;
+        }
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shutdown(AtShutdown::RunQueued);
@@ -417,6 +456,7 @@ impl State {
     fn wake_one(&mut self) -> Option<usize> {
         let slot = self.asleep.pop()?;
         self.slots[slot].asleep = false;
+        self.slots[slot].woken_at_ns = Some(sys::clock::monotonic_ns());
         self.searching += 1;
         Some(slot)
     }
@@ -467,6 +507,12 @@ fn thread_name(prefix: &str, slot: usize) -> String {
     format!("{}{suffix}", &prefix[..prefix_max])
 }
 
+fn tell(end: &mut Option<End>) {
+    if let Some(end) = end.take() {
+        end.tell();
+    }
+}
+
 /// A worker thread's own view.
 struct Worker {
     shared: Arc<Shared>,
@@ -482,53 +528,71 @@ impl Worker {
         self.may_spin = sys::thread::processors() > 1;
         // Counted in `threads` and `searching` by who made it.
         let mut state = self.shared.state.lock();
-        while let Some(job) = self.search(&mut state) {
+        let mut end = None;
+        while let Some(job) = self.search(&mut state, &mut end) {
             state.searching -= 1;
-            MutexGuard::unlocked(&mut state, || job.run());
+            MutexGuard::unlocked(&mut state, || {
+                tell(&mut end);
+                end = job.run();
+            });
             state.searching += 1;
         }
         self.leave(state);
     }
 
-    /// The next job, or `None` if this worker is to leave. It is a searcher before and after.
-    fn search(&self, state: &mut MutexGuard<'_, State>) -> Option<RawJob> {
+    /// The next job, or `None` if this worker is to leave. It is a searcher before and after. The
+    /// last one's end is told if there is none at once (I4).
+    fn search(&self, state: &mut MutexGuard<'_, State>, end: &mut Option<End>) -> Option<RawJob> {
         let mut spun = false;
         let mut idle_since_ns = None;
         loop {
-            if state.threads > state.max && !state.stopping {
-                return None;
-            }
-            if let Some(job) = state.pop(&self.shared) {
+            let is_surplus = state.threads > state.max && !state.stopping;
+            if !is_surplus && let Some(job) = state.pop(&self.shared) {
                 if let Some(since_ns) = idle_since_ns {
-                    let waited_ns = sys::clock::monotonic_ns().saturating_sub(since_ns);
-                    state.search_time.adjust(waited_ns);
+                    self.learn(state, since_ns);
                 }
                 return Some(job);
             }
-            if state.stopping {
-                return None;
+            if is_surplus || state.stopping {
+                if end.is_none() {
+                    return None;
+                }
+                // Whether it is too many is decided anew: another one may leave meanwhile.
+                MutexGuard::unlocked(state, || tell(end));
+                continue;
             }
+            state.slots[self.slot].woken_at_ns = None; // Another one has got what it was woken for.
             let since_ns = *idle_since_ns.get_or_insert_with(sys::clock::monotonic_ns);
-            let SearchTime(spin_ns) = state.search_time;
-            if !spun && state.searching == 1 && spin_ns > 0 && self.may_spin {
-                MutexGuard::unlocked(state, || self.spin(since_ns.saturating_add(spin_ns)));
-                spun = true;
+            let spin_ns = state.search_time.ns();
+            let spins = !spun && state.searching == 1 && spin_ns > 0 && self.may_spin;
+            if spins || end.is_some() {
+                MutexGuard::unlocked(state, || {
+                    tell(end);
+                    if spins {
+                        let is_queued = || self.shared.queued_hint.load(Ordering::Relaxed) > 0;
+                        spin(since_ns.saturating_add(spin_ns), is_queued);
+                    }
+                });
+                spun |= spins;
             } else if !self.sleep(state) {
                 return None;
             }
         }
     }
 
-    /// Until something is queued or the time is over.
-    fn spin(&self, until_ns: u64) {
-        while sys::clock::monotonic_ns() < until_ns {
-            for _ in 0..SPIN_LOOKS {
-                if self.shared.queued_hint.load(Ordering::Relaxed) > 0 {
-                    return;
-                }
-                core::hint::spin_loop();
-            }
+    /// It got a job, for the first time since `idle_since_ns`.
+    fn learn(&self, state: &mut State, idle_since_ns: u64) {
+        let now_ns = sys::clock::monotonic_ns();
+        let woken_at_ns = state.slots[self.slot].woken_at_ns.take();
+        if let Some(woken_at_ns) = woken_at_ns {
+            let wake_ns = now_ns.saturating_sub(woken_at_ns);
+            state.search_time.learn_wake(wake_ns);
         }
+        // What a search has to last for: waking is what it saves.
+        let came_at_ns = woken_at_ns.unwrap_or(now_ns);
+        state
+            .search_time
+            .adjust(came_at_ns.saturating_sub(idle_since_ns));
     }
 
     /// Sleeps until there may be something to do: true to search again, false to leave.
@@ -569,6 +633,7 @@ impl Worker {
         let earlier = core::mem::take(&mut state.left);
         let slot = &mut state.slots[self.slot];
         slot.used = false;
+        slot.woken_at_ns = None;
         let own = slot.handle.take();
         state.left.extend(own);
         drop(state);

@@ -3,7 +3,8 @@
 //! Invariants
 //! - I1 A job's record lies in the frame of the coroutine that submitted it, which parks
 //!   uninterruptibly until `done`.
-//! - I2 The worker writes `outcome`, then `done`, and does not touch the record after that.
+//! - I2 The worker writes `outcome`, then `done`, and does not touch the record after that. Before
+//!   `done` it counts as one that searches for a job (I4 of the pool).
 //! - I3 Who has been asked to end takes its job out of the queue, where no worker can find it any
 //!   more, or waits for it all the same.
 
@@ -42,14 +43,24 @@ struct Record<F, T> {
 unsafe fn work<F: FnOnce() -> T, T>(data: NonNull<()>) {
     let record = data.cast::<Record<F, T>>();
     // SAFETY: the caller's promise; until `done` is set only the worker touches the cells.
-    let (job, waker) = unsafe { ((*record.as_ref().job.get()).take(), record.as_ref().waker) };
+    let job = unsafe { (*record.as_ref().job.get()).take() };
     let Some(job) = job else { return };
     let outcome = catch_unwind(AssertUnwindSafe(job));
     // SAFETY: as above; I2.
-    unsafe {
-        (*record.as_ref().outcome.get()).write(outcome);
-        record.as_ref().done.store(true, Ordering::Release);
-    }
+    unsafe { (*record.as_ref().outcome.get()).write(outcome) };
+}
+
+/// # Safety
+/// As [`work`], which has been called in this thread.
+unsafe fn end<F, T>(data: NonNull<()>) {
+    let record = data.cast::<Record<F, T>>();
+    // SAFETY: the caller's promise; the record is not touched after `done`.
+    let waker = unsafe {
+        let record = record.as_ref();
+        let waker = record.waker;
+        record.done.store(true, Ordering::Release); // Pairs with `submit`'s acquire.
+        waker
+    };
     waker.wake();
 }
 
@@ -121,12 +132,12 @@ fn submit<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> Outcome<T>
         done: AtomicBool::new(false),
         waker,
     };
-    // SAFETY: `work::<F, T>` is called once with the record's address. I1 keeps the record and what
-    // the job borrows in place; F and T are Send.
-    let job = unsafe { RawJob::new(NonNull::from(&record).cast(), work::<F, T>) };
+    // SAFETY: `work::<F, T>` and then `end::<F, T>` are called once with the record's address. I1
+    // keeps the record and what the job borrows in place; F and T are Send.
+    let job = unsafe { RawJob::with_end(NonNull::from(&record).cast(), work::<F, T>, end::<F, T>) };
     let id = pool.submit(job)?;
     let mut asked = false;
-    // Acquire pairs with `work`'s release.
+    // Acquire pairs with `end`'s release.
     while !record.done.load(Ordering::Acquire) {
         // What unwinds already has its destructors' jobs done.
         if !asked && is_cancelled() && !coroutine::current().is_some_and(CoRef::is_unwinding) {
