@@ -498,7 +498,7 @@ impl Local {
     }
 
     /// True if something that is no descriptor's nor timer's is to be run at once.
-    fn is_urgent(&self) -> bool {
+    pub(crate) fn is_urgent(&self) -> bool {
         self.drain_due.get() || self.context.inner().bottom_halves.is_urgent()
     }
 

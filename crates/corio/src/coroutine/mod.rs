@@ -319,6 +319,12 @@ pub(crate) fn suspend_running(co: CoRef) {
     suspend_block(co.block());
 }
 
+/// As [`suspend_running`], but no cancellation point.
+pub(crate) fn suspend_uninterruptible(co: CoRef) {
+    let block = co.block();
+    switch::switch_out(block, block.hot.suspended_key.get());
+}
+
 #[inline(always)]
 fn suspend_block(block: &ControlBlock) {
     let block = switch::switch_out(block, block.hot.suspended_key.get());

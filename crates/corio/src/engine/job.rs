@@ -124,9 +124,9 @@ impl AioContext {
         let raw = NonNull::from(Box::leak(Box::<Task>::new(Box::new(run)))).cast();
         // SAFETY: whoever takes the job takes the task (I1); nothing unwinds from `work`.
         match pool.submit(unsafe { RawJob::new(raw, work) }) {
-            Ok(id) => Ok(BlockingJob {
+            Ok(submitted) => Ok(BlockingJob {
                 pool: Arc::downgrade(&pool),
-                id,
+                id: submitted.id,
                 task: raw,
             }),
             Err(error) => {

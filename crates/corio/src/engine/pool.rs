@@ -48,7 +48,7 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use self::patience::SearchTime;
+use self::patience::{MeetTime, SearchTime};
 use crate::atomic::{AtomicUsize, Ordering};
 use crate::error::Error;
 use crate::sys;
@@ -152,6 +152,14 @@ impl Drop for AbortOnUnwind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct JobId(u64);
 
+/// A job that was queued.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Submitted {
+    pub(crate) id: JobId,
+    /// A worker is on a processor of its own and looks for one.
+    pub(crate) is_awaited: bool,
+}
+
 /// What a pool does with the jobs that are queued when it is shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AtShutdown {
@@ -176,6 +184,7 @@ pub(crate) struct PoolStats {
 #[derive(Debug)]
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    meet_time: MeetTime,
 }
 
 #[derive(Debug)]
@@ -204,6 +213,8 @@ struct State {
     searching: usize,
     asleep: Vec<usize>,
     search_time: SearchTime,
+    // The workers are not confined to one processor.
+    may_spin: bool,
     slots: [Slot; THREADS_MAX],
     // Workers that left and are not joined yet.
     left: Vec<JoinHandle<()>>,
@@ -244,6 +255,7 @@ impl Pool {
             searching: 0,
             asleep: Vec::with_capacity(THREADS_MAX),
             search_time: SearchTime::new(),
+            may_spin: false,
             slots: core::array::from_fn(|_| Slot::default()),
             left: Vec::new(),
             stopping: false,
@@ -259,6 +271,7 @@ impl Pool {
         };
         Ok(Pool {
             shared: Arc::new(shared),
+            meet_time: MeetTime::new(),
         })
     }
 
@@ -267,7 +280,7 @@ impl Pool {
     /// # Errors
     /// When the system refuses a thread while the pool has none, there is no memory for the queue,
     /// or the pool was shut down. The job was not run then and will not be.
-    pub(crate) fn submit(&self, job: RawJob) -> Result<JobId, Error> {
+    pub(crate) fn submit(&self, job: RawJob) -> Result<Submitted, Error> {
         let shared = &self.shared;
         let mut state = shared.state.lock();
         if state.stopping {
@@ -282,8 +295,13 @@ impl Pool {
         state.queue.push_back(Queued { id, job: Some(job) });
         let queued = state.queued + 1;
         state.set_queued(shared, queued);
+        let mut submitted = Submitted {
+            id: JobId(id),
+            is_awaited: false,
+        };
         if state.queued <= state.searching {
-            return Ok(JobId(id));
+            submitted.is_awaited = state.may_spin;
+            return Ok(submitted);
         }
         if let Some(slot) = state.wake_one() {
             drop(state);
@@ -294,7 +312,20 @@ impl Pool {
             state.withdraw(shared, id);
             return Err(error);
         }
-        Ok(JobId(id))
+        Ok(submitted)
+    }
+
+    /// Looks for a moment whether a job is done that was [awaited](Submitted::is_awaited), unless
+    /// that has been in vain of late: true if it is. Sleeping until a worker wakes who waits takes
+    /// many times what a short job does.
+    pub(crate) fn meet(&self, is_done: impl Fn() -> bool) -> bool {
+        let Some(ns) = self.meet_time.next_ns() else {
+            return false;
+        };
+        let until_ns = sys::clock::monotonic_ns().saturating_add(ns);
+        let is_met = spin(until_ns, is_done);
+        self.meet_time.adjust(is_met);
+        is_met
     }
 
     /// Takes a job out of the queue. False if it has started or ended; if true it will not run, and
@@ -528,6 +559,7 @@ impl Worker {
         self.may_spin = sys::thread::processors() > 1;
         // Counted in `threads` and `searching` by who made it.
         let mut state = self.shared.state.lock();
+        state.may_spin = self.may_spin;
         let mut end = None;
         while let Some(job) = self.search(&mut state, &mut end) {
             state.searching -= 1;

@@ -361,6 +361,12 @@ pub fn yield_now() {
     coroutine::suspend_running(queue_running());
 }
 
+/// As [`yield_now`], but no cancellation point: for whoever has a result to hand out.
+#[track_caller]
+pub(crate) fn yield_uninterruptible() {
+    coroutine::suspend_uninterruptible(queue_running());
+}
+
 /// Puts the running coroutine at the end of its context's queue.
 #[inline(never)]
 #[track_caller]

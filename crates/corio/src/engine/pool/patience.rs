@@ -1,4 +1,4 @@
-//! For how long a worker looks for a job before it sleeps.
+//! For how long who waits looks before it sleeps: a worker for a job, a submitter for its job's end.
 //!
 //! Waking who sleeps takes some microseconds, and tens where its processor has halted and is one of
 //! a virtual machine's; it costs whoever wakes about as much. So a worker that looks for as long as
@@ -15,8 +15,11 @@
 //!     the most:          twice what waking takes, at most 100 us
 //! ```
 //!
-//! Twice, as `t` has the submitter's own waking in it. Where the next job is late once, the next
-//! search is none.
+//! Twice, as `t` has the submitter's own waking in it. A worker that meets its jobs makes them end
+//! while their submitter still looks, so that neither sleeps; where the next job is late once, the
+//! next search is none.
+
+use crate::atomic::{AtomicU32, Ordering};
 
 /// For how long a worker searches at most, in ns, whatever waking it takes.
 pub(super) const SEARCH_MAX_NS: u64 = 100_000;
@@ -28,6 +31,12 @@ const WAKE_FIRST_NS: u64 = 10_000;
 const SEARCH_WAKES: u64 = 2;
 /// A measurement counts as one in so many.
 const WAKE_WEIGHT: u64 = 4;
+
+/// For how long a submitter looks at most, in ns: what a job that only asks the kernel something
+/// takes, there and back. Others of its home wait meanwhile.
+const MEET_NS: u64 = 3_000;
+/// How many jobs in a row are not looked for after one that was in vain, at most.
+const SKIPS_MAX: u32 = 64;
 
 /// For how long an idle worker is worth searching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +82,47 @@ impl SearchTime {
     }
 }
 
+/// Whether a submitter looks for its job's end. Any thread: what two make of it at a time is one of
+/// both.
+#[derive(Debug)]
+pub(super) struct MeetTime {
+    /// Jobs that are not looked for.
+    skips: AtomicU32,
+    /// What `skips` was after the last one in vain; 0 after one that was met.
+    last_skips: AtomicU32,
+}
+
+impl MeetTime {
+    pub(super) fn new() -> Self {
+        Self {
+            skips: AtomicU32::new(0),
+            last_skips: AtomicU32::new(0),
+        }
+    }
+
+    /// For how long the next job is to be looked for, if it is.
+    pub(super) fn next_ns(&self) -> Option<u64> {
+        let skips = self.skips.load(Ordering::Relaxed);
+        if skips > 0 {
+            self.skips.store(skips - 1, Ordering::Relaxed);
+            return None;
+        }
+        Some(MEET_NS)
+    }
+
+    /// It was met in that time, or was not.
+    pub(super) fn adjust(&self, is_met: bool) {
+        let last = self.last_skips.load(Ordering::Relaxed);
+        let skips = match is_met {
+            true if last == 0 => return,
+            true => 0,
+            false => (last * 2).clamp(1, SKIPS_MAX),
+        };
+        self.skips.store(skips, Ordering::Relaxed);
+        self.last_skips.store(skips, Ordering::Relaxed);
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -112,5 +162,20 @@ mod tests {
         assert_eq!(ns, most_ns);
         assert_eq!(learn(u64::MAX), (SEARCH_MAX_NS, SEARCH_MAX_NS));
         assert_eq!(learn(0), (SEARCH_FIRST_NS, SEARCH_FIRST_NS));
+    }
+
+    // SPEC E3
+    #[test]
+    fn jobs_that_are_not_met_are_soon_hardly_looked_for() {
+        let time = MeetTime::new();
+        let looked = |is_met: bool, jobs: u32| {
+            let looks = |_: &u32| time.next_ns().inspect(|_| time.adjust(is_met)).is_some();
+            (0..jobs).filter(looks).count()
+        };
+        assert_eq!(looked(true, 1000), 1000);
+        let in_vain = looked(false, 6500);
+        assert!((100..=110).contains(&in_vain), "{in_vain}");
+        let met = looked(true, 1000);
+        assert!(met >= 1000 - SKIPS_MAX as usize, "{met}");
     }
 }

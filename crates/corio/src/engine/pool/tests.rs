@@ -34,7 +34,7 @@ fn free(data: NonNull<()>) {
 }
 
 fn submit(pool: &Pool, f: impl FnOnce() + Send + 'static) -> JobId {
-    pool.submit(job(f)).unwrap()
+    pool.submit(job(f)).unwrap().id
 }
 
 /// Waits for what another thread is about to do.
@@ -258,7 +258,7 @@ fn what_has_not_started_can_be_cancelled() {
             let done = done.clone();
             let queued = job(move || done.send(i).unwrap());
             let data = queued.data();
-            (pool.submit(queued).unwrap(), data)
+            (pool.submit(queued).unwrap().id, data)
         })
         .collect();
     for &(id, data) in jobs.iter().step_by(3).chain(jobs.iter().skip(1).step_by(3)) {
@@ -494,7 +494,7 @@ fn every_job_runs_once_or_is_cancelled_under_load() {
                         ran.fetch_add(1, Ordering::Relaxed);
                     });
                     let data = counted.data();
-                    let id = pool.submit(counted).unwrap();
+                    let id = pool.submit(counted).unwrap().id;
                     if i % 7 == submitter && pool.cancel(id) {
                         free(data);
                         cancelled.fetch_add(1, Ordering::Relaxed);
