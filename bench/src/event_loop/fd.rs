@@ -1,7 +1,8 @@
-//! Exercises `fd_ready_N`: an eventfd among N idle ones is written, and one blocking turn finds it;
-//! its handler reads it. A round is one write and one turn.
+//! Exercises `fd_ready_N`: an eventfd among N idle ones is written, and one blocking turn finds it,
+//! reads it and calls its handler. A round is one write and one turn.
 //!
 //! mio's loop does the same: a wait, and for its event a read of the eventfd that the token names.
+//! Both watch for what comes and not for what is there: ours as event notifiers, mio's by what mio is.
 //!
 //! With `_reads`, a file is read meanwhile by the same thread, 4 KiB at a time past the page cache
 //! where the file system can: ours by a coroutine of the same context, whose completions come in the
@@ -9,10 +10,11 @@
 //! the completion and submits the next read. There a round is over when the eventfd's handler has
 //! run.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use corio::AioContext;
+use corio::context::EventNotifier;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::event::{EventfdFlags, eventfd};
@@ -24,16 +26,16 @@ use crate::tally::Tally;
 /// The next one to be written is this far on, so that none is written twice in a row.
 const STRIDE: usize = 7;
 
-fn eventfds(count: usize) -> Vec<Rc<OwnedFd>> {
+fn eventfds(count: usize) -> Vec<OwnedFd> {
     let make = |_| {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Rc::new(eventfd(0, flags).expect("no descriptor for an eventfd"))
+        eventfd(0, flags).expect("no descriptor for an eventfd")
     };
     (0..count).map(make).collect()
 }
 
 #[inline(always)]
-fn write(fd: &OwnedFd) {
+fn write(fd: impl AsFd) {
     rustix::io::write(fd, &1u64.to_ne_bytes()).expect("an eventfd takes a write");
 }
 
@@ -44,7 +46,7 @@ fn read(fd: &OwnedFd) {
 }
 
 /// Those of an exercise: `IDLE` idle ones, and the one that is written.
-fn all<const IDLE: usize>() -> Vec<Rc<OwnedFd>> {
+fn all<const IDLE: usize>() -> Vec<OwnedFd> {
     allow_descriptors(IDLE + 100);
     eventfds(IDLE + 1)
 }
@@ -78,14 +80,11 @@ fn ours_in<const IDLE: usize>(rounds: u32, beside: impl FnOnce() -> Option<Reade
         let tally = Tally::leak();
         let fds = all::<IDLE>();
         let local = context.local().expect("this thread is its home");
-        let handlers = fds.iter().map(|fd| {
-            let drained = Rc::clone(fd);
-            let callback = move |_| {
-                read(&drained);
-                tally.work();
-            };
+        let notifier = |fd| Arc::new(EventNotifier::from_fd(fd).expect("it is an eventfd"));
+        let fds: Vec<_> = fds.into_iter().map(notifier).collect();
+        let handlers = fds.iter().map(|notifier| {
             local
-                .add_handler(Rc::clone(fd), corio::context::Interest::READ, callback)
+                .add_notifier(Arc::clone(notifier), move || tally.work())
                 .expect("an eventfd can be watched")
         });
         let handlers: Vec<_> = handlers.collect();

@@ -5,4 +5,5 @@ mod bottom_halves;
 mod context;
 mod handlers;
 mod io_thread;
+mod notifiers;
 mod waiting;

@@ -15,12 +15,13 @@ mod state;
 
 use core::cell::{Cell, OnceCell, RefCell};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
 
 use slab::Slab;
 
 use super::polling::PollState;
+use crate::sys::eventfd;
 
 /// poll(2)'s bits for what a read handler sees.
 pub(crate) const READ_EVENTS: u32 = 0x001 | 0x010 | 0x008; // POLLIN, POLLHUP, POLLERR
@@ -123,6 +124,8 @@ pub(super) struct Entry {
 pub(super) enum Call {
     /// The home's own.
     Local(Callback),
+    /// The home's own, of an event notifier, which is cleared before.
+    Notifier(Box<dyn Fn()>),
     /// One that any thread may change.
     Remote(remote::Adopted),
 }
@@ -131,6 +134,20 @@ impl Entry {
     /// Whether it outlives the home.
     pub(super) fn is_remote(&self) -> bool {
         matches!(self.call, Call::Remote(_))
+    }
+
+    /// Whether it is enough to be told of what comes: what is there is taken in by each call.
+    ///
+    /// Whoever changes what it waits for has the monitor updated at once, which asks what is there.
+    #[inline]
+    pub(super) fn is_notifier(&self) -> bool {
+        matches!(self.call, Call::Notifier(_))
+    }
+
+    #[allow(unsafe_code)] // A number that is known to be open.
+    fn borrow_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: of a handler that is not removed, which keeps it open.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
     /// What the monitor is to watch, in poll(2)'s bits.
@@ -146,7 +163,7 @@ impl Entry {
     fn wanted(&self) -> Option<Interest> {
         match &self.call {
             _ if self.removed.get() => None,
-            Call::Local(_) => Some(self.interest.get()),
+            Call::Local(_) | Call::Notifier(_) => Some(self.interest.get()),
             Call::Remote(adopted) => adopted.shared.state.wanted(),
         }
     }
@@ -176,6 +193,12 @@ impl Entry {
         }
         match &self.call {
             Call::Local(callback) => callback(readiness),
+            Call::Notifier(callback) => {
+                if !eventfd::clear(self.borrow_fd()) {
+                    return was_polled; // Somebody else has cleared it.
+                }
+                callback();
+            }
             Call::Remote(adopted) => (adopted.payload.callback)(readiness),
         }
         true

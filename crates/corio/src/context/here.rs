@@ -8,7 +8,9 @@ use core::marker::PhantomData;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use super::event_notifier::EventNotifier;
 use super::handler::{Interest, Readiness};
 use super::local::{Local, LocalHandler};
 use super::{AioContext, PollStats};
@@ -111,7 +113,6 @@ impl<'a> LocalContext<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "aio_set_fd_handler")]
-    #[doc(alias = "aio_set_event_notifier")]
     #[track_caller]
     pub fn add_handler<F: AsFd + 'static>(
         &self,
@@ -122,6 +123,52 @@ impl<'a> LocalContext<'a> {
         let handler = self.home().add_handler(&fd, callback)?;
         handler.set_interest(interest)?;
         Ok(Handler { handler, fd })
+    }
+
+    /// Has `callback` run in each turn that finds the event set, which is cleared before, until the
+    /// handler is dropped. It waits for nothing but to be read, so that of the two interests only
+    /// [`READ`](Interest::READ) is of use; without, it pauses. Else as
+    /// [`add_handler`](Self::add_handler).
+    ///
+    /// # Errors
+    /// No memory.
+    ///
+    /// # Panics
+    /// After the home has ended.
+    ///
+    /// ```
+    /// use corio::context::EventNotifier;
+    /// use std::{cell::Cell, rc::Rc, sync::Arc};
+    /// let context = corio::AioContext::new()?;
+    /// context.enter_home(|| {
+    ///     let local = context.local().expect("this thread is its home");
+    ///     let kick = Arc::new(EventNotifier::new()?);
+    ///     let kicks = Rc::new(Cell::new(0));
+    ///     let seen = Rc::clone(&kicks);
+    ///     let handler = local.add_notifier(Arc::clone(&kick), move || seen.set(seen.get() + 1))?;
+    ///     kick.set();
+    ///     context.poll(true)?;
+    ///     assert_eq!(kicks.get(), 1);
+    ///     assert!(!kick.test_and_clear());
+    ///     drop(handler);
+    ///     Ok::<_, Box<dyn std::error::Error>>(())
+    /// })??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "aio_set_event_notifier")]
+    #[track_caller]
+    pub fn add_notifier(
+        &self,
+        notifier: impl Into<Arc<EventNotifier>>,
+        callback: impl Fn() + 'static,
+    ) -> io::Result<Handler<Arc<EventNotifier>>> {
+        let notifier = notifier.into();
+        let handler = self.home().add_notifier(&notifier, callback)?;
+        handler.set_interest(Interest::READ)?;
+        Ok(Handler {
+            handler,
+            fd: notifier,
+        })
     }
 
     /// What `T` keeps in this home: made by `make` on first use, dropped with the home. The typed

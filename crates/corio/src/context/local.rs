@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::embed::Foreign;
+use super::event_notifier::EventNotifier;
 use super::handler::remote::Shared;
 use super::handler::{Call, Entry, Interest, POLLED, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
@@ -293,9 +294,21 @@ impl Local {
         fd: impl AsFd,
         callback: impl Fn(Readiness) + 'static,
     ) -> io::Result<LocalHandler> {
+        self.add_call(fd, Call::Local(Box::new(callback)))
+    }
+
+    /// The same of an event notifier.
+    pub(super) fn add_notifier(
+        &self,
+        notifier: &EventNotifier,
+        callback: impl Fn() + 'static,
+    ) -> io::Result<LocalHandler> {
+        self.add_call(notifier, Call::Notifier(Box::new(callback)))
+    }
+
+    fn add_call(&self, fd: impl AsFd, call: Call) -> io::Result<LocalHandler> {
         let fd = fd.as_fd().as_raw_fd();
         self.monitor.check(fd)?;
-        let call = Call::Local(Box::new(callback));
         let entry = self.handlers.insert(fd, call)?;
         Ok(LocalHandler {
             entry,

@@ -17,6 +17,7 @@
 
 mod bottom_half;
 mod embed;
+mod event_notifier;
 mod handler;
 mod here;
 mod list;
@@ -41,6 +42,7 @@ use parking_lot::Mutex;
 
 pub use bottom_half::BottomHalf;
 pub use embed::Embedded;
+pub use event_notifier::EventNotifier;
 pub use handler::remote::RemoteHandler;
 pub use handler::{Interest, Readiness};
 pub use here::{Handler, LocalContext};

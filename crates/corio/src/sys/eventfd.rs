@@ -20,6 +20,16 @@ impl EventFd {
             })
     }
 
+    /// Of one that is there, which becomes non-blocking.
+    pub(crate) fn from_fd(fd: OwnedFd) -> std::io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self(fd))
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Makes it readable. A full counter (EAGAIN) is readable already.
     pub(crate) fn set(&self) {
         while let Err(rustix::io::Errno::INTR) = rustix::io::write(&self.0, &1u64.to_ne_bytes()) {}
@@ -27,12 +37,17 @@ impl EventFd {
 
     /// Makes it unreadable; true if it was readable.
     pub(crate) fn clear(&self) -> bool {
-        let mut counter = [0u8; 8];
-        loop {
-            match rustix::io::read(&self.0, &mut counter) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => return result.is_ok(),
-            }
+        clear(self.0.as_fd())
+    }
+}
+
+/// The same, of whoever's it is.
+pub(crate) fn clear(fd: BorrowedFd<'_>) -> bool {
+    let mut counter = [0u8; 8];
+    loop {
+        match rustix::io::read(fd, &mut counter) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.is_ok(),
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The epoll monitor: level-triggered. The context's own descriptor is edge-triggered: each write
-//! ends one wait, and none has to be read.
+//! The epoll monitor: level-triggered. Event notifiers are edge-triggered, as their handlers read
+//! them: the kernel need not look at one again in the wait that follows. So is the context's own
+//! descriptor: each write ends one wait, and none has to be read.
 //!
 //! While several disk requests are in flight the loop waits in the ring, which is one system call
 //! where waiting in the set would be three: it hands over requests, waits, and makes completions
@@ -61,7 +62,7 @@ impl EpollMonitor {
 
     pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
         let mut wanted = entry.events();
-        if wanted != 0 && local.is_notifier(entry.token) {
+        if wanted != 0 && (entry.is_notifier() || local.is_notifier(entry.token)) {
             wanted |= EDGE;
         }
         let armed = entry.armed.replace(wanted);
