@@ -60,6 +60,10 @@ void qemu_aio_coroutine_enter(AioContext *ctx, Coroutine *co);
  * another thread. */
 void coroutine_fn qemu_coroutine_yield(void);
 
+/* The two as compilers for x86-64 have them: see the end. Not to be called. */
+void corio_enter_by_jump(Coroutine *co);
+void corio_yield_by_jump(void);
+
 /* The running coroutine; NULL outside of any, where QEMU has one that stands for the thread. */
 Coroutine *qemu_coroutine_self(void);
 bool qemu_in_coroutine(void);
@@ -581,6 +585,61 @@ ssize_t coroutine_fn corio_co_pwritev(int fd, const struct iovec *iov, int iovcn
 int coroutine_fn corio_co_fdatasync(int fd, CorioEngine engine);
 /* Gives a range back, which reads as zeroes then; on a device perhaps as before. */
 int coroutine_fn corio_co_discard(int fd, int64_t offset, int64_t bytes, CorioEngine engine);
+
+/* ----------------------------------------------------------- entering and yielding */
+
+/* A call would have the coroutine's return predicted from what the thread has called since, and each
+ * function that yields save registers that its caller may not use. So where the compiler can be told
+ * what is lost, a call of the two is a jump there and another one back. They are functions all the
+ * same: a pointer to one is as good, and so is what was compiled with CORIO_BY_CALL defined, which
+ * needs no assembly. rbx, rbp and the stack, 128 bytes below its end included, are kept. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
+    __has_feature(memory_sanitizer)
+#define CORIO_SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define CORIO_SANITIZED
+#endif
+
+#if defined(__x86_64__) && defined(__LP64__) && defined(__GNUC__) && !defined(CORIO_SANITIZED) &&  \
+    !defined(CORIO_BY_CALL)
+
+#ifdef __AVX512F__
+#define CORIO_LOST_VECTORS                                                                         \
+    , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",    \
+        "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6",  \
+        "k7"
+#else
+#define CORIO_LOST_VECTORS
+#endif
+#define CORIO_LOST                                                                                 \
+    "rax", "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0",      \
+        "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",  \
+        "xmm12", "xmm13", "xmm14", "xmm15", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)",     \
+        "st(6)", "st(7)", "mm0", "mm1", "mm2", "mm3", "mm4", "mm5", "mm6", "mm7", "cc",            \
+        "memory" CORIO_LOST_VECTORS
+
+static inline void corio_jump_enter(Coroutine *co)
+{
+    __asm__ __volatile__("leaq 1f(%%rip), %%r9\n\tjmpq *corio_enter_by_jump@GOTPCREL(%%rip)\n1:"
+                         : "+D"(co)
+                         :
+                         : CORIO_LOST);
+}
+
+static inline void coroutine_fn corio_jump_yield(void)
+{
+    __asm__ __volatile__("leaq 1f(%%rip), %%r9\n\tjmpq *corio_yield_by_jump@GOTPCREL(%%rip)\n1:"
+                         :
+                         :
+                         : "rdi", CORIO_LOST);
+}
+
+#define qemu_coroutine_enter(co) corio_jump_enter(co)
+#define qemu_coroutine_yield() corio_jump_yield()
+#endif
 
 #ifdef __cplusplus
 }

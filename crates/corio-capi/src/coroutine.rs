@@ -98,7 +98,7 @@ unsafe extern "C" fn qemu_coroutine_create(
 // Elsewhere in `switch`.
 #[cfg(not(all(target_arch = "x86_64", not(feature = "asan"))))]
 #[unsafe(no_mangle)]
-unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
+pub(crate) unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
     // SAFETY: the header asks for a coroutine of `qemu_coroutine_create` that nobody else enters.
     unsafe { enter(loose(co, "qemu_coroutine_enter"), "qemu_coroutine_enter") }
 }
@@ -131,11 +131,26 @@ unsafe extern "C" fn qemu_aio_coroutine_enter(ctx: *mut Context, co: *mut Corout
 // As `qemu_coroutine_enter`.
 #[cfg(not(all(target_arch = "x86_64", not(feature = "asan"))))]
 #[unsafe(no_mangle)]
-extern "C" fn qemu_coroutine_yield() {
+pub(crate) extern "C" fn qemu_coroutine_yield() {
     if !corio::in_coroutine() {
         die!("Co-routine is yielding to no one");
     }
     corio::suspend();
+}
+
+// The header asks for it by this name on x86-64 alone.
+#[cfg(not(target_arch = "x86_64"))]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn corio_enter_by_jump(co: *mut Coroutine) {
+    // SAFETY: as for `qemu_coroutine_enter`.
+    unsafe { qemu_coroutine_enter(co) }
+}
+
+// As `corio_enter_by_jump`.
+#[cfg(not(target_arch = "x86_64"))]
+#[unsafe(no_mangle)]
+extern "C" fn corio_yield_by_jump() {
+    qemu_coroutine_yield();
 }
 
 #[unsafe(no_mangle)]

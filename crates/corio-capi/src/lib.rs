@@ -48,7 +48,7 @@ mod queue;
 mod shres;
 mod sleep;
 mod socket;
-#[cfg(all(target_arch = "x86_64", not(feature = "asan")))]
+#[cfg(target_arch = "x86_64")]
 mod switch;
 mod thread_pool;
 mod timer;

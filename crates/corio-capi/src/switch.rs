@@ -1,33 +1,54 @@
-//! Entering and yielding as C calls them: by a function.
+//! Entering and yielding as C does them.
 //!
 //! A processor predicts where a function returns to by the calls that it has seen last. After a
 //! switch of stacks these are another stack's: a `ret` out of `qemu_coroutine_yield`, back into the
 //! coroutine that called it long ago, is predicted wrong, and so is the one out of
-//! `qemu_coroutine_enter`; that costs more than all else in them. So both leave by an indirect jump,
-//! which is predicted by where it went the last times, and switch by jumps as well.
+//! `qemu_coroutine_enter`, and, as the two calls were never answered, those of their callers. That
+//! costs more than all else in them. So nothing is called here, and nothing returns: all goes by
+//! indirect jumps, which are predicted by where they went the last times.
 //!
 //! ```text
-//!   C's caller ── call enter ──▶ begin ── jmp ──▶ (in yield) pop, jmp ──▶ the coroutine's body
-//!              ◀── pop, jmp ──── (in enter) ◀── jmp ── begin ◀── call yield ──┘
+//!   C's code ── jmp enter_by_jump ──▶ begin ── jmp ──▶ (in yield) jmp ──▶ the coroutine's body
+//!            ◀── jmp ──── (in enter) ◀── jmp ── begin ◀── jmp yield_by_jump ──┘
 //! ```
 //!
+//! A function would also have to save the registers that C expects to be kept, twice a round, which
+//! is half of the instructions of one. The header's `qemu_coroutine_enter(co)` is therefore a jump to
+//! `corio_enter_by_jump` in assembly that tells the compiler what is lost, as `Machine::resume`
+//! does in Rust:
+//!
+//! - J1 r9 holds the address to go on at, rdi the coroutine that is to be entered. rsp, rbx and rbp
+//!   are kept, nothing else.
+//! - J2 The stack below the red zone, the 128 bytes that a function without calls may use, is free.
+//!   Its end need not be aligned.
+//!
+//! The functions are there as well, for pointers to them and for compilers without such assembly:
+//! they save the rest and jump to the same.
+//!
 //! What a stack that waits looks like is the machine's affair (corio, `coroutine/machine/x86_64.rs`):
-//! its resumer leaves what was current and its own `rip` on its stack, and jumps to the address at
-//! the end of the one that waits, with the coroutine in `rdi`, that end in `rdx` and the thread in
+//! its resumer leaves rbx, what was current and its own `rip` on its stack, and jumps to the address
+//! at the end of the one that waits, with the coroutine in `rdi`, that end in `rdx` and the thread in
 //! `rax`. Of these it gets the first and the last back, and what it is given in `rsi`.
 //!
 //! Whatever is not simply suspended is entered the ordinary way, by calls. So is a coroutine that
 //! has never run: one that never yields returns as it was called.
+//!
+//! A library for AddressSanitizer enters and yields by calls alone.
 
+#[cfg(not(feature = "asan"))]
+use std::arch::global_asm;
 use std::arch::naked_asm;
 
+#[cfg(not(feature = "asan"))]
 use corio::raw::{SETTLE, layout};
 
 use crate::coroutine::{self, Coroutine};
 
+#[cfg(not(feature = "asan"))]
 const NAME: &str = "qemu_coroutine_enter";
 
 /// Where this thread's state is from the thread pointer: see corio's `tls`.
+#[cfg(not(feature = "asan"))]
 macro_rules! thread_state {
     () => {
         concat!(
@@ -38,108 +59,203 @@ macro_rules! thread_state {
     };
 }
 
-/// Saves what a C function must leave as it was.
-macro_rules! save {
-    () => {
+/// A name that is not exported, by which the library itself jumps to one that is.
+#[cfg(not(feature = "asan"))]
+macro_rules! here {
+    ($name:literal) => {
+        concat!("\"", $name, "_", env!("CARGO_PKG_VERSION"), "\"")
+    };
+}
+
+/// Begins a function that is exported, and has such a name besides. It lies where the processor
+/// fetches it at once.
+#[cfg(not(feature = "asan"))]
+macro_rules! begin {
+    ($name:literal) => {
         concat!(
-            save!(rbp),
-            save!(rbx),
-            save!(r12),
-            save!(r13),
-            save!(r14),
-            save!(r15)
+            ".pushsection .text.",
+            $name,
+            ",\"ax\",@progbits\n.balign 64\n.hidden ",
+            here!($name),
+            "\n.globl ",
+            here!($name),
+            ", ",
+            $name,
+            "\n.type ",
+            $name,
+            ", @function\n",
+            here!($name),
+            ":\n",
+            $name,
+            ":\n.cfi_startproc\n",
+            outside!()
         )
     };
-    ($register:ident) => {
+}
+
+/// Its end.
+#[cfg(not(feature = "asan"))]
+macro_rules! end {
+    ($name:literal) => {
+        concat!(
+            ".cfi_endproc\n.size ",
+            $name,
+            ", . - ",
+            $name,
+            "\n.popsection"
+        )
+    };
+}
+
+/// Saves a register.
+#[cfg(not(feature = "asan"))]
+macro_rules! push {
+    ($register:literal) => {
         concat!(
             "push ",
-            stringify!($register),
-            "\n",
-            ".cfi_adjust_cfa_offset 8\n",
-            ".cfi_rel_offset ",
-            stringify!($register),
-            ", 0\n"
+            $register,
+            "\n.cfi_adjust_cfa_offset 8\n.cfi_rel_offset ",
+            $register,
+            ", 0"
         )
     };
 }
 
-/// Restores it, and leaves by a jump to where the function was called.
-macro_rules! restore_and_leave {
+/// What unwinders are told where there is no frame (J1).
+macro_rules! outside {
     () => {
-        "pop r15\npop r14\npop r13\npop r12\npop rbx\npop rbp\npop rcx\njmp rcx"
+        ".cfi_def_cfa rsp, 0\n.cfi_register rip, r9"
     };
 }
 
+/// What begins a frame (J1, J2): the address to go on at lies on top of it.
+macro_rules! frame {
+    () => {
+        "lea rsp, [rsp - 128]\n\
+         .cfi_adjust_cfa_offset 128\n\
+         push r9\n\
+         .cfi_adjust_cfa_offset 8\n\
+         .cfi_rel_offset rip, 0"
+    };
+}
+
+/// Its end.
+macro_rules! leave {
+    () => {
+        "pop rcx\nlea rsp, [rsp + 128]\njmp rcx"
+    };
+}
+
+/// Calls a function, which may want an aligned stack. rbx and rbp are kept.
+macro_rules! call {
+    ($function:literal) => {
+        concat!(
+            "push rbp\n\
+             .cfi_adjust_cfa_offset 8\n\
+             .cfi_rel_offset rbp, 0\n\
+             mov rbp, rsp\n\
+             .cfi_def_cfa_register rbp\n\
+             and rsp, -16\n\
+             call ",
+            $function,
+            "\n\
+             mov rsp, rbp\n\
+             .cfi_def_cfa_register rsp\n\
+             pop rbp\n\
+             .cfi_adjust_cfa_offset -8\n\
+             .cfi_restore rbp"
+        )
+    };
+}
+
+/// The function that jumps to `$name`, and leaves by a jump, too.
+#[cfg(not(feature = "asan"))]
+macro_rules! saving_all {
+    ($name:literal) => {
+        concat!(
+            ".cfi_startproc\n",
+            push!("r12"),
+            "\n",
+            push!("r13"),
+            "\n",
+            push!("r14"),
+            "\n",
+            push!("r15"),
+            "\nlea r9, [rip + 2f]\njmp ",
+            here!($name),
+            "\n2:\npop r15\npop r14\npop r13\npop r12\npop rcx\njmp rcx\n.cfi_endproc"
+        )
+    };
+}
+
+#[cfg(not(feature = "asan"))]
+global_asm!(
+    begin!("corio_enter_by_jump"),
+    // As `corio::raw::enter`, as far as all is as it mostly is.
+    "test rdi, rdi",
+    "jz 9f",
+    concat!("mov rax, ", thread_state!()),
+    "add rax, fs:[0]",
+    "mov rcx, [rdi + {place}]",
+    "cmp rcx, [rax + {thread_place}]",
+    "jne 9f",
+    "mov rdx, [rdi + {key}]",
+    "mov rsi, [rdi + {slot}]",
+    "lea r8, [rdx + {running}]",
+    "cmp r8, [rsi + {word}]",
+    "jne 9f",
+    "add rdx, {entered}",
+    "mov [rdi + {key}], rdx",
+    frame!(),
+    "push rbx",
+    "push [rax]",
+    "mov [rax], rdi",
+    "mov rdx, [rdi]",
+    "lea rcx, [rip + 2f]",
+    "push rcx",
+    "jmp [rdx]",
+    // It has suspended, or ended; rdi is the coroutine, rax the thread, rbp as it was. An unwinder
+    // that comes from there has taken rbx and `current` off the stack: see the machine.
+    "2:",
+    "pop [rax]",
+    "pop rbx",
+    "test sil, {settle_bit}",
+    "jnz 4f",
+    "3:",
+    leave!(),
+    "4:",
+    call!("{settle}"),
+    "jmp 3b",
+    "9:",
+    outside!(),
+    frame!(),
+    call!("{by_call}"),
+    "jmp 3b",
+    end!("corio_enter_by_jump"),
+    place = const layout::PLACE,
+    thread_place = const layout::THREAD_PLACE,
+    key = const layout::KEY,
+    slot = const layout::SLOT,
+    running = const layout::RUNNING,
+    word = const layout::WORD,
+    entered = const layout::ENTERED,
+    settle_bit = const SETTLE,
+    settle = sym settle,
+    by_call = sym enter_by_call,
+);
+
 /// # Safety
-/// The header's contract: a coroutine of `qemu_coroutine_create` that nobody else enters.
+/// As `corio_enter_by_jump`.
+#[cfg(not(feature = "asan"))]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn qemu_coroutine_enter(co: *mut Coroutine) {
-    naked_asm!(
-        ".cfi_startproc",
-        // As `corio::raw::enter`, as far as all is as it mostly is.
-        "test rdi, rdi",
-        "jz 9f",
-        concat!("mov rax, ", thread_state!()),
-        "add rax, fs:[0]",
-        "mov rcx, [rax + {home}]",
-        "test rcx, rcx",
-        "jz 9f",
-        "cmp byte ptr [rax + {traced}], 0",
-        "jne 9f",
-        "mov rdx, [rdi + {key}]",
-        "test edx, edx",
-        "jnz 9f",
-        "mov rsi, [rdi + {slot}]",
-        "lea r8, [rdx + {running}]",
-        "cmp r8, [rsi + {word}]",
-        "jne 9f",
-        "mov rcx, [rcx + {home_inbox}]",
-        "mov [rsi + {inbox}], rcx",
-        "mov [rdi + {thread}], rax",
-        "add rdx, {entered}",
-        "mov [rdi + {key}], rdx",
-        save!(),
-        "push [rax]",
-        ".cfi_adjust_cfa_offset 8",
-        "mov [rax], rdi",
-        "mov rdx, [rdi]",
-        "lea rcx, [rip + 2f]",
-        "push rcx",
-        "jmp [rdx]",
-        "2:", // It has suspended, or ended; rdi is the coroutine, rax the thread, rbp as it was.
-        "pop [rax]",
-        ".cfi_adjust_cfa_offset -8",
-        "test sil, {settle_bit}",
-        "jnz 4f",
-        "3:",
-        restore_and_leave!(),
-        "4:",
-        "sub rsp, 8",
-        "call {settle}",
-        "add rsp, 8",
-        "jmp 3b",
-        "9:",
-        "jmp {by_call}",
-        ".cfi_endproc",
-        home = const layout::HOME,
-        traced = const layout::TRACED,
-        key = const layout::KEY,
-        slot = const layout::SLOT,
-        running = const layout::RUNNING,
-        word = const layout::WORD,
-        home_inbox = const layout::HOME_INBOX,
-        inbox = const layout::INBOX,
-        thread = const layout::THREAD,
-        entered = const layout::ENTERED,
-        settle_bit = const SETTLE,
-        settle = sym settle,
-        by_call = sym enter_by_call,
-    )
+    naked_asm!(saving_all!("corio_enter_by_jump"))
 }
 
 /// # Safety
-/// As `qemu_coroutine_enter`.
+/// As `corio_enter_by_jump`.
+#[cfg(not(feature = "asan"))]
 unsafe extern "C" fn enter_by_call(co: *mut Coroutine) {
     // SAFETY: the caller's promise.
     unsafe { coroutine::enter(coroutine::loose(co, NAME), NAME) };
@@ -147,46 +263,97 @@ unsafe extern "C" fn enter_by_call(co: *mut Coroutine) {
 
 /// # Safety
 /// The coroutine has just given something to settle.
+#[cfg(not(feature = "asan"))]
 unsafe extern "C" fn settle(co: *mut Coroutine) {
     // SAFETY: the caller's promise.
     unsafe { coroutine::loose(co, NAME).settle() }
 }
 
+#[cfg(not(feature = "asan"))]
+global_asm!(
+    begin!("corio_yield_by_jump"),
+    // As `corio::suspend`; a loose coroutine is never cancelled.
+    concat!("mov rax, ", thread_state!()),
+    "add rax, fs:[0]",
+    "mov rdi, [rax]",
+    "test rdi, rdi",
+    "jz 9f",
+    "mov rsi, [rdi + {suspended_key}]",
+    "mov [rdi + {key}], rsi",
+    frame!(),
+    push!("rbp"),
+    push!("rbx"),
+    "lea rcx, [rip + 2f]",
+    "push rcx",
+    "mov [rdi], rsp",
+    "mov rsp, [rdi + 8]",
+    "pop rbp",
+    "pop rcx",
+    "jmp rcx",
+    "2:", // Resumed.
+    "push rbp",
+    "mov [rdi + 8], rsp",
+    "mov rbx, [rdx + 8]",
+    "mov rbp, [rdx + 16]",
+    "lea rsp, [rdx + 160]",
+    "jmp [rdx + 24]",
+    "9:",
+    ".cfi_restore rbx",
+    ".cfi_restore rbp",
+    outside!(),
+    frame!(),
+    call!("{to_no_one}"),
+    "ud2",
+    end!("corio_yield_by_jump"),
+    suspended_key = const layout::SUSPENDED_KEY,
+    key = const layout::KEY,
+    to_no_one = sym to_no_one,
+);
+
+/// # Safety
+/// As `corio_yield_by_jump`.
+#[cfg(not(feature = "asan"))]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 unsafe extern "C" fn qemu_coroutine_yield() {
-    naked_asm!(
-        ".cfi_startproc",
-        // As `corio::suspend`; a loose coroutine is never cancelled.
-        concat!("mov rax, ", thread_state!()),
-        "add rax, fs:[0]",
-        "mov rdi, [rax]",
-        "test rdi, rdi",
-        "jz 9f",
-        "mov rsi, [rdi + {suspended_key}]",
-        "mov [rdi + {key}], rsi",
-        save!(),
-        "lea rcx, [rip + 2f]",
-        "push rcx",
-        "mov [rdi], rsp",
-        "mov rsp, [rdi + 8]",
-        "pop rbp",
-        "pop rcx",
-        "jmp rcx",
-        "2:", // Resumed.
-        "push rbp",
-        "mov [rdi + 8], rsp",
-        "lea rsp, [rdx + 8]",
-        restore_and_leave!(),
-        "9:",
-        "jmp {to_no_one}",
-        ".cfi_endproc",
-        suspended_key = const layout::SUSPENDED_KEY,
-        key = const layout::KEY,
-        to_no_one = sym to_no_one,
-    )
+    naked_asm!(saving_all!("corio_yield_by_jump"))
 }
 
+#[cfg(not(feature = "asan"))]
 extern "C" fn to_no_one() {
     die!("Co-routine is yielding to no one")
+}
+
+/// The function that calls `$function`.
+#[cfg(feature = "asan")]
+macro_rules! by_call {
+    ($function:path) => {
+        naked_asm!(
+            ".cfi_startproc",
+            outside!(),
+            frame!(),
+            call!("{function}"),
+            leave!(),
+            ".cfi_endproc",
+            function = sym $function,
+        )
+    };
+}
+
+/// # Safety
+/// As for `qemu_coroutine_enter`. J1.
+#[cfg(feature = "asan")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn corio_enter_by_jump(co: *mut Coroutine) {
+    by_call!(coroutine::qemu_coroutine_enter)
+}
+
+/// # Safety
+/// J1.
+#[cfg(feature = "asan")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+unsafe extern "C" fn corio_yield_by_jump() {
+    by_call!(coroutine::qemu_coroutine_yield)
 }

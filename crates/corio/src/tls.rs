@@ -29,6 +29,18 @@ pub(crate) struct ThreadState {
     /// Whether this thread's runs are traced, as far as it has noticed: 0 or 1, in a word that what
     /// else must be 0 is put together with. Owner: `track`.
     pub(crate) traced: Cell<u64>,
+    /// What coroutines know that were entered here with what the thread is now; 0 if they are to look
+    /// again. Owner: `coroutine::loose`.
+    pub(crate) place: Cell<u64>,
+}
+
+impl ThreadState {
+    /// Makes a home the innermost one, or its outer one again.
+    #[inline]
+    pub(crate) fn set_home(&self, home: *const ()) {
+        self.home.set(home);
+        self.place.set(0);
+    }
 }
 
 /// This thread's state. Call it again after anything that may have switched stacks.
@@ -125,6 +137,7 @@ mod imp {
                 context_id: Cell::new(0),
                 pool: Cell::new(core::ptr::null_mut()),
                 traced: Cell::new(0),
+                place: Cell::new(0),
             }
         };
     }

@@ -1,6 +1,8 @@
 /* Coroutines by themselves, without a context. */
 #include "test.h"
 
+#include <execinfo.h>
+
 static Coroutine *self;
 static int steps;
 
@@ -60,6 +62,161 @@ static void nests(void)
 
 /* ---- */
 
+typedef void Enter(Coroutine *co);
+typedef void Yield(void);
+
+/* No call but of the two: what it computes lies below its stack pointer, or in registers. Where the
+ * two are functions these must be kept, else the compiler knows that they are not. */
+#define KEEPS(name, action)                                                                        \
+    static __attribute__((noinline)) uint64_t name(uint64_t seed, Enter *enter, Yield *yield,      \
+                                                   Coroutine *co)                                  \
+    {                                                                                              \
+        volatile uint64_t below[8];                                                                \
+        uint64_t a = seed + 1, b = seed * 3, c = seed ^ 5, d = seed << 7, e = ~seed, f = -seed;    \
+        double g = (double)seed / 3;                                                               \
+        (void)enter, (void)yield, (void)co;                                                        \
+        for (int i = 0; i < 8; i++) {                                                              \
+            below[i] = seed + i;                                                                   \
+        }                                                                                          \
+        for (int i = 0; i < 8; i++) {                                                              \
+            action;                                                                                \
+            a += b, b ^= c, c += d, d += e, e += f, f += a, g += 1;                                \
+            a += below[i];                                                                         \
+        }                                                                                          \
+        return a ^ b ^ c ^ d ^ e ^ f ^ (uint64_t)g;                                                \
+    }
+
+KEEPS(expected, (void)0)
+KEEPS(enters, qemu_coroutine_enter(co))
+KEEPS(enters_by_pointer, enter(co))
+KEEPS(yields, qemu_coroutine_yield())
+KEEPS(yields_by_pointer, yield())
+
+static void keeps_what_it_has(void *opaque)
+{
+    (void)opaque;
+    for (uint64_t seed = 1;; seed++) {
+        CHECK(yields(seed, NULL, NULL, NULL) == expected(seed, NULL, NULL, NULL));
+        CHECK(yields_by_pointer(seed, NULL, qemu_coroutine_yield, NULL) ==
+              expected(seed, NULL, NULL, NULL));
+        steps++;
+    }
+}
+
+/* SPEC C1, C2: 128 bytes below its end are the function's, too. */
+static void both_keep_what_they_do_not_tell_of(void)
+{
+    Coroutine *co = qemu_coroutine_create(keeps_what_it_has, NULL);
+
+    steps = 0;
+    for (uint64_t seed = 1000; seed < 1010; seed++) {
+        CHECK(enters(seed, NULL, NULL, co) == expected(seed, NULL, NULL, NULL));
+        CHECK(enters_by_pointer(seed, qemu_coroutine_enter, NULL, co) ==
+              expected(seed, NULL, NULL, NULL));
+    }
+    CHECK(steps == 9); /* 160 entries, of which the first found no yield; 16 yields a step. */
+}
+
+/* ---- */
+
+static void *way_back;
+
+/* Whether whoever called the function that has entered the running coroutine is found. */
+static __attribute__((noinline)) bool is_traced_back(void)
+{
+    void *frames[64];
+    int count = backtrace(frames, 64);
+
+    for (int i = 0; i < count; i++) {
+        if (frames[i] == way_back) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void looks_back(void *opaque)
+{
+    for (int *found = (int *)opaque;; qemu_coroutine_yield()) {
+        *found += is_traced_back();
+    }
+}
+
+static __attribute__((noinline)) void enters_from_here(Coroutine *co)
+{
+    way_back = __builtin_return_address(0);
+    qemu_coroutine_enter(co);
+    steps++;
+}
+
+static __attribute__((noinline)) void enters_by_pointer_from_here(Coroutine *co, Enter *enter)
+{
+    way_back = __builtin_return_address(0);
+    enter(co);
+    steps++;
+}
+
+/* SPEC C2: the frames of who has entered it lie behind its own. */
+static void is_traced_back_to_who_entered_it(void)
+{
+    int found = 0;
+    Coroutine *co = qemu_coroutine_create(looks_back, &found);
+
+    steps = 0;
+    enters_from_here(co);
+    CHECK(found == 1);
+    enters_from_here(co);
+    CHECK(found == 2);
+    enters_by_pointer_from_here(co, qemu_coroutine_enter);
+    CHECK(found == 3 && steps == 3);
+}
+
+/* ---- */
+
+static void yields_until_told(void *opaque)
+{
+    while (!*(bool *)opaque) {
+        qemu_coroutine_yield();
+    }
+}
+
+static void *has_contexts_in_turn(void *opaque)
+{
+    bool told = false;
+    Coroutine *co = qemu_coroutine_create(yields_until_told, &told);
+    AioContext *ctx = aio_context_new(NULL), *other = aio_context_new(NULL);
+
+    CHECK(ctx != NULL && other != NULL);
+    for (int i = 0; i < 2; i++) {
+        qemu_coroutine_enter(co);
+        CHECK(qemu_coroutine_get_aio_context(co) == NULL);
+    }
+    qemu_set_current_aio_context(ctx);
+    for (int i = 0; i < 2; i++) {
+        qemu_coroutine_enter(co);
+        CHECK(qemu_coroutine_get_aio_context(co) == ctx);
+        qemu_coroutine_enter(co);
+        qemu_aio_coroutine_enter(other, co);
+        CHECK(qemu_coroutine_get_aio_context(co) == other);
+    }
+    told = true;
+    qemu_coroutine_enter(co);
+    aio_context_unref(other);
+    aio_context_unref(ctx);
+    return opaque;
+}
+
+/* SPEC A1: also where it has been entered a moment ago. */
+static void is_of_the_context_that_enters_it(void)
+{
+    pthread_t thread;
+
+    CHECK(pthread_create(&thread, NULL, has_contexts_in_turn, NULL) == 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
+/* ---- */
+
 static void enters_itself(void *opaque)
 {
     (void)opaque;
@@ -103,6 +260,9 @@ int main(void)
     static const struct test tests[] = {
         TEST(runs_until_it_yields_and_on),
         TEST(nests),
+        TEST(both_keep_what_they_do_not_tell_of),
+        TEST(is_traced_back_to_who_entered_it),
+        TEST(is_of_the_context_that_enters_it),
         TEST(misuse_aborts_with_a_message),
     };
 

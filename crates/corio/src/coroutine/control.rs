@@ -165,6 +165,8 @@ pub(crate) struct Rest {
     pub(super) generation: u32,
     pub(super) slot: &'static Slot,
     pub(super) home: Cell<*const Home>,
+    /// Of a loose one: see its I4.
+    pub(super) place: Cell<u64>,
     /// Links of the home's list of the living.
     pub(super) newer: Cell<*const ControlBlock>,
     pub(super) older: Cell<*const ControlBlock>,

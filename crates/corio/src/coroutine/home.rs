@@ -53,9 +53,6 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// Where its inbox is, in bytes.
-    pub(super) const INBOX_AT: usize = core::mem::offset_of!(Home, inbox);
-
     pub(super) fn link(&self, block: &ControlBlock) {
         let older = self.newest.replace(block);
         block.older.set(older);
@@ -105,16 +102,17 @@ impl Home {
         }
     }
 
-    /// Has wakes of coroutines that are made or entered from now on go elsewhere.
+    /// Has wakes of coroutines that are made or entered from now on go elsewhere. Its thread.
     pub(super) fn set_inbox(&self, inbox: *const ()) {
         self.inbox.set(inbox);
+        tls::thread().place.set(0);
     }
 
     /// The end of a home that is no scope: what lives in it is unwound, or leaked.
     pub(super) fn end_unscoped(&self) {
         self.close();
         let leaked = self.unwind_all();
-        tls::thread().home.set(self.outer);
+        tls::thread().set_home(self.outer);
         if self.outer.is_null() {
             stack::flush_local();
         }
@@ -377,7 +375,7 @@ pub(crate) fn with_home<R>(
     let state = tls::thread();
     let home = Home::inside(state.home.get(), inbox);
     let _overflows = home.outer.is_null().then(overflow::watch);
-    state.home.set(ptr::from_ref(&home).cast());
+    state.set_home(ptr::from_ref(&home).cast());
     track::notice(state);
     // Caught, as nothing can be cancelled while a panic unwinds (`switch::raise_cancel`).
     let result = catch_unwind(AssertUnwindSafe(f));
@@ -388,7 +386,7 @@ pub(crate) fn with_home<R>(
     let mut leaked = home.unwind_all();
     leaked.was_panicking = was_panicking;
     leaked.is_panicking = thread::panicking();
-    tls::thread().home.set(home.outer);
+    tls::thread().set_home(home.outer);
     if home.outer.is_null() {
         stack::flush_local();
     }

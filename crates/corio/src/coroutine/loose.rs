@@ -16,6 +16,9 @@
 //!   Its word, its inbox and its link are what any thread may touch.
 //! - I2 Its word leaves ALONE when it is made, as any thread may schedule it by its pointer.
 //! - I3 Whoever enters it says in which thread and where its wakes go from then on.
+//! - I4 A place is the number of a thread that is not traced, with its innermost home and the inbox of
+//!   that. No two have the same, and none has it again once one of these has changed. A coroutine whose
+//!   place is that of the thread that enters it need not be told what I3 says.
 
 #![allow(unsafe_code)] // Coroutines by pointers; the contracts are the callers'.
 
@@ -156,8 +159,7 @@ impl Loose {
         base: u64,
     ) -> bool {
         let block = self.co().block();
-        block.slot.inbox.store(inbox.cast_mut(), Ordering::Relaxed);
-        block.hot.thread.set(thread);
+        entered_at(block, thread, inbox);
         let (left, _) = switch::switch_into(block, base);
         left & key::SETTLE == 0
     }
@@ -238,34 +240,36 @@ pub mod layout {
     use core::mem::offset_of;
 
     use super::super::control::{ControlBlock, key};
-    use super::super::home::Home;
     use crate::stack::Slot;
     use crate::tls::ThreadState;
 
     /// In a coroutine: see its control block.
-    pub const THREAD: usize = offset_of!(ControlBlock, hot.thread);
-    /// See [`THREAD`].
+    pub const PLACE: usize = offset_of!(ControlBlock, rest.place);
+    /// See [`PLACE`].
     pub const SUSPENDED_KEY: usize = offset_of!(ControlBlock, hot.suspended_key);
-    /// See [`THREAD`].
+    /// See [`PLACE`].
     pub const KEY: usize = ControlBlock::KEY_AT;
-    /// See [`THREAD`].
+    /// See [`PLACE`].
     pub const SLOT: usize = offset_of!(ControlBlock, rest.slot);
     /// In a slot.
     pub const WORD: usize = offset_of!(Slot, word);
-    /// In a slot.
-    pub const INBOX: usize = offset_of!(Slot, inbox);
-    /// In a home.
-    pub const HOME_INBOX: usize = Home::INBOX_AT;
-    /// In a thread's state, whose first word is the running coroutine.
-    pub const HOME: usize = offset_of!(ThreadState, home);
-    /// In a thread's state; 0 or 1.
-    pub const TRACED: usize = offset_of!(ThreadState, traced);
+    /// In a thread's state, whose first word is the running coroutine: its place, which is a
+    /// coroutine's that has nothing to be told (I4).
+    pub const THREAD_PLACE: usize = offset_of!(ThreadState, place);
     /// What is added to the key of one that is suspended, whose lower half is 0.
     pub const ENTERED: u64 = key::ENTERED;
-    /// What is added to such a key to make the word of one that may be entered by hand.
+    /// What is added to such a key to make the word of one that may be entered by hand. Of no other
+    /// key and word of a loose one is that so.
     pub const RUNNING: u64 = crate::stack::SlotWord::QUIET;
 
     const _: () = assert!(offset_of!(ThreadState, current) == 0 && key::SUSPENDED == 0);
+    const _: () = {
+        let mut other = key::SUSPENDED + 1;
+        while other <= key::ENDED {
+            assert!(!crate::stack::SlotWord::is_state(other + RUNNING));
+            other += 1;
+        }
+    };
 }
 
 /// The bit of what a resumer is given by which [`Loose::settle`] must follow.
@@ -303,9 +307,39 @@ pub(super) fn waits_scheduled() -> ! {
 pub(super) fn taken_off_queue(block: &ControlBlock, state: u64) {
     assert!(state != key::ENTERED, "Co-routine re-entered recursively");
     let thread = tls::thread();
+    entered_at(block, thread, inbox_of(thread));
+}
+
+/// The place of a coroutine that is to be told where it is entered.
+pub(super) const NOWHERE: u64 = 1;
+
+/// Tells a coroutine where it is entered (I3, I4).
+#[inline]
+fn entered_at(block: &ControlBlock, thread: &'static ThreadState, inbox: *const ()) {
+    block.slot.inbox.store(inbox.cast_mut(), Ordering::Relaxed);
     block.hot.thread.set(thread);
-    let inbox = inbox_of(thread).cast_mut();
-    block.slot.inbox.store(inbox, Ordering::Relaxed);
+    let place = match inbox == inbox_of(thread) {
+        true => thread.place.get(),
+        false => NOWHERE,
+    };
+    block
+        .place
+        .set(if place == 0 { new_place(thread) } else { place });
+}
+
+/// Numbers the thread as it is now, if it may be.
+#[cold]
+#[inline(never)]
+fn new_place(thread: &ThreadState) -> u64 {
+    // A number and no protocol, so not through `crate::atomic`.
+    use core::sync::atomic::{AtomicU64, Ordering};
+    static LAST: AtomicU64 = AtomicU64::new(NOWHERE);
+    if thread.traced.get() != 0 || thread.home.get().is_null() {
+        return NOWHERE;
+    }
+    let place = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    thread.place.set(place);
+    place
 }
 
 /// Panics if it must not end now.
@@ -345,7 +379,7 @@ impl Unscoped {
         let state = tls::thread();
         let overflows = state.home.get().is_null().then(overflow::watch);
         let home = Box::new(Home::inside(state.home.get(), inbox));
-        state.home.set((&raw const *home).cast());
+        state.set_home((&raw const *home).cast());
         crate::track::notice(state);
         Self {
             home,

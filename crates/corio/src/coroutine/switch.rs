@@ -75,6 +75,7 @@ pub(super) fn create<F: FnOnce() + 'static>(
         generation,
         slot,
         home: Cell::new(home.map_or(ptr::null(), ptr::from_ref)),
+        place: Cell::new(loose::NOWHERE),
         newer: Cell::new(ptr::null()),
         older: Cell::new(ptr::null()),
         panic: Cell::new(None),

@@ -46,9 +46,11 @@ use crate::atomic::{AtomicU64, Ordering};
 const STATE_BITS: u32 = 32;
 const ALONE: u64 = 0;
 const RUNNING: u64 = 1;
-const NOTIFIED: u64 = 2;
-const PARKED: u64 = 3;
-const SCHEDULED: u64 = 4;
+// More than what a coroutine's key can be, so that key and word are compared at once
+// (`coroutine::loose::layout`).
+const NOTIFIED: u64 = 16;
+const PARKED: u64 = 17;
+const SCHEDULED: u64 = 18;
 
 /// What a wake must do next.
 #[must_use]
@@ -93,6 +95,11 @@ pub(crate) struct SlotWord(AtomicU64);
 impl SlotWord {
     /// What a word is besides its generation when [`is_quiet`](Self::is_quiet) is true.
     pub(crate) const QUIET: u64 = RUNNING;
+
+    /// Whether a word may be this besides its generation.
+    pub(crate) const fn is_state(state: u64) -> bool {
+        matches!(state, ALONE | RUNNING | NOTIFIED | PARKED | SCHEDULED)
+    }
 
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(pack(1, ALONE)))

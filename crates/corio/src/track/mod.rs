@@ -147,6 +147,9 @@ pub fn disable() {
 pub(crate) fn notice(thread: &tls::ThreadState) -> bool {
     let on = is_enabled();
     thread.traced.set(u64::from(on));
+    if on {
+        thread.place.set(0); // Nobody is entered without a look at `traced`.
+    }
     on
 }
 
