@@ -11,6 +11,8 @@ use crate::size;
 
 /// The NBD protocol's limit on names and descriptions, in bytes.
 const STRING_LEN_MAX: usize = 4096;
+/// Threads that serve clients, at most, if nobody asks for more.
+const IOTHREADS_DEFAULT_MAX: u32 = 8;
 
 /// The size of the memory disk when nobody says otherwise.
 pub(crate) const MEMORY_DEFAULT: u64 = 1 << 30;
@@ -216,11 +218,13 @@ pub(crate) struct ServeArgs {
     /// Threads that serve clients
     ///
     /// Each runs an event loop; a new client goes to the one with the fewest clients and stays
-    /// there. One thread serves many clients; more help when one is busy all the time.
+    /// there. One thread serves many clients; more help when one is busy all the time. By default
+    /// there is one for each processor that the program may use, and at most 8.
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 1,
+        default_value_t = iothreads_default(),
+        hide_default_value = true,
         value_parser = clap::value_parser!(u32).range(1..=256),
         help_heading = "Limits and threads"
     )]
@@ -392,6 +396,12 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
+/// One for each processor that the program may use, up to a bound.
+fn iothreads_default() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(processors).map_or(IOTHREADS_DEFAULT_MAX, |n| n.min(IOTHREADS_DEFAULT_MAX))
+}
+
 /// An export's name or description, within the protocol's limit.
 fn nbd_string(text: &str) -> Result<String, String> {
     if text.len() > STRING_LEN_MAX {
@@ -439,7 +449,9 @@ mod tests {
         let args = serve(&[]).unwrap();
         assert_eq!(args.image, None);
         assert_eq!(args.memory, None);
-        assert_eq!((args.connections, args.iothreads), (100, 1));
+        assert_eq!(args.connections, 100);
+        let processors = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(args.iothreads, u32::try_from(processors.min(8)).unwrap());
         assert_eq!((args.engine, args.monitor), (Engine::Auto, Monitor::Auto));
         assert_eq!(
             (args.cache, args.discard),

@@ -19,6 +19,7 @@ use crate::sys::eventfd::EventFd;
 /// assert!(!event.test_and_clear());
 /// # Ok::<(), corio::Error>(())
 /// ```
+#[doc(alias = "event_notifier_cleanup")]
 #[derive(Debug)]
 pub struct EventNotifier(EventFd);
 
@@ -80,6 +81,7 @@ impl EventNotifier {
 }
 
 impl AsFd for EventNotifier {
+    #[doc(alias = "event_notifier_get_fd")]
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
