@@ -748,10 +748,13 @@ fn broken_request_ends_its_connection_only(combo: Combo) {
 fn client_that_leaves_in_a_request_leaves_nothing_behind(combo: Combo) {
     need!(combo);
     let (_dir, image, bytes) = random_image(MIB);
-    let server = Serve::new(combo).image(&image).tcp().unix().start();
-    // The first connection makes what the server keeps for all that follow.
+    let serve = Serve::new(combo).image(&image).args(["--iothreads", "2"]);
+    let server = serve.tcp().unix().start();
+    // The first connection of a thread makes what that keeps for all that follow.
     let mut good = connect(&server, Headers::Structured);
+    let mut other = connect(&server, Headers::Structured);
     good.read(0, MIB).unwrap();
+    other.read(0, MIB).unwrap();
     let before = server.descriptors().len();
     for at in server.listening() {
         for round in 0..30 {
