@@ -14,6 +14,7 @@ mod list;
 mod node;
 mod queue;
 
+use core::hint::cold_path;
 use core::ptr::NonNull;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -127,42 +128,50 @@ impl BottomHalves {
         let is_tracked = track::is_enabled();
         let mut progress = false;
         loop {
-            let node = if let Some(node) = section.pop_plain(&mut slice) {
+            while let Some(node) = section.pop_plain(&mut slice) {
                 progress = true;
-                node
-            } else {
-                match section.pop(&mut slice) {
+                drop(section);
+                section = match self.run_shared(node, is_tracked) {
+                    Some(next) => next,
                     None => return progress,
-                    Some(Popped::Run { node, hurry }) => {
-                        progress |= hurry == Hurry::Urgent;
-                        node
-                    }
-                    Some(other) => {
-                        drop(section);
-                        progress |= run_or_free(other, is_tracked);
-                        // There is one: no callback leaves a section open.
-                        let Some(next) = self.queue.section() else {
-                            return progress;
-                        };
-                        section = next;
-                        continue;
-                    }
-                }
+                };
+            }
+            let Some(popped) = section.pop(&mut slice) else {
+                return progress;
             };
             drop(section);
-            // SAFETY: it stays until `ran`.
-            let shared = unsafe { node.as_ref() };
-            let running = Running(self, shared);
-            if is_tracked {
-                shared.note_run();
-            }
-            // SAFETY: as above.
-            unsafe { node::run(node) };
-            let Some(next) = self.queue.section() else {
-                return progress; // As above.
+            let next = if let Popped::Run { node, hurry } = popped {
+                progress |= hurry == Hurry::Urgent;
+                self.run_shared(node, is_tracked)
+            } else {
+                progress |= run_or_free(popped, is_tracked);
+                self.queue.section()
             };
-            section = running.end(next);
+            // There is one: no callback leaves a section open.
+            match next {
+                Some(next) => section = next,
+                None => return progress,
+            }
         }
+    }
+
+    /// Runs what was popped to be run, in no section. The section that follows.
+    #[inline(always)] // The callback's own call is enough for each.
+    fn run_shared(
+        &self,
+        node: NonNull<Node>,
+        is_tracked: bool,
+    ) -> Option<queue::Section<'_, Node>> {
+        // SAFETY: it stays until `ran`.
+        let shared = unsafe { node.as_ref() };
+        let running = Running(self, shared);
+        if is_tracked {
+            cold_path();
+            shared.note_run();
+        }
+        // SAFETY: as above.
+        unsafe { node::run(node) };
+        Some(running.end(self.queue.section()?))
     }
 }
 
@@ -292,10 +301,12 @@ impl BottomHalf {
             drop(section);
             // Between two waits the home thread looks by itself before it blocks.
             if context.notify.is_waiting() {
+                cold_path();
                 self.context.notify();
             }
             return;
         }
+        cold_path(); // A jump more is nothing beside locked instructions.
         if queue.ask(self.node(), Hurry::Urgent) {
             context.tell_pushed();
         }

@@ -37,6 +37,8 @@
 
 #![allow(unsafe_code)] // Nodes pass through the list and the queue as raw pointers (I1, I2).
 
+use core::hint::cold_path;
+use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::compiler_fence;
 
@@ -308,17 +310,19 @@ impl<T: Linked> Section<'_, T> {
     #[inline]
     pub(super) fn absorb(&self) {
         if !self.0.list.is_empty() {
-            self.absorb_list();
+            Self::absorb_list(self.0); // Not by `self`, which were in memory for it.
         }
     }
 
     /// Newest first, each before the one that was taken last: what comes of it is oldest first.
+    #[cold]
     #[inline(never)]
-    fn absorb_list(&self) {
+    fn absorb_list(queue: &Queue<T>) {
+        let this = ManuallyDrop::new(Section(queue));
         let mut oldest: *mut T = ptr::null_mut();
         let mut newest: *mut T = ptr::null_mut();
-        self.0.list.drain(|node| {
-            if node.runs_once() || self.take_asked(node) {
+        queue.list.drain(|node| {
+            if node.runs_once() || this.take_asked(node) {
                 node.link().next_queued.store(oldest, Ordering::Relaxed);
                 oldest = ptr::from_ref(node).cast_mut();
                 if newest.is_null() {
@@ -326,7 +330,7 @@ impl<T: Linked> Section<'_, T> {
                 }
             }
         });
-        self.append_all(oldest, newest);
+        this.append_all(oldest, newest);
     }
 
     /// Takes what is asked of a node that has come off the list. True: it is to be queued.
@@ -391,7 +395,14 @@ impl<T: Linked> Section<'_, T> {
             link.home.store(SCHEDULED | QUEUED, Ordering::Relaxed); // What is below, for most.
             return self.append(node);
         }
-        let before = self.cancelled(link, before);
+        self.schedule_again(node, hurry);
+    }
+
+    /// The same, for what is queued or asked of already, or has no hurry.
+    #[cold]
+    fn schedule_again(&self, node: &T, hurry: Hurry) {
+        let link = node.link();
+        let before = self.cancelled(link, link.home.load(Ordering::Relaxed));
         let home = scheduled(before, hurry) | QUEUED;
         link.home.store(home, Ordering::Relaxed);
         if before & QUEUED == 0 {
@@ -540,6 +551,13 @@ impl<T: Linked> Section<'_, T> {
     #[inline]
     pub(super) fn ran(&self, node: &T) -> bool {
         let link = node.link();
+        let is_plain = link.home.load(Ordering::Relaxed) == RUN
+            && link.asked.load(Ordering::Relaxed) & DELETED == 0;
+        if is_plain {
+            link.home.store(0, Ordering::Release); // As below, for most.
+            return false;
+        }
+        cold_path();
         if link.asked.load(Ordering::Relaxed) & DELETED != 0 {
             self.absorb(); // It is in the list, or will be soon: then the next turn frees it.
         }
