@@ -295,7 +295,7 @@ fn check(co: CoRef, seen: u64, base: u64) -> Result<(), Refused> {
 
 /// It would be entered from the queue, and take that for what it waits for.
 #[cold]
-pub(super) fn waits_scheduled() -> ! {
+pub(crate) fn waits_scheduled() -> ! {
     panic!(
         "Co-routine was already scheduled in 'aio_co_schedule': it must yield before it waits for \
          anything else"

@@ -23,10 +23,11 @@ use std::sync::Arc;
 use super::CoWaker;
 use super::inbox::Inbox;
 use crate::context::{AioContext, OpenLocal};
-use crate::coroutine;
 use crate::coroutine::loose::{Loose, Refused, Unscoped, inbox_of};
+use crate::coroutine::{self, CoRef};
 use crate::error::Error;
-use crate::{stack, tls};
+use crate::stack::{self, ByName};
+use crate::tls;
 
 /// A context whose home is a thread of a C program, and on which loose coroutines are scheduled.
 #[doc(hidden)]
@@ -269,6 +270,23 @@ pub unsafe fn queue_beside_running(co: Loose) -> Result<(), Refused> {
     unsafe { co.queue_beside(running) }
 }
 
+/// Puts the running coroutine at the end of its thread's queue. Others know it by its name, and have
+/// to see that it is queued (stack::word I8).
+#[cold]
+pub(super) fn queue_running(co: CoRef) {
+    if co.slot().word.schedule(co.generation()) != ByName::Queue {
+        coroutine::loose::waits_scheduled();
+    }
+    if crate::track::is_enabled() {
+        crate::track::emit_scheduled(co.id(), co.id(), None);
+    }
+    if super::has_loop() {
+        Inbox::push_here(co.inbox(), co.slot());
+    } else {
+        Inbox::push_remote(co.inbox(), co.slot()); // Its thread may have a loop by now.
+    }
+}
+
 /// What a thread has that is not one of ours.
 struct Adopted {
     // In the order in which they go.
@@ -353,5 +371,72 @@ fn with_adopted<R>(f: impl FnOnce(&mut Adopted) -> R) -> R {
     match result {
         Some(result) => result,
         None => unreachable!("one of the two has run it"),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::schedule::yield_uninterruptible;
+
+    /// Enters a coroutine of `body` in the home of a loop, and calls `then` with both.
+    fn in_loop(body: fn(&Loop, &Cell<u32>), then: fn(&Loop, Loose, &Cell<u32>)) {
+        let thread = std::thread::spawn(move || {
+            let home = Rc::new(Loop::new(AioContext::new().unwrap(), ptr::null()));
+            home.enter_thread().unwrap();
+            let steps = Rc::new(Cell::new(0));
+            let run = {
+                let (home, steps) = (Rc::clone(&home), Rc::clone(&steps));
+                move || body(&home, &steps)
+            };
+            let co = create(run, Location::caller()).unwrap();
+            // SAFETY: it is a loose coroutine that has not ended, of this thread.
+            assert_eq!(unsafe { home.enter(co) }, Ok(true));
+            then(&home, co, &steps);
+            assert!(home.leave_thread());
+        });
+        thread.join().unwrap();
+    }
+
+    // SPEC C3, S3: one that gives the loop a turn is in the queue, and in no other one as well.
+    #[test]
+    fn one_that_yields_is_scheduled() {
+        let body = |_: &Loop, steps: &Cell<u32>| {
+            yield_uninterruptible();
+            steps.set(steps.get() + 1);
+        };
+        in_loop(body, |home, co, steps| {
+            // SAFETY: it has not ended, and is of this thread.
+            unsafe {
+                assert_eq!(home.schedule(co), Err(Refused::Scheduled));
+                assert_eq!(home.enter(co), Err(Refused::Scheduled));
+            }
+            assert_eq!(steps.get(), 0);
+            assert!(home.context().poll(false).unwrap());
+            assert_eq!(steps.get(), 1);
+        });
+    }
+
+    // SPEC C3, S3: one that has had itself scheduled cannot be queued a second time.
+    #[test]
+    fn one_that_is_scheduled_does_not_yield() {
+        let body = |home: &Loop, steps: &Cell<u32>| {
+            let running = Loose::running().unwrap();
+            // SAFETY: it runs, and suspends below.
+            unsafe { home.schedule(running) }.unwrap();
+            let yielded = catch_unwind(AssertUnwindSafe(yield_uninterruptible));
+            steps.set(if yielded.is_err() { 1 } else { 100 });
+            coroutine::suspend();
+            steps.set(steps.get() + 1);
+        };
+        in_loop(body, |home, _, steps| {
+            assert_eq!(steps.get(), 1, "it was refused");
+            assert!(home.context().poll(false).unwrap());
+            assert_eq!(steps.get(), 2);
+        });
     }
 }

@@ -373,7 +373,9 @@ pub(crate) fn yield_uninterruptible() {
 fn queue_running() -> CoRef {
     let co = parkable("yield_now");
     co.set_scheduled_at(Location::caller());
-    if !co.has_queued_itself() {
+    if co.is_loose() {
+        loose::queue_running(co);
+    } else if !co.has_queued_itself() {
         co.set_queued();
         if track::is_enabled() {
             track::emit_scheduled(co.id(), co.id(), Some(Location::caller()));
