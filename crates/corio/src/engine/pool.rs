@@ -595,17 +595,17 @@ impl Worker {
             }
             state.slots[self.slot].woken_at_ns = None; // Another one has got what it was woken for.
             let since_ns = *idle_since_ns.get_or_insert_with(sys::clock::monotonic_ns);
-            let spin_ns = state.search_time.ns();
-            let spins = !spun && state.searching == 1 && spin_ns > 0 && self.may_spin;
-            if spins || end.is_some() {
+            let may_spin = self.may_spin && !spun && state.searching == 1;
+            let spin_ns = may_spin.then(|| state.search_time.next_ns()).flatten();
+            spun |= may_spin;
+            if spin_ns.is_some() || end.is_some() {
                 MutexGuard::unlocked(state, || {
                     tell(end);
-                    if spins {
+                    if let Some(spin_ns) = spin_ns {
                         let is_queued = || self.shared.queued_hint.load(Ordering::Relaxed) > 0;
                         spin(since_ns.saturating_add(spin_ns), is_queued);
                     }
                 });
-                spun |= spins;
             } else if !self.sleep(state) {
                 return None;
             }

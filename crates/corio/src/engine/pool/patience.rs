@@ -18,6 +18,13 @@
 //! Twice, as `t` has the submitter's own waking in it. A worker that meets its jobs makes them end
 //! while their submitter still looks, so that neither sleeps; where the next job is late once, the
 //! next search is none.
+//!
+//! Who meets all its jobs wakes nobody, and would not learn that waking takes less than it did once:
+//! from time to time a search is left out, so that a wake is measured.
+//!
+//! A worker that takes longer to wake than any search lasts had no processor to run on. More want to
+//! run than there are, and a search would keep one of them from it, perhaps the very one that is to
+//! make the next job: some are left out, and more of them each time that this is seen again.
 
 use crate::atomic::{AtomicU32, Ordering};
 
@@ -32,6 +39,16 @@ const SEARCH_WAKES: u64 = 2;
 /// A measurement counts as one in so many.
 const WAKE_WEIGHT: u64 = 4;
 
+/// After so much time spent searching a wake is measured, in ns, which takes some thousandths of that
+/// at most.
+const MEASURE_AFTER_NS: u64 = 20_000_000;
+
+/// How many searches are left out when there was no processor for the first time, and at most.
+const REST_FIRST: u32 = 4;
+const REST_MAX: u32 = 256;
+/// So many searches halve what the next time costs.
+const REST_SEARCHES: u32 = 16;
+
 /// For how long a submitter looks at most, in ns: what a job that only asks the kernel something
 /// takes, there and back. Others of its home wait meanwhile.
 const MEET_NS: u64 = 3_000;
@@ -44,6 +61,14 @@ pub(super) struct SearchTime {
     ns: u64,
     /// What waking a worker takes.
     wake_ns: u64,
+    /// How long jobs were searched for since a wake was measured.
+    searched_ns: u64,
+    /// Searches that are still to be left out.
+    rest: u32,
+    /// How many were to be when there was no processor last, or half of it for each so many since.
+    last_rest: u32,
+    /// Searches since it was halved.
+    searches: u32,
 }
 
 impl SearchTime {
@@ -51,11 +76,34 @@ impl SearchTime {
         Self {
             ns: SEARCH_FIRST_NS,
             wake_ns: WAKE_FIRST_NS,
+            searched_ns: 0,
+            rest: 0,
+            last_rest: 0,
+            searches: 0,
         }
     }
 
+    /// For how long a search is to last, if it is not left out.
+    #[cfg(test)]
     pub(super) fn ns(self) -> u64 {
         self.ns
+    }
+
+    /// For how long the worker that asks is to search; none if it is not.
+    pub(super) fn next_ns(&mut self) -> Option<u64> {
+        if self.ns == 0 {
+            return None;
+        }
+        if self.rest > 0 {
+            self.rest -= 1;
+            return None;
+        }
+        self.searches += 1;
+        if self.searches == REST_SEARCHES {
+            self.searches = 0;
+            self.last_rest /= 2;
+        }
+        Some(self.ns)
     }
 
     fn most_ns(self) -> u64 {
@@ -64,8 +112,13 @@ impl SearchTime {
 
     /// A worker that was woken had its job after so long.
     pub(super) fn learn_wake(&mut self, wake_ns: u64) {
-        // One that took much longer was kept from its processor.
-        let wake_ns = wake_ns.min(SEARCH_MAX_NS);
+        self.searched_ns = 0;
+        if wake_ns > SEARCH_MAX_NS {
+            self.last_rest = (self.last_rest * 2).clamp(REST_FIRST, REST_MAX);
+            self.rest = self.last_rest;
+            self.searches = 0;
+            return;
+        }
         self.wake_ns = (self.wake_ns * (WAKE_WEIGHT - 1) + wake_ns) / WAKE_WEIGHT;
     }
 
@@ -74,10 +127,15 @@ impl SearchTime {
         let most_ns = self.most_ns();
         self.ns = if waited_ns > most_ns {
             0 // No search could meet it.
-        } else if waited_ns <= self.ns {
-            self.ns.min(most_ns) // Searching met it, or would have.
-        } else {
+        } else if waited_ns > self.ns {
             (waited_ns * 2).clamp(SEARCH_FIRST_NS, most_ns)
+        } else {
+            // Searching met it, or would have.
+            self.searched_ns = self.searched_ns.saturating_add(waited_ns);
+            match self.searched_ns < MEASURE_AFTER_NS {
+                true => self.ns.min(most_ns),
+                false => 0, // The next one is woken, and measured.
+            }
         };
     }
 }
@@ -160,8 +218,54 @@ mod tests {
         let (ns, most_ns) = learn(40_000);
         assert!((79_000..=80_000).contains(&most_ns), "{most_ns}");
         assert_eq!(ns, most_ns);
-        assert_eq!(learn(u64::MAX), (SEARCH_MAX_NS, SEARCH_MAX_NS));
+        assert_eq!(learn(SEARCH_MAX_NS), (SEARCH_MAX_NS, SEARCH_MAX_NS));
         assert_eq!(learn(0), (SEARCH_FIRST_NS, SEARCH_FIRST_NS));
+    }
+
+    // SPEC E3: one wake that took long does not have workers search for ever for what is not worth it.
+    #[test]
+    fn what_waking_takes_is_measured_again() {
+        let mut time = SearchTime::new();
+        time.learn_wake(SEARCH_MAX_NS);
+        let waited_ns = time.most_ns() / 2;
+        assert!(waited_ns > SEARCH_WAKES * WAKE_FIRST_NS);
+        time.adjust(waited_ns);
+        let mut searched_ns = 0;
+        while searched_ns < 20 * MEASURE_AFTER_NS {
+            match time.next_ns() {
+                Some(ns) if ns >= waited_ns => searched_ns += waited_ns,
+                Some(ns) => panic!("a search of {ns} ns is in vain"),
+                None => time.learn_wake(WAKE_FIRST_NS),
+            }
+            time.adjust(waited_ns);
+            if time.most_ns() < waited_ns {
+                assert_eq!(time.next_ns(), None, "none is worth it any more");
+                return;
+            }
+        }
+        panic!(
+            "jobs were searched for as if waking took {} ns",
+            time.wake_ns
+        );
+    }
+
+    // SPEC E3
+    #[test]
+    fn hardly_any_search_is_made_where_processors_are_short() {
+        let mut time = SearchTime::new();
+        let most_ns = time.most_ns();
+        // Until it searches again.
+        let left_out = |time: &mut SearchTime| {
+            time.learn_wake(SEARCH_MAX_NS + 1);
+            (0..).take_while(|_| time.next_ns().is_none()).count()
+        };
+        let rests = [(); 8].map(|()| left_out(&mut time));
+        assert_eq!(rests, [4, 8, 16, 32, 64, 128, 256, 256]);
+        assert_eq!(time.most_ns(), most_ns, "that is not what waking takes");
+        for _ in 0..9 * REST_SEARCHES {
+            assert_eq!(time.next_ns(), Some(SEARCH_FIRST_NS));
+        }
+        assert_eq!(left_out(&mut time), REST_FIRST as usize, "it is over");
     }
 
     // SPEC E3
