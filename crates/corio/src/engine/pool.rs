@@ -37,6 +37,7 @@
 // A job is a pointer and a function, which its maker promises are fit for another thread.
 #![allow(unsafe_code)]
 
+mod parts;
 mod patience;
 
 use core::ptr::NonNull;
@@ -44,14 +45,11 @@ use core::time::Duration;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
+use self::parts::{Condvar, JoinHandle, Mutex, MutexGuard, monotonic_ns};
 use self::patience::{MeetTime, SearchTime};
 use crate::atomic::{AtomicUsize, Ordering};
 use crate::error::Error;
-use crate::sys;
 
 /// The most threads a pool may have.
 pub(crate) const THREADS_MAX: usize = 64;
@@ -265,7 +263,7 @@ impl Pool {
             idle,
             state: Mutex::new(state),
             queued_hint: AtomicUsize::new(0),
-            wakes: [const { Condvar::new() }; THREADS_MAX],
+            wakes: core::array::from_fn(|_| Condvar::new()),
             #[cfg(test)]
             stack_bytes: AtomicUsize::new(1 << 20),
         };
@@ -322,7 +320,7 @@ impl Pool {
         let Some(ns) = self.meet_time.next_ns() else {
             return false;
         };
-        let until_ns = sys::clock::monotonic_ns().saturating_add(ns);
+        let until_ns = monotonic_ns().saturating_add(ns);
         let is_met = spin(until_ns, is_done);
         self.meet_time.adjust(is_met);
         is_met
@@ -391,7 +389,7 @@ impl Pool {
         let mut handles = core::mem::take(&mut state.left);
         handles.extend(state.slots.iter_mut().filter_map(|slot| slot.handle.take()));
         drop(state);
-        let me = thread::current().id();
+        let me = parts::current().id();
         for handle in handles
             .into_iter()
             .filter(|handle| handle.thread().id() != me)
@@ -411,7 +409,7 @@ fn spin(until_ns: u64, is_over: impl Fn() -> bool) -> bool {
             }
             core::hint::spin_loop();
         }
-        if sys::clock::monotonic_ns() >= until_ns {
+        if monotonic_ns() >= until_ns {
             return false;
         }
     }
@@ -487,7 +485,7 @@ impl State {
     fn wake_one(&mut self) -> Option<usize> {
         let slot = self.asleep.pop()?;
         self.slots[slot].asleep = false;
-        self.slots[slot].woken_at_ns = Some(sys::clock::monotonic_ns());
+        self.slots[slot].woken_at_ns = Some(monotonic_ns());
         self.searching += 1;
         Some(slot)
     }
@@ -516,7 +514,7 @@ impl State {
             slot,
             may_spin: false,
         };
-        let builder = thread::Builder::new().name(thread_name(&shared.name, slot));
+        let builder = parts::Builder::new().name(thread_name(&shared.name, slot));
         #[cfg(test)]
         let builder = builder.stack_size(shared.stack_bytes.load(Ordering::Relaxed));
         let spawned = builder.spawn(move || worker.work());
@@ -555,8 +553,8 @@ struct Worker {
 
 impl Worker {
     fn work(mut self) {
-        sys::thread::block_signals();
-        self.may_spin = sys::thread::processors() > 1;
+        parts::block_signals();
+        self.may_spin = parts::processors() > 1;
         // Counted in `threads` and `searching` by who made it.
         let mut state = self.shared.state.lock();
         state.may_spin = self.may_spin;
@@ -594,7 +592,7 @@ impl Worker {
                 continue;
             }
             state.slots[self.slot].woken_at_ns = None; // Another one has got what it was woken for.
-            let since_ns = *idle_since_ns.get_or_insert_with(sys::clock::monotonic_ns);
+            let since_ns = *idle_since_ns.get_or_insert_with(monotonic_ns);
             let may_spin = self.may_spin && !spun && state.searching == 1;
             let spin_ns = may_spin.then(|| state.search_time.next_ns()).flatten();
             spun |= may_spin;
@@ -606,7 +604,12 @@ impl Worker {
                         spin(since_ns.saturating_add(spin_ns), is_queued);
                     }
                 });
-            } else if !self.sleep(state) {
+                // Planted: what came meanwhile relies on this worker, which counts as a searcher.
+                if !planted!("pool_sleeps_unlooked") {
+                    continue;
+                }
+            }
+            if !self.sleep(state) {
                 return None;
             }
         }
@@ -614,7 +617,7 @@ impl Worker {
 
     /// It got a job, for the first time since `idle_since_ns`.
     fn learn(&self, state: &mut State, idle_since_ns: u64) {
-        let now_ns = sys::clock::monotonic_ns();
+        let now_ns = monotonic_ns();
         let woken_at_ns = state.slots[self.slot].woken_at_ns.take();
         if let Some(woken_at_ns) = woken_at_ns {
             let wake_ns = now_ns.saturating_sub(woken_at_ns);
@@ -661,7 +664,10 @@ impl Worker {
         state.searching -= 1;
         state.threads -= 1;
         // If it left because there were too many, others have to see to what it searched for.
-        state.staff(&self.shared);
+        // Planted: they do not.
+        if !planted!("pool_leaves_unstaffed") {
+            state.staff(&self.shared);
+        }
         let earlier = core::mem::take(&mut state.left);
         let slot = &mut state.slots[self.slot];
         slot.used = false;
@@ -675,3 +681,6 @@ impl Worker {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(test, loom))]
+mod loom_tests;

@@ -84,7 +84,7 @@ impl SearchTime {
     }
 
     /// For how long a search is to last, if it is not left out.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn ns(self) -> u64 {
         self.ns
     }

@@ -2,9 +2,11 @@
 
 use super::patience::SEARCH_MAX_NS;
 use super::*;
+use crate::sys;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use std::sync::{Barrier, mpsc::Sender};
+use std::thread;
 use std::time::Instant;
 
 const LONG: Duration = Duration::from_secs(60);
