@@ -17,7 +17,8 @@
 //!
 //! For how long a worker searches before it sleeps is what jobs so far have taught the pool, and
 //! what waking a worker has been seen to take: see `patience`. One worker does so at a time, and
-//! none that has but one processor to run on, which whoever has the next job needs as well.
+//! none that has but one processor to run on, or runs on the one on which the last job was
+//! submitted: whoever has the next job needs that.
 //!
 //! A job whose submitter waits for it ends in two steps: it runs, and then its end is told ([`End`]),
 //! when its worker searches again. Who has another job as soon as it is told finds that worker, and
@@ -213,6 +214,8 @@ struct State {
     search_time: SearchTime,
     // The workers are not confined to one processor.
     may_spin: bool,
+    // Where the last job was submitted.
+    submitter: usize,
     slots: [Slot; THREADS_MAX],
     // Workers that left and are not joined yet.
     left: Vec<JoinHandle<()>>,
@@ -254,6 +257,7 @@ impl Pool {
             asleep: Vec::with_capacity(THREADS_MAX),
             search_time: SearchTime::new(),
             may_spin: false,
+            submitter: 0,
             slots: core::array::from_fn(|_| Slot::default()),
             left: Vec::new(),
             stopping: false,
@@ -288,6 +292,7 @@ impl Pool {
             .queue
             .try_reserve(1)
             .map_err(|_| refused(libc::ENOMEM))?;
+        state.submitter = parts::processor();
         let id = state.next_id;
         state.next_id += 1;
         state.queue.push_back(Queued { id, job: Some(job) });
@@ -593,7 +598,10 @@ impl Worker {
             }
             state.slots[self.slot].woken_at_ns = None; // Another one has got what it was woken for.
             let since_ns = *idle_since_ns.get_or_insert_with(monotonic_ns);
-            let may_spin = self.may_spin && !spun && state.searching == 1;
+            let may_spin = self.may_spin
+                && !spun
+                && state.searching == 1
+                && parts::processor() != state.submitter;
             let spin_ns = may_spin.then(|| state.search_time.next_ns()).flatten();
             spun |= may_spin;
             if spin_ns.is_some() || end.is_some() {

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // Signal masks.
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::error::Error;
 
@@ -30,6 +30,12 @@ pub(crate) fn set_cpus(cpus: &[usize]) -> Result<(), Error> {
 /// How many processors this thread may run on; 1 where the kernel does not tell.
 pub(crate) fn processors() -> u32 {
     sched_getaffinity(None).map_or(1, |set| set.count())
+}
+
+/// The processor on which this thread runs, or ran a moment ago.
+#[inline]
+pub(crate) fn processor() -> usize {
+    sched_getcpu()
 }
 
 /// How many processors can be named.

@@ -14,7 +14,7 @@ mod real {
     pub(in super::super) use parking_lot::{Condvar, Mutex, MutexGuard};
 
     pub(in super::super) use crate::sys::clock::monotonic_ns;
-    pub(in super::super) use crate::sys::thread::{block_signals, processors};
+    pub(in super::super) use crate::sys::thread::{block_signals, processor, processors};
 }
 
 #[cfg(loom)]
@@ -29,6 +29,10 @@ mod modelled {
     }
 
     pub(in super::super) fn block_signals() {}
+
+    pub(in super::super) fn processor() -> usize {
+        0
+    }
 
     pub(in super::super) fn processors() -> u32 {
         1

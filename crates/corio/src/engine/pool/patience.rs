@@ -89,6 +89,12 @@ impl SearchTime {
         self.ns
     }
 
+    /// How many searches there were.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn searches(self) -> u32 {
+        self.searches
+    }
+
     /// For how long the worker that asks is to search; none if it is not.
     pub(super) fn next_ns(&mut self) -> Option<u64> {
         if self.ns == 0 {

@@ -219,6 +219,26 @@ fn workers_whose_jobs_are_far_apart_do_not_search() {
 }
 
 #[test]
+fn a_worker_does_not_search_where_its_submitter_runs() {
+    // SPEC E3
+    let submitter = thread::spawn(|| {
+        let pool = pool(0, 1);
+        let release = occupy(&pool); // The worker may run anywhere.
+        let here = sys::thread::processor();
+        sys::thread::set_cpus(&[here]).unwrap();
+        submit(&pool, move || sys::thread::set_cpus(&[here]).unwrap());
+        drop(release);
+        wait_until("sleep", || pool.stats().asleep == 1);
+        for _ in 0..3 {
+            drop(occupy(&pool));
+            wait_until("sleep", || pool.stats().asleep == 1);
+        }
+        pool.shared.state.lock().search_time.searches()
+    });
+    assert_eq!(submitter.join().unwrap(), 0);
+}
+
+#[test]
 fn a_thread_that_is_confined_has_one_processor() {
     let confined = thread::spawn(|| {
         let allowed = rustix::thread::sched_getaffinity(None).unwrap();
