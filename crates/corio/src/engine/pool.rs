@@ -319,16 +319,15 @@ impl Pool {
     }
 
     /// Looks for a moment whether a job is done that was [awaited](Submitted::is_awaited), unless
-    /// that has been in vain of late: true if it is. Sleeping until a worker wakes who waits takes
-    /// many times what a short job does.
-    pub(crate) fn meet(&self, is_done: impl Fn() -> bool) -> bool {
+    /// that has been in vain of late. Sleeping until a worker wakes who waits takes many times what a
+    /// short job does.
+    pub(crate) fn meet(&self, is_done: impl Fn() -> bool) {
         let Some(ns) = self.meet_time.next_ns() else {
-            return false;
+            return;
         };
         let until_ns = monotonic_ns().saturating_add(ns);
         let is_met = spin(until_ns, is_done);
         self.meet_time.adjust(is_met);
-        is_met
     }
 
     /// Takes a job out of the queue. False if it has started or ended; if true it will not run, and

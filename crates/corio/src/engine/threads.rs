@@ -136,16 +136,17 @@ fn submit<T: Send, F: FnOnce() -> T + Send>(local: &Local, job: F) -> Outcome<T>
     // keeps the record and what the job borrows in place; F and T are Send.
     let job = unsafe { RawJob::with_end(NonNull::from(&record).cast(), work::<F, T>, end::<F, T>) };
     let submitted = pool.submit(job)?;
-    // Not while others have something to do. Acquire pairs with `end`'s release.
-    if submitted.is_awaited
-        && !local.is_urgent()
-        && pool.meet(|| record.done.load(Ordering::Acquire))
-    {
+    // Acquire pairs with `end`'s release.
+    let is_done = || record.done.load(Ordering::Acquire);
+    // Not while others have something to do.
+    if submitted.is_awaited && !local.is_urgent() {
+        pool.meet(is_done);
+    }
+    if is_done() {
         schedule::yield_uninterruptible(); // Others have their turn, as if it had parked.
     }
     let mut asked = false;
-    // Acquire pairs with `end`'s release.
-    while !record.done.load(Ordering::Acquire) {
+    while !is_done() {
         // What unwinds already has its destructors' jobs done.
         if !asked && is_cancelled() && !coroutine::current().is_some_and(CoRef::is_unwinding) {
             asked = true;
@@ -252,7 +253,7 @@ mod tests {
             assert_eq!(done, JOBS);
             turns
         };
-        // One that ends before its submitter parks gives none.
+        // One that ends between the last look and the park may give none.
         let turns = context.enter_home(turns_of).unwrap();
         assert!(turns > JOBS / 2, "{turns} turns");
     }
