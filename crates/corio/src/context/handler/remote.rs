@@ -204,6 +204,8 @@ impl core::fmt::Debug for RemoteHandler {
 impl Local {
     /// Takes up what the mailbox holds. A nested poll goes on with what an outer turn has taken
     /// from it and not looked at yet.
+    #[cold] // Its frame is not to be every turn's.
+    #[inline(never)]
     pub(in super::super) fn take_up_remote(&self) {
         let mailbox = &self.context.inner().mailbox.0;
         mailbox.drain(|shared| self.arrivals.borrow_mut().push_back(shared));
