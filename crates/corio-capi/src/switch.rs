@@ -17,8 +17,8 @@
 //! `corio_enter_by_jump` in assembly that tells the compiler what is lost, as `Machine::resume`
 //! does in Rust:
 //!
-//! - J1 r9 holds the address to go on at, rdi the coroutine that is to be entered. rsp, rbx and rbp
-//!   are kept, nothing else.
+//! - J1 r9 holds the address to go on at, rdi the coroutine that is to be entered. rsp, rbx, rbp and
+//!   this rdi are kept, nothing else.
 //! - J2 The stack below the red zone, the 128 bytes that a function without calls may use, is free.
 //!   Its end need not be aligned.
 //!
@@ -29,6 +29,9 @@
 //! its resumer leaves rbx, what was current and its own `rip` on its stack, and jumps to the address
 //! at the end of the one that waits, with the coroutine in `rdi`, that end in `rdx` and the thread in
 //! `rax`. Of these it gets the first and the last back, and what it is given in `rsi`.
+//!
+//! What unwinders are told is right at each instruction, but for the one where `enter` goes on: a
+//! signal may come in between, and its handler look for where it was.
 //!
 //! Whatever is not simply suspended is entered the ordinary way, by calls. So is a coroutine that
 //! has never run: one that never yields returns as it was called.
@@ -121,6 +124,27 @@ macro_rules! push {
     };
 }
 
+/// Restores it.
+#[cfg(not(feature = "asan"))]
+macro_rules! pop {
+    ($register:literal) => {
+        concat!(
+            "pop ",
+            $register,
+            "\n.cfi_adjust_cfa_offset -8\n.cfi_restore ",
+            $register
+        )
+    };
+}
+
+/// Saves what is of no use to unwinders.
+#[cfg(not(feature = "asan"))]
+macro_rules! push_other {
+    ($what:literal) => {
+        concat!("push ", $what, "\n.cfi_adjust_cfa_offset 8")
+    };
+}
+
 /// What unwinders are told where there is no frame (J1).
 macro_rules! outside {
     () => {
@@ -142,7 +166,14 @@ macro_rules! frame {
 /// Its end.
 macro_rules! leave {
     () => {
-        "pop rcx\nlea rsp, [rsp + 128]\njmp rcx"
+        ".cfi_remember_state\n\
+         pop rcx\n\
+         .cfi_adjust_cfa_offset -8\n\
+         .cfi_register rip, rcx\n\
+         lea rsp, [rsp + 128]\n\
+         .cfi_adjust_cfa_offset -128\n\
+         jmp rcx\n\
+         .cfi_restore_state"
     };
 }
 
@@ -183,7 +214,15 @@ macro_rules! saving_all {
             push!("r15"),
             "\nlea r9, [rip + 2f]\njmp ",
             here!($name),
-            "\n2:\npop r15\npop r14\npop r13\npop r12\npop rcx\njmp rcx\n.cfi_endproc"
+            "\n2:\n",
+            pop!("r15"),
+            "\n",
+            pop!("r14"),
+            "\n",
+            pop!("r13"),
+            "\n",
+            pop!("r12"),
+            "\npop rcx\n.cfi_adjust_cfa_offset -8\n.cfi_register rip, rcx\njmp rcx\n.cfi_endproc"
         )
     };
 }
@@ -207,30 +246,40 @@ global_asm!(
     "add rdx, {entered}",
     "mov [rdi + {key}], rdx",
     frame!(),
-    "push rbx",
-    "push [rax]",
+    push!("rbx"),
+    push_other!("[rax]"),
     "mov [rax], rdi",
     "mov rdx, [rdi]",
     "lea rcx, [rip + 2f]",
-    "push rcx",
+    push_other!("rcx"),
     "jmp [rdx]",
     // It has suspended, or ended; rdi is the coroutine, rax the thread, rbp as it was. An unwinder
-    // that comes from there has taken rbx and `current` off the stack: see the machine.
+    // that comes from there has taken rbx and `current` off the stack: see the machine. So one that
+    // begins at this very instruction takes `current` for the address to go on at, and stops.
     "2:",
+    ".cfi_adjust_cfa_offset -24",
+    ".cfi_restore rbx",
     "pop [rax]",
-    "pop rbx",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_rel_offset rbx, 0",
+    pop!("rbx"),
     "test sil, {settle_bit}",
     "jnz 4f",
     "3:",
     leave!(),
     "4:",
+    push_other!("rdi"),
     call!("{settle}"),
+    "5:",
+    "pop rdi",
+    ".cfi_adjust_cfa_offset -8",
     "jmp 3b",
     "9:",
     outside!(),
     frame!(),
+    push_other!("rdi"),
     call!("{by_call}"),
-    "jmp 3b",
+    "jmp 5b",
     end!("corio_enter_by_jump"),
     place = const layout::PLACE,
     thread_place = const layout::THREAD_PLACE,
@@ -284,23 +333,41 @@ global_asm!(
     push!("rbp"),
     push!("rbx"),
     "lea rcx, [rip + 2f]",
-    "push rcx",
+    push_other!("rcx"),
     "mov [rdi], rsp",
     "mov rsp, [rdi + 8]",
+    // The frame is where it was, *rdi + 160: DW_OP_breg5 0, DW_OP_deref, DW_OP_plus_uconst 160.
+    ".cfi_escape 0x0f, 6, 0x75, 0, 0x06, 0x23, 0xa0, 0x01",
     "pop rbp",
     "pop rcx",
     "jmp rcx",
-    "2:", // Resumed.
+    ".cfi_endproc",
+    ".cfi_startproc",
+    ".cfi_signal_frame", // As the machine's.
+    ".cfi_def_cfa rsp, 24",
+    ".cfi_offset rbx, -8",
+    ".cfi_offset rip, -24",
+    "2:", // Resumed; by whom is not known to who unwinds the coroutine's stack, and told instead.
     "push rbp",
+    ".cfi_adjust_cfa_offset 8",
     "mov [rdi + 8], rsp",
+    ".cfi_def_cfa rdx, 160",
+    ".cfi_offset rip, -136",
+    ".cfi_offset rbp, -144",
+    ".cfi_offset rbx, -152",
     "mov rbx, [rdx + 8]",
-    "mov rbp, [rdx + 16]",
-    "lea rsp, [rdx + 160]",
-    "jmp [rdx + 24]",
-    "9:",
     ".cfi_restore rbx",
+    "mov rbp, [rdx + 16]",
     ".cfi_restore rbp",
+    // Before the stack ends above it: it lies below the red zone, where a signal's frame goes.
+    "mov rcx, [rdx + 24]",
+    ".cfi_register rip, rcx",
+    "lea rsp, [rdx + 160]",
+    "jmp rcx",
+    ".cfi_endproc",
+    ".cfi_startproc",
     outside!(),
+    "9:",
     frame!(),
     call!("{to_no_one}"),
     "ud2",
@@ -332,7 +399,9 @@ macro_rules! by_call {
             ".cfi_startproc",
             outside!(),
             frame!(),
+            "push rdi\n.cfi_adjust_cfa_offset 8",
             call!("{function}"),
+            "pop rdi\n.cfi_adjust_cfa_offset -8",
             leave!(),
             ".cfi_endproc",
             function = sym $function,

@@ -76,18 +76,22 @@ global_asm!(
     // The frame that called is not above this one on the same stack, which debuggers only accept
     // of a signal's frame.
     ".cfi_signal_frame",
+    // The resumer's frame, and what lies below it.
+    ".cfi_def_cfa rsp, 24",
+    ".cfi_offset rbx, -8",
+    ".cfi_offset rip, -24",
     // rdi: the machine, rdx: its `sp`, which points to this very address; rax: the thread.
     "push rbp",
+    ".cfi_adjust_cfa_offset 8",
+    ".cfi_offset rbp, -32",
     "mov [rdi + 8], rsp",
+    // *(rdi + 8) + 32: DW_OP_breg5 8, DW_OP_deref, DW_OP_plus_uconst 32.
+    ".cfi_escape 0x0f, 5, 0x75, 8, 0x06, 0x23, 32",
     "mov rax, [rdx + 8]",
     "lea rsp, [rdx + 32]",
     "mov rbp, rdi",
-    // rbp is the machine from here on. The resumer's frame: *(rbp + 8) + 32, DW_OP_breg6 8,
-    // DW_OP_deref, DW_OP_plus_uconst 32; and what lies below it.
+    // rbp is the machine from here on: DW_OP_breg6.
     ".cfi_escape 0x0f, 5, 0x76, 8, 0x06, 0x23, 32",
-    ".cfi_offset rbx, -8",
-    ".cfi_offset rip, -24",
-    ".cfi_offset rbp, -32",
     "mov rsi, rsp",
     // Not a call: the processor would remember a return that never comes.
     "lea rcx, [rip + 2f]",
