@@ -61,7 +61,13 @@ void qemu_aio_coroutine_enter(AioContext *ctx, Coroutine *co);
 void coroutine_fn qemu_coroutine_yield(void);
 
 /* The two as compilers for x86-64 have them: see the end. Not to be called. */
+#ifdef __GNUC__
+__attribute__((__cold__))
+#endif
 void corio_enter_by_jump(Coroutine *co);
+#ifdef __GNUC__
+__attribute__((__cold__))
+#endif
 void corio_yield_by_jump(void);
 
 /* The running coroutine; NULL outside of any, where QEMU has one that stands for the thread. */
@@ -592,7 +598,10 @@ int coroutine_fn corio_co_discard(int fd, int64_t offset, int64_t bytes, CorioEn
  * function that yields save registers that its caller may not use. So where the compiler can be told
  * what is lost, a call of the two is a jump there and another one back. They are functions all the
  * same: a pointer to one is as good, and so is what was compiled with CORIO_BY_CALL defined, which
- * needs no assembly. rbx, rbp and the stack, 128 bytes below its end included, are kept. */
+ * needs no assembly. rbx, rbp and the stack, 128 bytes below its end included, are kept.
+ *
+ * GCC can be told of AVX-512's registers only where the whole file is compiled for it: where a single
+ * function is that enters or yields (by an attribute or a pragma), the file needs CORIO_BY_CALL. */
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
     __has_feature(memory_sanitizer)
@@ -603,14 +612,20 @@ int coroutine_fn corio_co_discard(int fd, int64_t offset, int64_t bytes, CorioEn
 #define CORIO_SANITIZED
 #endif
 
-#if defined(__x86_64__) && defined(__LP64__) && defined(__GNUC__) && !defined(CORIO_SANITIZED) &&  \
-    !defined(CORIO_BY_CALL)
+/* Nor where the compiler has fewer registers, which it may not name then, or more than these. */
+#if !defined(__SSE2__) || !defined(__MMX__) || defined(_SOFT_FLOAT) || defined(__APX_F__) ||       \
+    defined(__EGPR__)
+#define CORIO_OTHER_REGISTERS
+#endif
 
-#ifdef __AVX512F__
+#if defined(__x86_64__) && defined(__LP64__) && defined(__GNUC__) && !defined(CORIO_SANITIZED) &&  \
+    !defined(CORIO_OTHER_REGISTERS) && !defined(CORIO_BY_CALL)
+
+#if defined(__AVX512F__) || defined(__clang__)
 #define CORIO_LOST_VECTORS                                                                         \
     , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",    \
-        "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k1", "k2", "k3", "k4", "k5", "k6",  \
-        "k7"
+        "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31", "k0", "k1", "k2", "k3", "k4", "k5",  \
+        "k6", "k7"
 #else
 #define CORIO_LOST_VECTORS
 #endif
@@ -621,24 +636,31 @@ int coroutine_fn corio_co_discard(int fd, int64_t offset, int64_t bytes, CorioEn
         "st(6)", "st(7)", "mm0", "mm1", "mm2", "mm3", "mm4", "mm5", "mm6", "mm7", "cc",            \
         "memory" CORIO_LOST_VECTORS
 
-static inline void corio_jump_enter(Coroutine *co)
+/* In AT&T's notation, or Intel's. */
+#define CORIO_JUMP(to)                                                                             \
+    "{leaq 2f(%%rip), %%r9|lea r9, 2f[rip]}\n\t"                                                   \
+    "{jmpq *" to "@GOTPCREL(%%rip)|jmp QWORD PTR " to "@GOTPCREL[rip]}\n"                          \
+    "2:"
+/* Put in place of calls; all else means the function in the library. The jump never goes to the label.
+ * But without the call that is there GCC would take it for granted that none of the file's functions is
+ * called meanwhile, and that its static variables stay as they are. */
+#define CORIO_IN_PLACE inline __attribute__((__gnu_inline__, __always_inline__))
+
+extern CORIO_IN_PLACE void qemu_coroutine_enter(Coroutine *co)
 {
-    __asm__ __volatile__("leaq 1f(%%rip), %%r9\n\tjmpq *corio_enter_by_jump@GOTPCREL(%%rip)\n1:"
-                         : "+D"(co)
-                         :
-                         : CORIO_LOST);
+    __asm__ goto(CORIO_JUMP("corio_enter_by_jump") : : "D"(co) : CORIO_LOST : elsewhere);
+    return;
+elsewhere:
+    corio_enter_by_jump(co);
 }
 
-static inline void coroutine_fn corio_jump_yield(void)
+extern CORIO_IN_PLACE void coroutine_fn qemu_coroutine_yield(void)
 {
-    __asm__ __volatile__("leaq 1f(%%rip), %%r9\n\tjmpq *corio_yield_by_jump@GOTPCREL(%%rip)\n1:"
-                         :
-                         :
-                         : "rdi", CORIO_LOST);
+    __asm__ goto(CORIO_JUMP("corio_yield_by_jump") : : : "rdi", CORIO_LOST : elsewhere);
+    return;
+elsewhere:
+    corio_yield_by_jump();
 }
-
-#define qemu_coroutine_enter(co) corio_jump_enter(co)
-#define qemu_coroutine_yield() corio_jump_yield()
 #endif
 
 #ifdef __cplusplus

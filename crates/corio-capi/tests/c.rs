@@ -198,6 +198,52 @@ fn the_headers_are_c11_and_cxx17() {
     }
 }
 
+/// Compiles a program that is not linked; what it says there.
+fn compiled(compiler: &str, name: &str, flags: &[&str]) -> String {
+    let mut command = Command::new(compiler);
+    command.args(FLAGS).args(flags).args(["-S", "-o", "-"]);
+    command.args(pkg_config(&["--cflags"]));
+    run(command.arg(here().join("tests/c").join(name).with_extension("c")))
+}
+
+// SPEC C1, C2: the header is of use with fewer registers, and with either notation of assembly.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_header_names_no_register_that_is_not_there() {
+    for compiler in ["gcc", "clang"].into_iter().filter(|name| is_there(name)) {
+        for flags in [&["-mno-mmx"][..], &["-mno-sse"], &["-mgeneral-regs-only"]] {
+            compiled(compiler, "compiled/plain", flags);
+        }
+        for flag in ["-masm=att", "-masm=intel"] {
+            let text = compiled(compiler, "compiled/plain", &[flag]);
+            for name in ["corio_enter_by_jump", "corio_yield_by_jump"] {
+                assert!(text.contains(&format!("{name}@GOTPCREL")), "{text}");
+            }
+        }
+    }
+}
+
+// SPEC C2: what a processor with AVX-512 has is known to be lost, be there one or not.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn no_mask_stays_in_a_register_while_it_yields() {
+    for compiler in ["gcc", "clang"].into_iter().filter(|name| is_there(name)) {
+        let text = compiled(compiler, "compiled/mask", &["-mavx512f", "-mavx512dq"]);
+        let (before, after) = text.split_once("corio_yield_by_jump").unwrap();
+        assert!(before.contains("%k"), "no mask was made: {text}");
+        for mask in (0..8).map(|number| format!("%k{number}")) {
+            // It is written before it is read.
+            if let Some(line) = after.lines().find(|line| line.contains(&mask)) {
+                let line = line.split('#').next().unwrap_or_default().trim_end();
+                assert!(
+                    line.ends_with(&mask) && line.matches(&mask).count() == 1,
+                    "{line}"
+                );
+            }
+        }
+    }
+}
+
 /// The example of docs/C.md is built as that says, and serves.
 #[test]
 fn the_example_is_built_by_pkg_config_alone() {

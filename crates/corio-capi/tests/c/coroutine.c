@@ -1,7 +1,10 @@
 /* Coroutines by themselves, without a context. */
+#define _GNU_SOURCE
 #include "test.h"
 
+#include <alloca.h>
 #include <execinfo.h>
+#include <ucontext.h>
 
 static Coroutine *self;
 static int steps;
@@ -119,6 +122,63 @@ static void both_keep_what_they_do_not_tell_of(void)
 
 /* ---- */
 
+static int written; /* A compiler sees that no function writes it which it sees being called. */
+
+static void writes(void *opaque)
+{
+    for (int *read = (int *)opaque;; qemu_coroutine_yield()) {
+        *read += written;
+        written = 1;
+    }
+}
+
+static __attribute__((noinline)) void only_enters(Coroutine *co)
+{
+    qemu_coroutine_enter(co);
+}
+
+/* SPEC C1: it is known to run other functions. */
+static void what_it_writes_is_seen(void)
+{
+    int read = 0;
+    Coroutine *co = qemu_coroutine_create(writes, &read);
+
+    for (int i = 0; i < 3; i++) {
+        written = 10;
+        only_enters(co);
+        CHECK(written == 1);
+    }
+    CHECK(read == 30);
+}
+
+/* ---- */
+
+/* As a program has that puts something in place of the library. */
+struct functions {
+    Enter *qemu_coroutine_enter;
+    Yield *qemu_coroutine_yield;
+};
+
+static void yields_once_by_name(void *opaque)
+{
+    ((struct functions *)opaque)->qemu_coroutine_yield();
+    steps++;
+}
+
+/* SPEC C1: the names are free elsewhere. */
+static void their_names_are_no_macros(void)
+{
+    struct functions functions = {qemu_coroutine_enter, qemu_coroutine_yield};
+    Coroutine *co = qemu_coroutine_create(yields_once_by_name, &functions);
+
+    steps = 0;
+    functions.qemu_coroutine_enter(co);
+    functions.qemu_coroutine_enter(co);
+    CHECK(steps == 1);
+}
+
+/* ---- */
+
 static void *way_back;
 
 /* Whether whoever called the function that has entered the running coroutine is found. */
@@ -155,6 +215,74 @@ static __attribute__((noinline)) void enters_by_pointer_from_here(Coroutine *co,
     enter(co);
     steps++;
 }
+
+#if defined(__x86_64__) && !defined(CORIO_SANITIZED)
+#define IN_STEPS 1
+
+static volatile bool in_steps;
+static int traps, lost;
+
+static void on_trap(int number, siginfo_t *info, void *opaque)
+{
+    ucontext_t *interrupted = (ucontext_t *)opaque;
+
+    (void)number, (void)info;
+    if (!in_steps) {
+        interrupted->uc_mcontext.gregs[REG_EFL] &= ~0x100;
+        return;
+    }
+    traps++;
+    lost += !is_traced_back();
+}
+
+/* From here on each instruction is followed by a trap. */
+static inline void go_in_steps(void)
+{
+    in_steps = true;
+    __asm__ __volatile__("leaq -128(%%rsp), %%rsp\n\tpushfq\n\torq $0x100, (%%rsp)\n\tpopfq\n\t"
+                         "leaq 128(%%rsp), %%rsp" ::
+                             : "cc", "memory");
+}
+
+static void yields_both_ways(void *opaque)
+{
+    for (;;) {
+        volatile char *deeper = (volatile char *)alloca(1); /* A signal leaves what is aligned to 64. */
+
+        *deeper = 0;
+        qemu_coroutine_yield();
+        ((Yield *)opaque)();
+    }
+}
+
+static __attribute__((noinline)) void enters_in_steps(Coroutine *co, Enter *enter)
+{
+    way_back = __builtin_return_address(0);
+    for (int i = 0; i < 4; i++) {
+        go_in_steps();
+        qemu_coroutine_enter(co);
+        enter(co);
+        in_steps = false;
+    }
+    steps++;
+}
+
+/* SPEC C2: a signal may come after any instruction of a switch, and its handler look for the way
+ * back, which must not send it astray; it misses it where a coroutine has just given control back. */
+static void is_traced_back_after_each_instruction(void)
+{
+    struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO}, before;
+    Coroutine *co = qemu_coroutine_create(yields_both_ways, (void *)qemu_coroutine_yield);
+
+    steps = 0;
+    enters_from_here(co); /* By another way, as it is new. */
+    CHECK(sigaction(SIGTRAP, &action, &before) == 0);
+    enters_in_steps(co, qemu_coroutine_enter);
+    CHECK(sigaction(SIGTRAP, &before, NULL) == 0);
+    CHECK(traps > 8 * 20 && lost <= 8 && steps == 2);
+}
+
+#endif
 
 /* SPEC C2: the frames of who has entered it lie behind its own. */
 static void is_traced_back_to_who_entered_it(void)
@@ -261,7 +389,12 @@ int main(void)
         TEST(runs_until_it_yields_and_on),
         TEST(nests),
         TEST(both_keep_what_they_do_not_tell_of),
+        TEST(what_it_writes_is_seen),
+        TEST(their_names_are_no_macros),
         TEST(is_traced_back_to_who_entered_it),
+#if IN_STEPS
+        TEST(is_traced_back_after_each_instruction),
+#endif
         TEST(is_of_the_context_that_enters_it),
         TEST(misuse_aborts_with_a_message),
     };
