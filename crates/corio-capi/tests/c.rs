@@ -311,6 +311,68 @@ fn functions(header: &str) -> impl Iterator<Item = &str> {
         })
 }
 
+/// What cannot be misused: it takes nothing, or all that it takes is right.
+const NOT_TO_BE_MISUSED: [&str; 14] = [
+    "aio_context_new",
+    "aio_wait_kick",
+    "corio_error_free",
+    "corio_error_get_message",
+    "corio_iothread_new",
+    "defer_call_begin",
+    "qemu_coroutine_inc_pool_size",
+    "qemu_coroutine_self",
+    "qemu_get_aio_context",
+    "qemu_get_current_aio_context",
+    "qemu_in_coroutine",
+    "shres_create",
+    "shres_destroy",
+    "timer_free",
+];
+
+/// What programs name another way: by a macro, or by the function that it is the way of.
+const NAMED: [(&str, &str); 3] = [
+    ("aio_bh_schedule_oneshot_full", "aio_bh_schedule_oneshot"),
+    ("corio_enter_by_jump", "qemu_coroutine_enter"),
+    ("corio_yield_by_jump", "qemu_coroutine_yield"),
+];
+
+/// The programs' text.
+fn sources() -> String {
+    let dirs = [here().join("tests/c"), here().join("tests/c/glib")];
+    let entries = dirs.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap());
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let texts = paths.filter(|path| path.extension() == Some(OsStr::new("c")));
+    texts
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_function_is_called_by_a_program_and_misused_by_one() {
+    let sources = sources();
+    let mut wanting = Vec::new();
+    for name in declared() {
+        let named = NAMED.iter().find(|(of, _)| *of == name);
+        let named = named.map_or(name.as_str(), |(_, named)| named);
+        // In front of it no other name's letters.
+        let is_called = [" ", "(", "!", "\t"].iter().any(|before| {
+            sources.contains(&format!("{before}{named}("))
+                || sources.contains(&format!("{before}{named},"))
+        });
+        let is_misused = NOT_TO_BE_MISUSED.contains(&named)
+            || sources.contains(&format!("MISUSED({name}, "))
+            || sources.contains(&format!("\"{named}: "))
+            || sources.contains(&format!("CHECK_DIES({named}, "));
+        if !is_called {
+            wanting.push(format!("{name} is not called"));
+        }
+        if !is_misused {
+            wanting.push(format!("{name} is not misused"));
+        }
+    }
+    assert!(wanting.is_empty(), "{}", wanting.join("\n"));
+}
+
 #[test]
 fn the_library_exports_what_the_header_declares() {
     let library = prefix().join("lib/libcorio.so");

@@ -375,8 +375,39 @@ static void a_dead_one(void)
 }
 
 /* SPEC C3 */
+static void counts(void *opaque)
+{
+    ++*(int *)opaque;
+}
+
+/* The pool is told how many there will be; that changes nothing but how many stacks it keeps. */
+static void the_pool_grows_and_shrinks(void)
+{
+    int ended = 0;
+    Coroutine *all[64];
+    qemu_coroutine_inc_pool_size(64);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 64; i++) {
+            all[i] = qemu_coroutine_create(counts, &ended);
+        }
+        for (int i = 0; i < 64; i++) {
+            qemu_coroutine_enter(all[i]);
+        }
+    }
+    CHECK(ended == 3 * 64);
+    qemu_coroutine_dec_pool_size(64);
+}
+
+static void the_pool_shrinks_below_nothing(void)
+{
+    qemu_coroutine_dec_pool_size(1000000);
+}
+
 static void misuse_aborts_with_a_message(void)
 {
+    CHECK_DIES(the_pool_shrinks_below_nothing,
+               "qemu_coroutine_dec_pool_size: number of pooled stacks is 1000000, which is not what the "
+               "limit was raised by, or less");
     CHECK_DIES(recursively, "Co-routine re-entered recursively");
     CHECK_DIES(qemu_coroutine_yield, "Co-routine is yielding to no one");
     CHECK_DIES(of_nobody, "qemu_coroutine_enter: the coroutine is NULL");
@@ -396,6 +427,7 @@ int main(void)
         TEST(is_traced_back_after_each_instruction),
 #endif
         TEST(is_of_the_context_that_enters_it),
+        TEST(the_pool_grows_and_shrinks),
         TEST(misuse_aborts_with_a_message),
     };
 
