@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use corio::AioContext;
-use corio::context::{EventNotifier, Interest, MonitorChoice};
+use corio::context::{EventNotifier, Interest, MonitorChoice, MonitorKind};
 use rustix::event::{EventfdFlags, eventfd};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,9 +49,8 @@ fn of_what_another_thread_sets_nothing_is_lost() {
         let event = notifier();
         let (sent, seen) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (at, last) = (Arc::clone(&sent), Arc::clone(&seen));
-        let _handler = local.add_notifier(Arc::clone(&event), move || {
-            last.store(at.load(Ordering::Acquire), Ordering::Release);
-        });
+        let callback = move || last.store(at.load(Ordering::Acquire), Ordering::Release);
+        let _handler = local.add_notifier(Arc::clone(&event), callback).unwrap();
         let deadline = Instant::now() + PATIENCE;
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -134,10 +133,12 @@ fn those_that_one_wait_has_found_are_called_once_though_the_first_polls() {
         let handlers: Vec<_> = (0..3)
             .map(|number| {
                 let (calls, context) = (Rc::clone(&calls), context.clone());
-                local.add_notifier(Arc::clone(&events[number]), move || {
+                let callback = move || {
                     calls[number].set(calls[number].get() + 1);
                     context.poll(false).unwrap();
-                })
+                };
+                let event = Arc::clone(&events[number]);
+                local.add_notifier(event, callback).unwrap()
             })
             .collect();
         for event in &events {
@@ -198,6 +199,7 @@ fn what_is_set_when_the_monitor_changes_is_not_lost() {
     context
         .enter_home(|| {
             let local = context.local().unwrap();
+            assert_eq!(context.monitor().unwrap().kind, MonitorKind::Poll);
             let (calls, _) = counter();
             let events: Vec<_> = (0..100).map(|_| notifier()).collect();
             let handlers: Vec<_> = events
@@ -210,6 +212,7 @@ fn what_is_set_when_the_monitor_changes_is_not_lost() {
                 })
                 .collect();
             turns(&context);
+            assert_eq!(context.monitor().unwrap().kind, MonitorKind::Epoll);
             assert_eq!(calls.get(), 100);
             for event in &events {
                 event.set();

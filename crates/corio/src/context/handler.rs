@@ -146,7 +146,7 @@ impl Entry {
 
     #[allow(unsafe_code)] // A number that is known to be open.
     fn borrow_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: of a handler that is not removed, which keeps it open.
+        // SAFETY: called while `removed` is false (I1): until it is set, the handler keeps it open.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
@@ -188,7 +188,8 @@ impl Entry {
         let was_polled = revents & POLLED != 0
             && interest != Interest::default()
             && self.poll.get().is_some_and(|state| state.run_ready());
-        if !readiness.read && !readiness.write {
+        // What has just run may have removed it (I1).
+        if !readiness.read && !readiness.write || self.removed.get() {
             return was_polled;
         }
         match &self.call {

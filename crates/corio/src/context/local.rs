@@ -177,10 +177,11 @@ impl Local {
     #[inline]
     #[allow(unsafe_code)] // As `set_drain`.
     fn submit_if_due(&self) {
-        if self.submit_due.get()
-            && self.submit_due.replace(false)
-            && let Some(submit) = self.submit.get()
-        {
+        if !self.submit_due.get() {
+            return;
+        }
+        self.submit_due.set(false);
+        if let Some(submit) = self.submit.get() {
             // SAFETY: as who has set it has promised.
             unsafe { (submit.run)(submit.with) };
         }
