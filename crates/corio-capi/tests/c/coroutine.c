@@ -267,6 +267,11 @@ static __attribute__((noinline)) void enters_in_steps(Coroutine *co, Enter *ente
     steps++;
 }
 
+static void enters_another_in_steps(void *opaque)
+{
+    enters_in_steps((Coroutine *)opaque, qemu_coroutine_enter);
+}
+
 /* SPEC C2: a signal may come after any instruction of a switch, and its handler look for the way
  * back, which must not send it astray; it misses it where a coroutine has just given control back. */
 static void is_traced_back_after_each_instruction(void)
@@ -278,8 +283,11 @@ static void is_traced_back_after_each_instruction(void)
     enters_from_here(co); /* By another way, as it is new. */
     CHECK(sigaction(SIGTRAP, &action, &before) == 0);
     enters_in_steps(co, qemu_coroutine_enter);
-    CHECK(sigaction(SIGTRAP, &before, NULL) == 0);
     CHECK(traps > 8 * 20 && lost <= 8 && steps == 2);
+    traps = lost = 0;
+    qemu_coroutine_enter(qemu_coroutine_create(enters_another_in_steps, co)); /* From a coroutine. */
+    CHECK(traps > 8 * 20 && lost <= 8 && steps == 3);
+    CHECK(sigaction(SIGTRAP, &before, NULL) == 0);
 }
 
 #endif
