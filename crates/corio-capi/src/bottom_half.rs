@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::offset_of;
 use std::sync::Mutex;
 
 use corio::context::BottomHalf;
@@ -18,6 +19,11 @@ type Function = unsafe extern "C" fn(*mut c_void);
 pub(crate) struct MemReentrancyGuard {
     engaged_in_io: bool,
 }
+
+const _: () = assert!(
+    size_of::<MemReentrancyGuard>() == 1 && offset_of!(MemReentrancyGuard, engaged_in_io) == 0,
+    "the header says otherwise"
+);
 
 /// What runs: C's function and what it is called with.
 #[derive(Clone, Copy)]

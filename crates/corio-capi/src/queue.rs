@@ -1,6 +1,7 @@
 //! `CoQueue`: the Rust queue where it lies.
 
 use std::ffi::{c_int, c_void};
+use std::mem::offset_of;
 
 use corio::sync::{Place, Queue};
 
@@ -24,6 +25,12 @@ pub(crate) struct QemuLockable {
 }
 
 words!(QemuLockable, 3);
+const _: () = assert!(
+    offset_of!(QemuLockable, object) == 0
+        && offset_of!(QemuLockable, lock) == 8
+        && offset_of!(QemuLockable, unlock) == 16,
+    "the header says otherwise"
+);
 
 /// One of the bits of `CoQueueWaitFlags`.
 const FRONT: c_int = 1;

@@ -4,6 +4,10 @@
 
 #include "test.h"
 
+/* SPEC C3 */
+_Static_assert(sizeof(MemReentrancyGuard) == 1 && offsetof(MemReentrancyGuard, engaged_in_io) == 0,
+               "as in bottom_half.rs");
+
 static AioContext *ctx;
 static char order[64];
 

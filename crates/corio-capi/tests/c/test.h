@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,13 @@
             _exit(1);                                                                              \
         }                                                                                          \
     } while (0)
+
+/* What C allocates is as many words of 64 bits, from its first byte on; layout.rs asserts the same. */
+#define ASSERT_WORDS(type, words)                                                                  \
+    _Static_assert(sizeof(type) == 8 * (words) && _Alignof(type) == 8 &&                           \
+                       offsetof(type, corio_private) == 0 &&                                       \
+                       sizeof(((type *)NULL)->corio_private) == sizeof(type),                      \
+                   "the library says otherwise")
 
 /* A turn without progress. GLib's loop (glib/poll.h) is woken for nothing, too, and cannot tell. */
 #ifdef POLL_H

@@ -4,10 +4,10 @@
 
 #include "test.h"
 
-_Static_assert(sizeof(EventNotifier) == 16 && _Alignof(EventNotifier) == 8,
-               "as in event_notifier.rs");
-_Static_assert(sizeof(QemuLockCnt) == 8 && _Alignof(QemuLockCnt) == 8, "as in lockcnt.rs");
-_Static_assert(sizeof(QemuEvent) == 32 && _Alignof(QemuEvent) == 8, "as in event.rs");
+/* SPEC C3 */
+ASSERT_WORDS(EventNotifier, 2);
+ASSERT_WORDS(QemuLockCnt, 1);
+ASSERT_WORDS(QemuEvent, 4);
 
 #define VISITORS 4
 #define VISITS 2000

@@ -4,11 +4,15 @@
 
 #include "test.h"
 
-_Static_assert(sizeof(CoMutex) == 40 && _Alignof(CoMutex) == 8, "as in lock.rs");
-_Static_assert(sizeof(CoRwlock) == 40 && _Alignof(CoRwlock) == 8, "as in lock.rs");
-_Static_assert(sizeof(CoQueue) == 24 && _Alignof(CoQueue) == 8, "as in queue.rs");
-_Static_assert(sizeof(QemuLockable) == 24, "as in queue.rs");
-_Static_assert(sizeof(QemuCoSleep) == 8 && _Alignof(QemuCoSleep) == 8, "as in sleep.rs");
+/* SPEC C3 */
+ASSERT_WORDS(CoMutex, 5);
+ASSERT_WORDS(CoRwlock, 5);
+ASSERT_WORDS(CoQueue, 3);
+ASSERT_WORDS(QemuCoSleep, 1);
+_Static_assert(sizeof(QemuLockable) == 24 && _Alignof(QemuLockable) == 8 &&
+                   offsetof(QemuLockable, object) == 0 && offsetof(QemuLockable, lock) == 8 &&
+                   offsetof(QemuLockable, unlock) == 16,
+               "as in queue.rs");
 
 #define THREADS 5
 #define EACH 8
