@@ -34,8 +34,8 @@
 //! whether the one that waits has yielded here, and `yield` whether its resumer is `enter`, and each
 //! does then what the other would begin with: two jumps of six less. The stacks look as they would.
 //!
-//! What unwinders are told is right at each instruction, but for the one where `enter` goes on: a
-//! signal may come in between, and its handler look for where it was.
+//! What unwinders are told is right at each instruction: a signal may come in between, and its
+//! handler look for where it was.
 //!
 //! Whatever is not simply suspended is entered the ordinary way, by calls. So is a coroutine that
 //! has never run: one that never yields returns as it was called.
@@ -177,7 +177,24 @@ macro_rules! resumer {
          .cfi_adjust_cfa_offset 168\n\
          mov [rsp + 32], r9\n\
          .cfi_rel_offset rip, 32\n\
-         mov [rsp + 24], rbx"
+         mov [rsp + 24], rbx\n\
+         .cfi_rel_offset rbx, 24"
+    };
+}
+
+/// Where a resumer goes on. An unwinder gets to the first instruction in two ways. A signal's has
+/// the stack end right above this instruction's address, which lies in the red zone still; one that
+/// comes from the coroutine has taken `current` and rbx off, too: see the machine. So the frame
+/// ends at rsp + 152 if [rsp - 8] is rip, else at rsp + 136: DW_OP_breg7 -8, DW_OP_deref,
+/// DW_OP_breg16 0, DW_OP_eq, DW_OP_lit4, DW_OP_shl, DW_OP_breg7 136, DW_OP_plus. (Linkers describe
+/// a PLT by the same operations.)
+#[cfg(not(feature = "asan"))]
+macro_rules! goes_on_entered {
+    () => {
+        ".cfi_escape 0x0f, 12, 0x77, 0x78, 0x06, 0x80, 0, 0x29, 0x34, 0x24, 0x77, 0x88, 1, 0x22\n\
+         mov rbx, [rsp + 8]\n\
+         .cfi_def_cfa rsp, 152\n\
+         .cfi_restore rbx"
     };
 }
 
@@ -305,15 +322,11 @@ global_asm!(
     "lea rsp, [rsp + 8]",
     ".cfi_adjust_cfa_offset -8",
     "jmp [rdx]",
-    // It has suspended, or ended; rdi is the coroutine, rax the thread, rbp as it was. An unwinder
-    // that comes from there has taken rbx and `current` off the stack: see the machine. So one that
-    // begins at this very instruction takes `current` for the address to go on at, and stops.
+    // It has suspended, or ended; rdi is the coroutine, rax the thread, rbp as it was.
     "2:",
     concat!(".hidden ", here!("corio_entered")),
     concat!(here!("corio_entered"), ":"),
-    ".cfi_adjust_cfa_offset -24",
-    "mov rbx, [rsp + 8]",
-    ".cfi_adjust_cfa_offset 16",
+    goes_on_entered!(),
     "mov qword ptr [rax], 0",
     "4:",
     "test sil, {settle_bit}",
@@ -346,9 +359,7 @@ global_asm!(
     "mov [rsp + 8], rcx",
     "jmp 3b",
     "7:",
-    ".cfi_adjust_cfa_offset -32",
-    "mov rbx, [rsp + 8]",
-    ".cfi_adjust_cfa_offset 16",
+    goes_on_entered!(),
     "mov rcx, [rsp]",
     "mov [rax], rcx",
     "jmp 4b",
