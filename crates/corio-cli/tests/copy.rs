@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 use common::data::{self, GIB};
 use common::serve::{Serve, Server};
 use common::tool::{SOON, command, run_for};
-use common::{Combo, again_through_tls, matrix, need, wait_until};
+use common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, wait_until};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 matrix!(nbdcopy_copies_in_and_out);
 again_through_tls!(nbdcopy_copies_in_and_out);
+again_on_linux_aio!(nbdcopy_copies_in_and_out);
 
 /// How long one copy of 1 GiB may take on a slow and busy machine.
 const COPY_LIMIT: Duration = Duration::from_secs(120);
@@ -112,8 +113,9 @@ fn nbdcopy_copies_in_and_out(combo: Combo) {
     let mut sources = files.sources.iter().cycle();
     let mut connected = 0;
     for (kind, listening) in [("TCP", server.tcp()), ("Unix", server.unix())] {
-        // TLS takes its time: either number of connections once will do.
-        let counts: &[usize] = match (combo.tls, kind) {
+        // TLS takes its time, and so does a disk: either number of connections once will do.
+        let is_slow = combo.tls || combo == Combo::EPOLL_AIO;
+        let counts: &[usize] = match (is_slow, kind) {
             (false, _) => &[1, 4],
             (true, "TCP") => &[4],
             (true, _) => &[1],

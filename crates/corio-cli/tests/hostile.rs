@@ -24,7 +24,10 @@ matrix!(
 );
 // What is wrong with a handshake is, for TLS, in `tls`.
 again_through_tls!(hostile_clients_do_not_slow_a_good_one);
-again_on_linux_aio!(hostile_clients_do_not_slow_a_good_one);
+again_on_linux_aio!(
+    five_hundred_at_once_are_served_or_refused,
+    hostile_clients_do_not_slow_a_good_one,
+);
 
 /// What became of one of many connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

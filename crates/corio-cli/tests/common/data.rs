@@ -92,7 +92,8 @@ pub(crate) fn sha256(path: &Path) -> String {
 #[track_caller]
 pub(crate) fn assert_same(what: &str, found: &[u8], expected: &[u8]) {
     assert_eq!(found.len(), expected.len(), "{what}: length");
-    if let Some(at) = (0..found.len()).find(|&i| found[i] != expected[i]) {
+    if found != expected {
+        let at = (0..found.len()).find(|&i| found[i] != expected[i]).unwrap();
         panic!(
             "{what}: byte {at} is {:#04x}, not {:#04x}",
             found[at], expected[at]

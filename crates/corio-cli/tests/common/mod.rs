@@ -86,6 +86,11 @@ impl Combo {
         ..Combo::AUTO
     };
 
+    /// True where images are past the page cache, and memory disks have another engine.
+    pub(crate) fn is_direct(self) -> bool {
+        self.engine == "linux-aio"
+    }
+
     /// True where the server needs a ring.
     pub(crate) fn uses_io_uring(self) -> bool {
         self.monitor == "io_uring" || self.engine == "io_uring"

@@ -88,7 +88,7 @@ pub(crate) struct Serve {
 impl Serve {
     pub(crate) fn new(combo: Combo) -> Serve {
         let mut serve = Serve::bare();
-        serve.direct = combo.engine == "linux-aio";
+        serve.direct = combo.is_direct();
         if combo != Combo::AUTO {
             serve = serve.args(["--monitor", combo.monitor, "--engine", combo.engine]);
         }
@@ -142,8 +142,13 @@ impl Serve {
         self.arg(path).args(["--format", "raw"])
     }
 
-    /// A memory disk.
-    pub(crate) fn memory(self, size: &str) -> Serve {
+    /// A memory disk; Linux AIO is not for it.
+    pub(crate) fn memory(mut self, size: &str) -> Serve {
+        if self.direct {
+            self.direct = false;
+            self.args
+                .retain(|arg| arg != "--engine" && arg != "linux-aio");
+        }
         self.args(["--memory", size])
     }
 

@@ -10,11 +10,12 @@ use crate::common::data::{self, KIB, MIB, assert_same};
 use crate::common::nbd::{self, Client, Headers, cmd, flag};
 use crate::common::serve::{Serve, Server, image_dir, program, socket_dir};
 use crate::common::tool::{SOON, command, is_root, run};
-use crate::common::{Combo, again_through_tls, matrix, need, skip, wait_until};
+use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, skip, wait_until};
 use rustix::process::Signal;
 
 matrix!(full_disk_is_an_error_to_the_client_only);
 again_through_tls!(full_disk_is_an_error_to_the_client_only);
+again_on_linux_aio!(full_disk_is_an_error_to_the_client_only);
 
 /// A fresh image of 1 MiB in a directory of its own.
 fn image() -> (tempfile::TempDir, PathBuf) {

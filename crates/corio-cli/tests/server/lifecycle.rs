@@ -29,7 +29,8 @@ again_through_tls!(
 );
 again_on_linux_aio!(
     requests_in_flight_finish_when_stopped,
-    slow_clients_get_their_replies_before_a_stop_ends
+    slow_clients_get_their_replies_before_a_stop_ends,
+    client_that_does_not_read_is_named_and_given_up
 );
 
 /// The time a stop may take.
