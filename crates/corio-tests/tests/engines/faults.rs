@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use corio::AioContext;
-use corio::context::MonitorChoice;
 use corio::fs::File;
 
 use super::faulty::{self, Faulty};
@@ -14,7 +13,7 @@ use super::{Mode, buffer, errno, in_modes, settle};
 
 /// Past the page cache, which has errors and retries of its own.
 fn modes() -> impl Iterator<Item = Mode> {
-    Mode::on(MonitorChoice::Epoll).filter(|mode| mode.direct)
+    Mode::all().filter(|mode| mode.direct)
 }
 
 fn on_faulty(name: &'static str, path: &str, test: impl Fn(&File) + Clone + Send + 'static) {
@@ -55,7 +54,7 @@ fn a_failed_sync_fails_all_later_ones_until_the_file_is_reopened() {
         return;
     };
     let path = faulty.path(faulty::LOSSY);
-    in_modes(Mode::on(MonitorChoice::Epoll), move |mode| {
+    in_modes(Mode::all(), move |mode| {
         let file = mode.open(&path).unwrap();
         file.write_all_at(&buffer(4096, 1), faulty::GOOD).unwrap();
         for _ in 0..4 {
@@ -75,7 +74,7 @@ fn a_failed_durable_write_to_the_page_cache_fails_all_later_syncs() {
         return;
     };
     let path = faulty.path(faulty::LOSSY);
-    let cached = Mode::on(MonitorChoice::Epoll).filter(|mode| !mode.direct);
+    let cached = Mode::all().filter(|mode| !mode.direct);
     in_modes(cached, move |mode| {
         let file = mode.open(&path).unwrap();
         let block = buffer(4096, 1);
