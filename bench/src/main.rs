@@ -79,6 +79,9 @@ enum Command {
         /// The Unix socket to listen on
         #[arg(long)]
         unix: PathBuf,
+        /// Take writes, too
+        #[arg(long)]
+        writable: bool,
     },
     /// Our side of the disk suite, in a process of its own
     #[command(hide = true)]
@@ -113,7 +116,11 @@ struct Plan {
 fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match &args.command {
-        Some(Command::FloorServer { file, unix }) => nbd::floor::serve(file, unix).map(|()| true),
+        Some(Command::FloorServer {
+            file,
+            unix,
+            writable,
+        }) => nbd::floor::serve(file, unix, *writable).map(|()| true),
         Some(Command::Alone { what, count }) => what.measure(*count).map(|value| {
             println!("{value}");
             true

@@ -3,14 +3,15 @@
 //!
 //! A blocking thread a connection. One receive of up to 64 KiB may bring many requests; each is
 //! read from the file straight behind its reply header in one buffer; one write sends them all.
-//! Nothing is shared, scheduled, limited or logged. Only reading, one client's trust: not a server
-//! to use. It grants structured replies, as its peers do: the client that asks for them has more to
+//! Nothing is shared, scheduled, limited or logged. What is written goes to the file from where
+//! it was received, before anything else is looked at. No flush, one client's trust: not a server to
+//! use. It grants structured replies, as its peers do: the client that asks for them has more to
 //! do for each, which is no server's merit.
 //!
 //! Protocol: NBD, "Fixed newstyle negotiation" and "Transmission" (doc/proto.md of the NBD
 //! project).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
@@ -26,7 +27,7 @@ const RECEIVE: usize = 64 << 10;
 const BATCH: usize = 1 << 20;
 const PAGE: usize = 4096;
 const LEAD: usize = 64;
-/// The largest read and option taken.
+/// The largest read and option taken; a write has to fit into what is received at once.
 const PAYLOAD_MAX: u32 = 32 << 20;
 const OPTION_MAX: u32 = 64 << 10;
 
@@ -38,13 +39,15 @@ const SIMPLE_REPLY: u32 = 0x6744_6698;
 const STRUCTURED_REPLY: u32 = 0x668e_33ef;
 const REQUEST_LEN: usize = 28;
 const REPLY_FLAG_DONE: u16 = 1;
+const REPLY_TYPE_NONE: u16 = 0;
 const REPLY_TYPE_OFFSET_DATA: u16 = 1;
 const REPLY_TYPE_ERROR: u16 = (1 << 15) | 1;
 
 const FLAG_FIXED_NEWSTYLE_NO_ZEROES: u16 = 0b11;
 const CLIENT_NO_ZEROES: u32 = 0b10;
-/// HAS_FLAGS, READ_ONLY, CAN_MULTI_CONN.
-const TRANSMISSION: u16 = 1 | 1 << 1 | 1 << 8;
+/// HAS_FLAGS, CAN_MULTI_CONN.
+const TRANSMISSION: u16 = 1 | 1 << 8;
+const READ_ONLY: u16 = 1 << 1;
 
 const OPT_EXPORT_NAME: u32 = 1;
 const OPT_ABORT: u32 = 2;
@@ -56,20 +59,24 @@ const REP_INFO: u32 = 3;
 const REP_ERR_UNSUP: u32 = (1 << 31) | 1;
 
 const CMD_READ: u16 = 0;
+const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const EINVAL: u32 = 22;
 
 /// Serves `file` on the socket `unix` until killed.
-pub(crate) fn serve(file: &Path, unix: &Path) -> anyhow::Result<()> {
-    let disk = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+pub(crate) fn serve(file: &Path, unix: &Path, writable: bool) -> anyhow::Result<()> {
+    let mut options = OpenOptions::new();
+    let disk = options.read(true).write(writable).open(file);
+    let disk = disk.with_context(|| format!("cannot open {}", file.display()))?;
     let size = disk.metadata()?.len();
+    let flags = TRANSMISSION | if writable { 0 } else { READ_ONLY };
     let disk = Arc::new(disk);
     let listener =
         UnixListener::bind(unix).with_context(|| format!("cannot listen on {}", unix.display()))?;
     for stream in listener.incoming() {
         let (mut stream, disk) = (stream?, Arc::clone(&disk));
         std::thread::spawn(move || {
-            let served = handshake(&mut stream, size).and_then(|next| match next {
+            let served = handshake(&mut stream, size, flags).and_then(|next| match next {
                 ControlFlow::Continue(style) => transmit(&mut stream, &disk, size, style),
                 ControlFlow::Break(()) => Ok(()),
             });
@@ -92,7 +99,7 @@ enum Style {
 }
 
 /// Breaks when the client wants no transmission.
-fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<(), Style>> {
+fn handshake(stream: &mut UnixStream, size: u64, flags: u16) -> io::Result<ControlFlow<(), Style>> {
     let mut hello = Vec::from(NBDMAGIC.to_be_bytes());
     hello.extend(IHAVEOPT.to_be_bytes());
     hello.extend(FLAG_FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes());
@@ -114,7 +121,7 @@ fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<(), S
         match option {
             OPT_EXPORT_NAME => {
                 let mut reply = Vec::from(size.to_be_bytes());
-                reply.extend(TRANSMISSION.to_be_bytes());
+                reply.extend(flags.to_be_bytes());
                 if !no_zeroes {
                     reply.resize(reply.len() + 124, 0);
                 }
@@ -124,7 +131,7 @@ fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<ControlFlow<(), S
             OPT_INFO | OPT_GO => {
                 let mut info = Vec::from(0u16.to_be_bytes());
                 info.extend(size.to_be_bytes());
-                info.extend(TRANSMISSION.to_be_bytes());
+                info.extend(flags.to_be_bytes());
                 reply_option(stream, option, REP_INFO, &info)?;
                 reply_option(stream, option, REP_ACK, &[])?;
                 if option == OPT_GO {
@@ -203,14 +210,23 @@ fn transmit(stream: &mut UnixStream, disk: &File, size: u64, style: Style) -> io
             return Ok(());
         }
         held += count;
-        let (requests, _) = received[..held].as_chunks::<REQUEST_LEN>();
-        let taken = requests.len() * REQUEST_LEN;
-        for bytes in requests {
+        let mut taken = 0;
+        while let Some((bytes, rest)) = received[taken..held].split_first_chunk::<REQUEST_LEN>() {
             let request = parse(bytes).ok_or(io::ErrorKind::InvalidData)?;
-            if request.kind == CMD_DISC {
-                return stream.write_all(replies.bytes());
+            let mut payload: &[u8] = &[];
+            match request.kind {
+                CMD_DISC => return stream.write_all(replies.bytes()),
+                CMD_WRITE if request.len as usize > RECEIVE - REQUEST_LEN => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                CMD_WRITE => match rest.get(..request.len as usize) {
+                    Some(all) => payload = all,
+                    None => break,
+                },
+                _ => {}
             }
-            replies.add(&request, disk, size)?;
+            taken += REQUEST_LEN + payload.len();
+            replies.add(&request, payload, disk, size)?;
             if replies.len >= BATCH {
                 stream.write_all(replies.bytes())?;
                 replies.len = 0;
@@ -251,46 +267,51 @@ impl Replies {
 
     /// What comes before the data; all of a reply without any.
     #[inline(always)]
-    fn header(&self, request: &Request, readable: bool) -> Header {
+    fn header(&self, request: &Request, carried_out: bool) -> Header {
         let mut header = Header::default();
         match self.style {
             Style::Simple => {
-                let errno = if readable { 0 } else { EINVAL };
+                let errno = if carried_out { 0 } else { EINVAL };
                 header.put(SIMPLE_REPLY.to_be_bytes());
                 header.put(errno.to_be_bytes());
                 header.put(request.cookie);
             }
             Style::Structured => {
-                let (kind, len) = if readable {
-                    (REPLY_TYPE_OFFSET_DATA, 8 + request.len)
-                } else {
-                    (REPLY_TYPE_ERROR, 6)
+                let (kind, len) = match (carried_out, request.kind) {
+                    (true, CMD_READ) => (REPLY_TYPE_OFFSET_DATA, 8 + request.len),
+                    (true, _) => (REPLY_TYPE_NONE, 0),
+                    (false, _) => (REPLY_TYPE_ERROR, 6),
                 };
                 header.put(STRUCTURED_REPLY.to_be_bytes());
                 header.put(REPLY_FLAG_DONE.to_be_bytes());
                 header.put(kind.to_be_bytes());
                 header.put(request.cookie);
                 header.put(len.to_be_bytes());
-                if readable {
-                    header.put(request.offset.to_be_bytes());
-                } else {
-                    header.put(EINVAL.to_be_bytes());
-                    header.put(0u16.to_be_bytes()); // No message.
+                match kind {
+                    REPLY_TYPE_OFFSET_DATA => header.put(request.offset.to_be_bytes()),
+                    REPLY_TYPE_ERROR => {
+                        header.put(EINVAL.to_be_bytes());
+                        header.put(0u16.to_be_bytes()); // No message.
+                    }
+                    _ => {}
                 }
             }
         }
         header
     }
 
-    fn add(&mut self, request: &Request, disk: &File, size: u64) -> io::Result<()> {
+    /// Carries the request out.
+    fn add(&mut self, request: &Request, payload: &[u8], disk: &File, size: u64) -> io::Result<()> {
         let end = request.offset.checked_add(u64::from(request.len));
-        let readable = request.kind == CMD_READ
-            && request.len <= PAYLOAD_MAX
-            && end.is_some_and(|end| end <= size);
-        let payload = if readable { request.len as usize } else { 0 };
-        let header = self.header(request, readable);
+        let is_known = matches!(request.kind, CMD_READ | CMD_WRITE);
+        let can = is_known && request.len <= PAYLOAD_MAX && end.is_some_and(|end| end <= size);
+        let reads = can && request.kind == CMD_READ;
+        if can && !reads {
+            disk.write_all_at(payload, request.offset)?;
+        }
+        let header = self.header(request, can);
         let data = self.len + header.len();
-        let end = data + payload;
+        let end = data + if reads { request.len as usize } else { 0 };
         if self.buffer.len() < self.start + end {
             self.grow(end);
         }
@@ -327,9 +348,9 @@ impl std::ops::Deref for Header {
 
 #[cfg(test)]
 mod tests {
-    use super::{CMD_READ, REQUEST, REQUEST_LEN, Replies, Request, Style, parse};
+    use super::{CMD_READ, CMD_WRITE, REQUEST, REQUEST_LEN, Replies, Request, Style, parse};
     use std::fs::File;
-    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
 
     fn bytes_of(kind: u16, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
         let mut bytes = Vec::from(REQUEST.to_be_bytes());
@@ -339,6 +360,16 @@ mod tests {
         bytes.extend(offset.to_be_bytes());
         bytes.extend(len.to_be_bytes());
         bytes.try_into().unwrap()
+    }
+
+    /// Ten digits, in a file of that name which is gone already.
+    fn disk(name: &str) -> File {
+        let name = format!("bench-floor-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, b"0123456789").unwrap();
+        let disk = File::options().read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        disk
     }
 
     #[test]
@@ -357,17 +388,11 @@ mod tests {
 
     #[test]
     fn replies_follow_each_other_and_a_read_past_the_end_is_refused() {
-        let path = std::env::temp_dir().join(format!("bench-floor-{}", std::process::id()));
-        File::create(&path)
-            .unwrap()
-            .write_all(b"0123456789")
-            .unwrap();
-        let disk = File::open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        let disk = disk("read");
         let mut replies = Replies::default();
         for (offset, len) in [(2, 3), (8, 3), (u64::MAX, 1)] {
             let request = parse(&bytes_of(CMD_READ, offset, len)).unwrap();
-            replies.add(&request, &disk, 10).unwrap();
+            replies.add(&request, b"", &disk, 10).unwrap();
         }
         let mut expected = Vec::from(*b"\x67\x44\x66\x98\0\0\0\0cookie!!234");
         expected.extend(*b"\x67\x44\x66\x98\0\0\0\x16cookie!!");
@@ -380,12 +405,42 @@ mod tests {
         };
         for (offset, len) in [(2, 3), (8, 3)] {
             let request = parse(&bytes_of(CMD_READ, offset, len)).unwrap();
-            replies.add(&request, &disk, 10).unwrap();
+            replies.add(&request, b"", &disk, 10).unwrap();
         }
         let mut expected = Vec::from(*b"\x66\x8e\x33\xef\0\x01\0\x01cookie!!\0\0\0\x0b");
         expected.extend(*b"\0\0\0\0\0\0\0\x02234");
         expected.extend(*b"\x66\x8e\x33\xef\0\x01\x80\x01cookie!!\0\0\0\x06");
         expected.extend(*b"\0\0\0\x16\0\0");
         assert_eq!(replies.bytes(), expected);
+    }
+
+    #[test]
+    fn a_write_is_in_the_file_and_one_past_the_end_is_refused() {
+        let disk = disk("written");
+        for (style, done, refused) in [
+            (
+                Style::Simple,
+                &b"\x67\x44\x66\x98\0\0\0\0cookie!!"[..],
+                &b"\x67\x44\x66\x98\0\0\0\x16cookie!!"[..],
+            ),
+            (
+                Style::Structured,
+                b"\x66\x8e\x33\xef\0\x01\0\0cookie!!\0\0\0\0",
+                b"\x66\x8e\x33\xef\0\x01\x80\x01cookie!!\0\0\0\x06\0\0\0\x16\0\0",
+            ),
+        ] {
+            let mut replies = Replies {
+                style,
+                ..Replies::default()
+            };
+            for offset in [2, 8] {
+                let request = parse(&bytes_of(CMD_WRITE, offset, 3)).unwrap();
+                replies.add(&request, b"abc", &disk, 10).unwrap();
+            }
+            assert_eq!(replies.bytes(), [done, refused].concat());
+        }
+        let mut bytes = [0; 10];
+        disk.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"01abc56789");
     }
 }

@@ -14,7 +14,8 @@
 //! fifths.
 //!
 //! `rw4k_qd32` writes as often as it reads, to files in the page cache as well, one for each server,
-//! as all lock theirs. The floor does not write.
+//! as all lock theirs. The floor is not held against anything there: it tells what the kernel's part
+//! is, which all pay alike.
 //!
 //! What a request takes in system calls and context switches is counted in runs of its own, in
 //! turns too, and is the median of the rounds like all else.
@@ -158,7 +159,7 @@ fn measure_writing(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let size: u64 = if plan.quick { 32 << 20 } else { 256 << 20 };
-    let disks = [0, 1, 2].map(|number| scratch.data.join(format!("written-{number}.raw")));
+    let disks = [0, 1, 2, 3].map(|number| scratch.data.join(format!("written-{number}.raw")));
     let mut pinned = Vec::new();
     for path in &disks {
         disk::create(path, size)?;

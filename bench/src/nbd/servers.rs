@@ -217,14 +217,22 @@ pub(super) fn readers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Resu
 /// Those that are written to, each with a file of its own, ours first.
 pub(super) fn writers(
     corio: &Path,
-    disks: &[PathBuf; 3],
+    disks: &[PathBuf; 4],
     sockets: &Path,
-) -> anyhow::Result<[Recipe; 3]> {
-    let [first, second, third] = disks;
+) -> anyhow::Result<[Recipe; 4]> {
+    let [first, second, third, fourth] = disks;
+    let floor = [
+        "floor-server",
+        text(fourth)?,
+        "--writable",
+        "--unix",
+        "SOCKET",
+    ];
     Ok([
         ours(corio, text(first)?, WRITABLE, sockets),
         qemu_nbd(text(second)?, WRITABLE, sockets),
         nbdkit(text(third)?, WRITABLE, sockets),
+        Recipe::new(FLOOR, &std::env::current_exe()?, &floor, sockets),
     ])
 }
 
