@@ -4,7 +4,7 @@
 //! - I1: `size`, `limits` and the driver do not change while the node lives.
 //! - I2: a request that may wait is counted in `in_flight` from before it first touches the driver
 //!   until after it last does. `try_read_at` is not: it cannot wait, so whoever runs on its thread
-//!   next finds it done.
+//!   next finds it done; `try_write_at` is.
 //! - I3: where the driver has blocks (`request_alignment > 1`), everything that modifies holds a
 //!   turn in `overlaps` on the blocks it touches.
 
@@ -36,7 +36,8 @@ const SIZE_MAX: u64 = i64::MAX.unsigned_abs();
 /// A disk, shared by all who use it as an `Arc<Node>`.
 ///
 /// Any thread may call any method. In a coroutine they park it, in a plain thread they block,
-/// except [`try_read_at`](Node::try_read_at), which never waits. No callback runs.
+/// except [`try_read_at`](Node::try_read_at), which never waits, and
+/// [`try_write_at`](Node::try_write_at), which does not park. No callback runs.
 ///
 /// Requests are not ordered among each other: of two writes that overlap and run at once either
 /// may win, block by block. None loses bytes of a third.
@@ -185,6 +186,26 @@ impl Node {
         self.driver
             .try_read_at(buf, offset)
             .map_err(|error| self.failed(Operation::Read, span, error))
+    }
+
+    /// Writes `buf` on the calling thread, where that is a copy into memory as a rule. True: written.
+    /// False: use [`write_at`](Node::write_at); the range holds old bytes, new bytes or some of each
+    /// until then. Never parks; but a file system may hold its writers up, and then the thread waits
+    /// (see [`File::try_write_at`](corio::fs::File::try_write_at)), so that it is for threads on which
+    /// nobody depends but who writes.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_at`](Node::write_at).
+    pub fn try_write_at(&self, buf: &[u8], offset: Offset) -> Result<bool, Error> {
+        let span = self.span(Operation::Write, offset, bytes(buf.len()))?;
+        if self.limits.request_alignment > 1 || buf.is_empty() {
+            return Ok(buf.is_empty());
+        }
+        let _request = self.in_flight.begin();
+        self.driver
+            .try_write_at(buf, offset)
+            .map_err(|error| self.failed(Operation::Write, span, error))
     }
 
     /// Writes `buf` to the disk; with [`WriteFlags::FUA`] it is durable on return.

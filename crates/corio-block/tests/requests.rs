@@ -452,6 +452,24 @@ fn cached_reads_are_served_without_waiting() {
     }
 }
 
+#[test]
+fn small_writes_to_memory_and_to_the_page_cache_are_made_on_the_spot() {
+    for kind in [Kind::Memory, Kind::Writeback] {
+        let disk = Disk::new(kind, 1 << 20).unwrap();
+        assert!(disk.node.try_write_at(&[9; 8192], Offset(100)).unwrap());
+        let mut buf = [0; 8192];
+        disk.node.read_at(&mut buf, Offset(100)).unwrap();
+        assert!(buf.iter().all(|&b| b == 9), "{kind:?}");
+        assert!(disk.node.try_write_at(&[], Offset(0)).unwrap());
+        let error = disk.node.try_write_at(&[1; 2], Offset((1 << 20) - 1));
+        assert_eq!(error.unwrap_err().errno(), 28, "{kind:?}");
+    }
+    // Past the page cache all may wait.
+    if let Some(disk) = Disk::new(Kind::Direct, 1 << 20) {
+        assert!(!disk.node.try_write_at(&[1; 512], Offset(0)).unwrap());
+    }
+}
+
 // Not ours to prevent where nobody keeps to the locks; the disk keeps its size.
 #[test]
 fn a_file_that_is_cut_off_reads_as_zeroes_behind_its_end() {

@@ -12,7 +12,7 @@
 use core::alloc::Layout;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicI32, Ordering};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -24,6 +24,10 @@ use smallvec::SmallVec;
 use crate::context::Local;
 use crate::engine::{self, Request};
 use crate::sys;
+
+mod on_the_spot;
+
+use on_the_spot::OnTheSpot;
 
 /// How many zero bytes are written at a time where a file system cannot zero a range itself.
 const ZERO_CHUNK: usize = 1 << 20;
@@ -207,8 +211,7 @@ pub struct File {
     /// Opened with O_DIRECT, and a file or a block device: Linux AIO can carry its requests. A pipe
     /// has that flag in another sense, and would block.
     is_direct_disk: bool,
-    /// RWF_NOWAIT is not known here.
-    waits_always: AtomicBool,
+    on_the_spot: OnTheSpot,
     /// The errno with which a flush failed: data may be lost, so every later one fails too.
     flush_errno: AtomicI32,
     /// Where data was found last.
@@ -251,7 +254,7 @@ impl File {
             fd,
             direct_alignment,
             is_direct_disk,
-            waits_always: AtomicBool::new(direct),
+            on_the_spot: OnTheSpot::new(direct),
             flush_errno: AtomicI32::new(0),
             data_run: Mutex::default(),
         }
@@ -327,31 +330,6 @@ impl File {
             IoSliceMut::advance_slices(&mut rest, n);
         }
         Ok(done)
-    }
-
-    /// Reads what the page cache holds, without ever waiting; any thread, loop threads outside
-    /// coroutines included. None: it would wait, or cannot be known (direct I/O, an old kernel).
-    /// May return fewer bytes than asked for.
-    ///
-    /// # Errors
-    /// preadv2(2)'s.
-    #[inline]
-    pub fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
-        let offset = advance(offset, 0)?;
-        if self.waits_always.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        match sys::file::read_at_nowait(self.fd.as_fd(), buf, offset) {
-            Ok(n) => Ok(Some(n)),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => Ok(None),
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => {
-                    self.waits_always.store(true, Ordering::Relaxed);
-                    Ok(None)
-                }
-                _ => Err(error),
-            },
-        }
     }
 
     /// Writes all of `buf`. May park.

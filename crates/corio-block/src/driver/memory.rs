@@ -199,6 +199,13 @@ impl Driver for Memory {
         self.read_now(buf, offset.0).map(|()| true)
     }
 
+    fn try_write_at(&self, buf: &[u8], offset: Offset) -> io::Result<bool> {
+        if buf.len() > SYNC_MAX {
+            return Ok(false);
+        }
+        self.write_now(buf, offset.0).map(|()| true)
+    }
+
     fn write_at(&self, buf: &[u8], offset: Offset, _flags: WriteFlags) -> io::Result<()> {
         if buf.len() <= SYNC_MAX {
             return self.write_now(buf, offset.0);

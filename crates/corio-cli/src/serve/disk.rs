@@ -149,6 +149,8 @@ pub(crate) fn export(args: &ServeArgs, node: Arc<Node>, tls: Option<TlsConfig>) 
     };
     let config = ServerConfig {
         tls,
+        // The loops do nothing else, and a new client goes to the one with the fewest.
+        lone_writes: true,
         ..ServerConfig::default()
     };
     Server::new(config, vec![export])

@@ -89,6 +89,11 @@ pub struct ServerConfig {
     pub server_bytes_max: usize,
     /// Bytes of idle buffers that are kept for reuse.
     pub idle_bytes_max: usize,
+    /// Whether a loop that serves a single client makes this one's small WRITEs on the spot, where the
+    /// disk can do with a copy into memory ([`Node::try_write_at`]). What they cost is halved then; but
+    /// should the file system hold them up, then all that the loop does waits. For loops that do nothing
+    /// but serve, of which a new client gets one that is free.
+    pub lone_writes: bool,
     /// What TLS takes; `None`: there is none, and STARTTLS is refused.
     pub tls: Option<TlsConfig>,
 }
@@ -106,6 +111,7 @@ impl Default for ServerConfig {
             server_requests_max: 4096,
             server_bytes_max: 512 << 20,
             idle_bytes_max: 64 << 20,
+            lone_writes: false,
             tls: None,
         }
     }

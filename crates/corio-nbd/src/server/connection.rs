@@ -6,7 +6,8 @@
 //!                                               | request by request, in order
 //!                                             Reader
 //!                    served at once         /        \         has to wait
-//!                    (READ from cache)     /          \        (Grant taken)
+//!                    (READ from cache,     /          \        (Grant taken)
+//!                     lone WRITE to it)
 //!                                      Batch          Workers ---- disk
 //!                                          \          /
 //!   client <--------------------------------- Sender
@@ -14,7 +15,9 @@
 //! ```
 //!
 //! A READ that the disk can serve without waiting is read straight into the batch behind its
-//! header: no allocation, no copy, no other coroutine. Everything else goes to a worker, so that a
+//! header: no allocation, no copy, no other coroutine. So is a small WRITE made straight from the
+//! receive buffer, where the loop has no other client that would wait with it should the file system
+//! hold it up (`ServerConfig::lone_writes`). Everything else goes to a worker, so that a
 //! slow request holds up no other; replies go out in whatever order they are ready. When the reader
 //! has used up what has arrived it sends its batch, together with what the workers have ready, and
 //! reads on.
@@ -46,7 +49,7 @@ use super::budget::ClientBudget;
 use super::buffers::Buffer;
 use super::handshake::Chosen;
 use super::receive::{READING, Receiver};
-use super::registry::Presence;
+use super::registry::{self, Presence};
 use super::request::{Action, Refusal, Terms};
 use super::sender::{Reply, Sender};
 use super::transport::Transport;
@@ -67,6 +70,8 @@ const SMALL_REPLY_BYTES: usize = 8 << 10;
 /// For how long the reader waits for a client to catch up at most. It may be one that reads nothing
 /// before all its requests are sent.
 const PACE_MAX: Duration = Duration::from_millis(2);
+/// A longer WRITE is not made on the spot. The receive buffer has room for it.
+const FAST_WRITE_BYTES_MAX: usize = 64 << 10;
 /// After this many READs in a row that the cache could not serve the next so many do not try it: a
 /// disk that is not cached should not pay a system call for each request to be told so.
 const MISSES_MAX: u32 = 16;
@@ -198,6 +203,12 @@ impl<S: Transport> Connection<S> {
             error: errno,
             message: "the disk failed",
         }
+    }
+
+    /// Whether this thread may be held up by the client's own writes.
+    #[inline]
+    fn writes_here(&self) -> bool {
+        self.shared.config.lone_writes && registry::is_alone() && !self.sender.is_broken()
     }
 
     /// Keeps the figure that says at shutdown who is still busy.
@@ -440,9 +451,41 @@ impl<S: Transport> Reader<'_, S> {
         }
     }
 
+    /// Makes a WRITE on the spot, from where it was received. False: it may have to wait, and all of
+    /// it is still to be taken in.
+    fn try_write(&mut self, tag: Tag, offset: Offset, len: usize) -> Result<bool, Error> {
+        let connection = self.connection;
+        if len > FAST_WRITE_BYTES_MAX || !connection.writes_here() {
+            return Ok(false);
+        }
+        while self.receiver.arrived().len() < len {
+            self.flush()?;
+            let stream = &*connection.stream;
+            if self.receiver.fill(stream).map_err(Error::io(READING))? == 0 {
+                return Err(Error::Incomplete { what: "a payload" });
+            }
+        }
+        let payload = &self.receiver.arrived()[..len];
+        // A disk that fails here fails in the worker too, which reports it.
+        if !connection
+            .node
+            .try_write_at(payload, offset)
+            .unwrap_or(false)
+        {
+            return Ok(false);
+        }
+        self.receiver.consume(len);
+        let done = Prefix::done(connection.terms.style, tag.cookie, tag.offset);
+        self.reply(done.as_slice())?;
+        Ok(true)
+    }
+
     /// Reads a WRITE's payload into a buffer of its own and hands it to a worker.
     fn write(&mut self, tag: Tag, offset: Offset, len: usize, fua: bool) -> Result<(), Error> {
         let connection = self.connection;
+        if !fua && self.try_write(tag, offset, len)? {
+            return Ok(());
+        }
         self.wait_for_room(len)?;
         let Some(grant) = connection.budget.try_take(len) else {
             return self.write_here(tag, offset, len, fua);

@@ -157,6 +157,12 @@ impl Entry {
     }
 }
 
+/// Whether the calling thread has a single connection.
+#[inline]
+pub(super) fn is_alone() -> bool {
+    STREAMS.with_borrow(|streams| streams.len() == 1)
+}
+
 /// On the connection's thread: its reader finds the end of the stream behind what has arrived.
 fn stop_reading(id: u64) {
     let stream = STREAMS.with_borrow(|streams| streams.get(&id).and_then(Weak::upgrade));

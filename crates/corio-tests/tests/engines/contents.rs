@@ -155,6 +155,38 @@ fn only_cached_files_are_read_without_waiting() {
     });
 }
 
+// SPEC E1: small writes to the page cache are made on the spot, all others are an engine's.
+#[test]
+fn only_small_writes_to_cached_files_are_made_on_the_spot() {
+    in_each_mode(|mode| {
+        let file = mode.scratch();
+        let unit = file.unit().max(512);
+        let block = buffer(unit, 9);
+        let written = file.try_write_at(&block, 0).unwrap();
+        assert_eq!(written, (!mode.direct).then_some(unit), "{mode:?}");
+        assert_eq!(file.try_write_at(&buffer(65_537, 1), 0).unwrap(), None);
+        let mut back = buffer(unit, 0);
+        let read = file.read_at(&mut back, 0).unwrap();
+        assert_eq!(read, written.unwrap_or(0), "{mode:?}");
+        assert!(mode.direct || back[..] == block[..], "{mode:?}");
+    });
+    let named = tempfile::NamedTempFile::new().unwrap();
+    let open = |flags| {
+        let fd = rustix::fs::open(named.path(), flags, rustix::fs::Mode::empty()).unwrap();
+        File::from(fd)
+    };
+    use rustix::fs::OFlags;
+    for flag in [OFlags::SYNC, OFlags::DSYNC] {
+        let file = open(OFlags::WRONLY | flag);
+        assert_eq!(file.try_write_at(b"x", 0).unwrap(), None, "{flag:?}");
+    }
+    let error = open(OFlags::RDONLY).try_write_at(b"x", 0).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    let (_reader, pipe) = std::io::pipe().unwrap();
+    let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
+    assert_eq!(pipe.try_write_at(b"x", 0).unwrap(), None);
+}
+
 // SPEC E1, E2: more than fit in any queue, or in the kernel at once.
 #[test]
 fn ten_thousand_requests_in_flight_all_complete() {

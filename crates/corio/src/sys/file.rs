@@ -8,7 +8,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use rustix::fs::{FallocateFlags, FileType};
+use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
@@ -62,6 +62,24 @@ pub(crate) fn writev_at(
         ReadWriteFlags::empty()
     };
     retry(|| rustix::io::pwritev2(fd, bufs, offset, flags))
+}
+
+/// Whether a write to this file is a copy into the page cache as a rule: a regular file on this
+/// machine, not past the cache, and not to be on the medium when the call returns.
+pub(crate) fn is_written_by_copy(fd: BorrowedFd<'_>) -> bool {
+    const LOCAL: [i64; 4] = [
+        libc::EXT4_SUPER_MAGIC,
+        libc::XFS_SUPER_MAGIC,
+        libc::BTRFS_SUPER_MAGIC,
+        libc::TMPFS_MAGIC,
+    ];
+    // Block devices would have to be known by their own: what they lie on says nothing of them.
+    let is_file = rustix::fs::fstat(fd)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+    let waits = OFlags::DIRECT | OFlags::SYNC | OFlags::DSYNC;
+    is_file
+        && rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| !flags.intersects(waits))
+        && rustix::fs::fstatfs(fd).is_ok_and(|system| LOCAL.contains(&system.f_type))
 }
 
 /// fdatasync(2).

@@ -75,6 +75,11 @@ impl Driver for Raw {
         Ok(self.data.try_read_at(buf, offset.0)? == Some(buf.len()))
     }
 
+    fn try_write_at(&self, buf: &[u8], offset: Offset) -> io::Result<bool> {
+        // As that.
+        Ok(self.data.try_write_at(buf, offset.0)? == Some(buf.len()))
+    }
+
     fn write_at(&self, buf: &[u8], offset: Offset, flags: WriteFlags) -> io::Result<()> {
         let split = self.before_tail(offset.0, bytes(buf.len()));
         let (front, tail) = buf.split_at(buffer_len(split));

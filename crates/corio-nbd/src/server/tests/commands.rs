@@ -12,10 +12,11 @@ use crate::wire::{Command, CommandFlags, Errno, HeaderStyle};
 const SIZE: usize = 4 << 20;
 const NONE: CommandFlags = CommandFlags::empty();
 
+/// In each style of headers, and with writes made by workers and on the spot.
 fn each_style(mut test: impl FnMut(&Arc<TestDisk>, &mut Client)) {
-    for style in STYLES {
+    for (style, lone_writes) in STYLES.into_iter().flat_map(|s| [(s, false), (s, true)]) {
         let disk = TestDisk::new(SIZE);
-        let house = House::of(&disk);
+        let house = House::with(&disk, lone_writes);
         let mut client = house.client(style);
         test(&disk, &mut client);
         client.disconnect();

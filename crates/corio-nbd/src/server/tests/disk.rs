@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 #[derive(Debug)]
 pub(super) struct TestDisk {
     bytes: Mutex<Vec<u8>>,
-    /// Whether `try_read_at` serves.
+    /// Whether `try_read_at` and `try_write_at` serve.
     pub(super) fast: AtomicBool,
     /// Whether requests take a permit of the gate before they go on.
     pub(super) gated: AtomicBool,
@@ -172,6 +172,17 @@ impl Driver for Handle {
             .lock()
             .push(self.0.tick.load(Ordering::SeqCst));
         buf.copy_from_slice(&self.0.bytes.lock()[index(offset)..][..buf.len()]);
+        Ok(true)
+    }
+
+    fn try_write_at(&self, buf: &[u8], offset: Offset) -> io::Result<bool> {
+        if !self.0.fast.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        self.0.check(offset, buf.len())?;
+        self.0
+            .note(format!("write {} {} on the spot", offset.0, buf.len()));
+        self.0.bytes.lock()[index(offset)..][..buf.len()].copy_from_slice(buf);
         Ok(true)
     }
 

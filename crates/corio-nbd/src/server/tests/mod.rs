@@ -4,6 +4,7 @@
 mod commands;
 mod disk;
 mod limits;
+mod lone;
 mod options;
 mod pacing;
 mod silence;
@@ -50,6 +51,15 @@ impl House {
     /// One export without a name on the disk, and default limits.
     fn of(disk: &Arc<TestDisk>) -> Self {
         Self::new(ServerConfig::default(), vec![Export::new("", disk.node())])
+    }
+
+    /// The same, which may make writes of a lone client on the spot.
+    fn with(disk: &Arc<TestDisk>, lone_writes: bool) -> Self {
+        let config = ServerConfig {
+            lone_writes,
+            ..ServerConfig::default()
+        };
+        Self::new(config, vec![Export::new("", disk.node())])
     }
 
     /// A client that has not said anything yet.

@@ -1,0 +1,94 @@
+//! Writes of a client that its loop serves alone: on the spot, unless others would wait with them.
+
+use std::sync::atomic::Ordering;
+
+use super::disk::TestDisk;
+use super::{House, pattern};
+use crate::wire::{Command, CommandFlags, Errno, HeaderStyle};
+
+const SIZE: usize = 1 << 20;
+
+#[test]
+fn only_small_writes_that_need_not_be_durable_are_made_on_the_spot() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::with(&disk, true);
+    let mut client = house.client(HeaderStyle::Structured);
+    assert_eq!(client.write(0, &[1; 512]), Errno::OK);
+    assert_eq!(client.write(4096, &[2; 64 << 10]), Errno::OK);
+    assert_eq!(client.write(0, &[3; (64 << 10) + 1]), Errno::OK);
+    let (request, _) = client.request_bytes(Command::WRITE, CommandFlags::FUA, 7, 3);
+    client.send(&[&request[..], b"fua"].concat());
+    assert_eq!(client.reply(0).error, Errno::OK);
+    disk.fast.store(false, Ordering::SeqCst); // As a file whose last write was slow.
+    assert_eq!(client.write(10, &[4; 5]), Errno::OK);
+    assert_eq!(
+        disk.take_log(),
+        [
+            "write 0 512 on the spot",
+            "write 4096 65536 on the spot",
+            "write 0 65537",
+            "write 7 3 fua",
+            "write 10 5",
+        ]
+    );
+    assert_eq!(disk.contents(6, 8), *b"\x03fua\x04\x04\x04\x04");
+}
+
+#[test]
+fn none_is_made_on_the_spot_while_the_loop_has_another_client() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::with(&disk, true);
+    let mut one = house.client(HeaderStyle::Simple);
+    assert_eq!(one.write(0, &[1; 10]), Errno::OK);
+    // It has said nothing yet, and its handshake would have to wait.
+    let other = house.connect();
+    house.await_connections(2);
+    assert_eq!(one.write(0, &[1; 11]), Errno::OK);
+    drop(other);
+    house.await_connections(1);
+    assert_eq!(one.write(0, &[1; 12]), Errno::OK);
+    assert_eq!(
+        disk.take_log(),
+        [
+            "write 0 10 on the spot",
+            "write 0 11",
+            "write 0 12 on the spot"
+        ]
+    );
+}
+
+#[test]
+fn a_server_that_is_not_told_to_makes_none_on_the_spot() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::of(&disk);
+    let mut client = house.client(HeaderStyle::Simple);
+    assert_eq!(client.write(0, &[1; 10]), Errno::OK);
+    assert_eq!(disk.take_log(), ["write 0 10"]);
+}
+
+// The replies of what is made on the spot do not wait for a payload that is still to come.
+#[test]
+fn a_payload_that_comes_in_pieces_is_written_whole_and_holds_up_no_reply() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::with(&disk, true);
+    let mut client = house.client(HeaderStyle::Extended);
+    let data = pattern(5, 10_000);
+    let (first, _) = client.request_bytes(Command::WRITE, CommandFlags::empty(), 0, 3);
+    let (second, _) = client.request_bytes(Command::WRITE, CommandFlags::empty(), 100, 10_000);
+    client.send(&[&first[..], b"one", &second, &data[..1]].concat());
+    assert_eq!(client.reply(0).error, Errno::OK);
+    for piece in data[1..].chunks(999) {
+        client.send(piece);
+    }
+    assert_eq!(client.reply(0).error, Errno::OK);
+    assert_eq!(disk.contents(100, 10_000), data);
+    assert_eq!(disk.contents(0, 3), *b"one");
+
+    // One that leaves in the middle has written nothing of it.
+    let (third, _) = client.request_bytes(Command::WRITE, CommandFlags::empty(), 0, 100);
+    client.send(&[&third[..], &[9; 99]].concat());
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    client.assert_closed();
+    house.assert_empty();
+    assert_eq!(disk.contents(0, 3), *b"one");
+}
