@@ -87,7 +87,7 @@ impl Interest {
     /// What any callback runs for.
     #[inline]
     fn answers(self) -> u32 {
-        u32::from(self.read) * READ_EVENTS | self.write_answers()
+        (u32::from(self.read) * READ_EVENTS) | self.write_answers()
     }
 
     /// Which of the two has come.

@@ -457,6 +457,9 @@ impl Local {
 
     #[inline(never)] // Out of the way of turns that skip it.
     fn wait_in_monitor(&self, blocking: bool) -> io::Result<()> {
+        if !self.ready.is_empty() {
+            return self.look_beside_ready();
+        }
         self.submit_if_due(); // Polling may have asked for something.
         let inner = self.context.inner();
         if blocking {
@@ -464,18 +467,23 @@ impl Local {
             inner.bottom_halves.look();
         }
         let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
-        let left = self.ready.len();
         let waited = self.monitor.wait(self, timeout_ns);
         if blocking {
             inner.notify.end_wait();
-        }
-        if left > 0 {
-            self.ready.merge(left);
         }
         waited?;
         self.skipped_turns.set(0);
         self.last_look.set(Moment::now());
         Ok(())
+    }
+
+    /// What is ready already is an outer turn's, one's that panicked, or what polling has found.
+    #[cold]
+    fn look_beside_ready(&self) -> io::Result<()> {
+        let before = self.ready.take();
+        let looked = self.wait_in_monitor(false);
+        self.ready.merge_into(before);
+        looked
     }
 
     /// How long the next wait may last.
@@ -529,6 +537,7 @@ impl Local {
 
     /// While bottom halves follow one another, the descriptors need not be looked at every time
     /// (SPEC A1).
+    #[inline(always)] // Most turns with a bottom half do.
     fn may_skip_monitor(&self) -> bool {
         self.is_urgent()
             && !self.ring.get().is_some_and(ContextRing::has_arrived)

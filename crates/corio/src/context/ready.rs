@@ -65,20 +65,25 @@ impl Ready {
         newer.map(|(token, _)| *token).collect()
     }
 
-    /// After a wait before which there were `left`: they are an outer turn's, or one's that
-    /// panicked, and the wait has found some of them again. Each is called once: the call may drain
-    /// what both saw.
-    #[cold]
-    pub(super) fn merge(&self, left: usize) {
-        let mut events = self.events.borrow_mut();
-        let next = self.next.get();
-        for (token, revents) in events.split_off(next + left) {
-            let mut before = events.iter_mut().skip(next).take(left);
+    /// Takes all out.
+    pub(super) fn take(&self) -> Vec<(u64, u32)> {
+        let mut events = self.events.take();
+        events.drain(..self.next.take());
+        events
+    }
+
+    /// Puts those back that were taken out before a wait, which has found some of them again. Each
+    /// is called once: the call may drain what both saw.
+    pub(super) fn merge_into(&self, mut events: Vec<(u64, u32)>) {
+        let left = events.len();
+        for (token, revents) in self.take() {
+            let mut before = events.iter_mut().take(left);
             // What polling has found is another callback's.
             match before.find(|(of, before)| *of == token && *before & POLLED == 0) {
                 Some((_, before)) => *before |= revents,
                 None => events.push((token, revents)),
             }
         }
+        self.events.replace(events);
     }
 }

@@ -153,7 +153,7 @@ impl EpollMonitor {
             .unwrap_or(Some(beside::BUSY_RETRY_NS))
     }
 
-    #[inline]
+    #[inline(always)] // As `Epoll::wait`.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         match local.ring_if_made() {
             Some(_) => self.wait_beside_ring(local, timeout_ns),

@@ -234,7 +234,7 @@ impl Monitor {
     }
 
     /// Waits, at most `timeout_ns`, and notes what is ready with `local`.
-    #[inline]
+    #[inline(always)] // Into the turn's own wait.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         match &*self.0.borrow() {
             Backend::Poll(monitor) => monitor.wait(local, timeout_ns),
