@@ -32,7 +32,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use super::handler::Interest;
+use super::handler::{Interest, Own};
 use super::here::LocalContext;
 use super::local::{Local, LocalHandler};
 use super::{AioContext, now_ns};
@@ -59,13 +59,9 @@ pub(super) struct Foreign {
 
 impl Foreign {
     /// Whether there is a foreign loop.
+    #[inline]
     pub(super) fn is_active(&self) -> bool {
         self.token.get().is_some()
-    }
-
-    /// Whether this is the timerfd's handler, which is no progress.
-    pub(super) fn is_timer(&self, token: u64) -> bool {
-        self.token.get() == Some(token)
     }
 
     /// After something has become work that no descriptor tells of, or a deadline has come nearer:
@@ -77,13 +73,12 @@ impl Foreign {
         }
     }
 
-    /// At a turn's begin. The guard arms the descriptor at its end (I1).
-    #[inline]
-    pub(super) fn begin_turn<'a>(&self, local: &'a Local) -> Option<ArmAfterTurn<'a>> {
-        self.token.get()?;
+    /// At a turn's begin, where there is a foreign loop. The guard arms the descriptor at its end
+    /// (I1).
+    pub(super) fn begin_turn<'a>(&self, local: &'a Local) -> ArmAfterTurn<'a> {
         self.waits.set(false);
         local.context().inner().notify.end_foreign();
-        Some(ArmAfterTurn(local))
+        ArmAfterTurn(local)
     }
 
     /// At the end of a home.
@@ -142,6 +137,7 @@ impl Foreign {
 }
 
 /// The end of a turn, however it ends, in an embedded context.
+#[must_use]
 pub(super) struct ArmAfterTurn<'a>(&'a Local);
 
 impl Drop for ArmAfterTurn<'_> {
@@ -228,7 +224,7 @@ impl LocalContext<'_> {
             }
         };
         // It is set anew by `arm`, which makes it unreadable.
-        let handler = local.add_handler(&*timer, |_| ())?;
+        let handler = local.add_own(&*timer, Own::Deadline)?;
         handler.set_interest(Interest::READ)?;
         foreign.token.set(Some(handler.token()));
         foreign.arm(local);

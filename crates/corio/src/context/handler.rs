@@ -65,8 +65,38 @@ impl Interest {
         write: true,
     };
 
+    /// What a monitor is to watch for it, in poll(2)'s bits.
     pub(super) fn events(self) -> u32 {
         (u32::from(self.read) * POLLIN) | (u32::from(self.write) * POLLOUT)
+    }
+
+    /// What the write callback runs for.
+    ///
+    /// A hang-up is reported whether asked for or not. Without a read handler it is the write
+    /// handler's, or a level-triggered monitor would report it for ever, and a full Unix socket that
+    /// was shut down would never tell.
+    #[inline]
+    fn write_answers(self) -> u32 {
+        match self {
+            Self { write: false, .. } => 0,
+            Self { read: true, .. } => WRITE_EVENTS,
+            Self { read: false, .. } => WRITE_EVENTS | ALWAYS,
+        }
+    }
+
+    /// What any callback runs for.
+    #[inline]
+    fn answers(self) -> u32 {
+        (u32::from(self.read) * READ_EVENTS) | self.write_answers()
+    }
+
+    /// Which of the two has come.
+    #[inline]
+    fn met_by(self, revents: u32) -> Readiness {
+        Readiness {
+            read: self.read && revents & READ_EVENTS != 0,
+            write: revents & self.write_answers() != 0,
+        }
     }
 }
 
@@ -128,6 +158,17 @@ pub(super) enum Call {
     Notifier(Box<dyn Fn()>),
     /// One that any thread may change.
     Remote(remote::Adopted),
+    /// Nobody's: there is nothing to call.
+    Own(Own),
+}
+
+/// What the context itself watches. That it comes is no progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    /// Its notifier.
+    Notifier,
+    /// The timerfd of a foreign loop, which is set anew by what sets it.
+    Deadline,
 }
 
 impl Entry {
@@ -136,12 +177,21 @@ impl Entry {
         matches!(self.call, Call::Remote(_))
     }
 
-    /// Whether it is enough to be told of what comes: what is there is taken in by each call.
+    /// Which of those it is that the context itself watches, if it is one.
+    #[inline]
+    pub(super) fn own(&self) -> Option<Own> {
+        match self.call {
+            Call::Own(own) => Some(own),
+            _ => None,
+        }
+    }
+
+    /// Whether it is enough to be told of what comes: what is there is taken in by each call, or
+    /// each wait that it ends.
     ///
     /// Whoever changes what it waits for has the monitor updated at once, which asks what is there.
-    #[inline]
     pub(super) fn is_notifier(&self) -> bool {
-        matches!(self.call, Call::Notifier(_))
+        matches!(self.call, Call::Notifier(_) | Call::Own(Own::Notifier))
     }
 
     #[allow(unsafe_code)] // A number that is known to be open.
@@ -163,46 +213,44 @@ impl Entry {
     fn wanted(&self) -> Option<Interest> {
         match &self.call {
             _ if self.removed.get() => None,
-            Call::Local(_) | Call::Notifier(_) => Some(self.interest.get()),
+            Call::Local(_) | Call::Notifier(_) | Call::Own(_) => Some(self.interest.get()),
             Call::Remote(adopted) => adopted.shared.state.wanted(),
         }
     }
 
     /// Runs the callback if what happened is what it waits for. True: it ran.
+    #[inline]
     pub(super) fn dispatch(&self, revents: u32) -> bool {
-        let Some(interest) = self.wanted() else {
-            return false;
-        };
-        // A hang-up is reported whether asked for or not. Without a read handler it is the write
-        // handler's, or a level-triggered monitor would report it for ever, and a full Unix socket
-        // that was shut down would never tell.
-        let write_events = if interest.read {
-            WRITE_EVENTS
-        } else {
-            WRITE_EVENTS | ALWAYS
-        };
-        let readiness = Readiness {
-            read: interest.read && revents & READ_EVENTS != 0,
-            write: interest.write && revents & write_events != 0,
-        };
-        let was_polled = revents & POLLED != 0
-            && interest != Interest::default()
-            && self.poll.get().is_some_and(|state| state.run_ready());
+        let was_polled = revents & POLLED != 0 && self.dispatch_polled();
         // What has just run may have removed it (I1).
-        if !readiness.read && !readiness.write || self.removed.get() {
+        let Some(interest) = self.wanted() else {
+            return was_polled;
+        };
+        if revents & interest.answers() == 0 {
             return was_polled;
         }
+        if let Call::Notifier(callback) = &self.call {
+            if !eventfd::clear(self.borrow_fd()) {
+                return was_polled; // Somebody else has cleared it.
+            }
+            callback();
+            return true;
+        }
+        let readiness = interest.met_by(revents);
         match &self.call {
             Call::Local(callback) => callback(readiness),
-            Call::Notifier(callback) => {
-                if !eventfd::clear(self.borrow_fd()) {
-                    return was_polled; // Somebody else has cleared it.
-                }
-                callback();
-            }
             Call::Remote(adopted) => (adopted.payload.callback)(readiness),
+            Call::Notifier(_) | Call::Own(_) => return was_polled, // There is nothing to call.
         }
         true
+    }
+
+    /// Runs what takes an event that polling has found. True: it ran.
+    #[cold]
+    fn dispatch_polled(&self) -> bool {
+        self.wanted()
+            .is_some_and(|interest| interest != Interest::default())
+            && self.poll.get().is_some_and(|state| state.run_ready())
     }
 }
 

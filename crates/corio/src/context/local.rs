@@ -16,9 +16,10 @@ use std::sync::Arc;
 use super::embed::Foreign;
 use super::event_notifier::EventNotifier;
 use super::handler::remote::Shared;
-use super::handler::{Call, Entry, Interest, POLLED, Readiness, Table};
+use super::handler::{Call, Entry, Interest, Own, READ_EVENTS, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
 use super::polling::Polling;
+use super::ready::Ready;
 use super::ring::ContextRing;
 use super::{AioContext, PollStats, guarded, timer};
 use crate::error::Error;
@@ -35,8 +36,6 @@ const SKIPPED_NS_MAX: u64 = 50_000;
 const UNTIMED_TURNS: u32 = 8;
 /// How long a wait lasts at most while an engine has what a busy kernel has not taken.
 const SUBMIT_RETRY_NS: u64 = 1_000_000;
-/// Events of a turn that a home has room for from the beginning.
-const READY_ROOM: usize = 16;
 
 /// A function, and what it is called with.
 #[derive(Clone, Copy)]
@@ -53,7 +52,7 @@ pub(crate) struct Local {
     pub(super) handlers: Table,
     /// Taken from the mailbox, and not looked at yet.
     pub(super) arrivals: RefCell<VecDeque<Arc<Shared>>>,
-    ready: RefCell<VecDeque<(u64, u32)>>,
+    pub(super) ready: Ready,
     pub(super) polling: Polling,
     rearm: RefCell<Vec<u64>>,
     /// What a layer above runs in the turn after [`Local::drain_soon`].
@@ -77,8 +76,7 @@ impl Local {
             ring: OnceCell::new(),
             handlers: Table::default(),
             arrivals: RefCell::default(),
-            // So that the first events of a home do not allocate.
-            ready: RefCell::new(VecDeque::with_capacity(READY_ROOM)),
+            ready: Ready::new(),
             polling,
             rearm: RefCell::default(),
             drain: Cell::new(None),
@@ -243,16 +241,6 @@ impl Local {
         self.handlers.get(token)
     }
 
-    pub(super) fn note_ready(&self, token: u64, revents: u32) {
-        self.ready.borrow_mut().push_back((token, revents));
-    }
-
-    /// The tokens of what has been noted from `from` on.
-    pub(super) fn ready_from<C: FromIterator<u64>>(&self, from: usize) -> C {
-        let ready = self.ready.borrow();
-        ready.iter().skip(from).map(|(token, _)| *token).collect()
-    }
-
     pub(super) fn note_rearm(&self, token: u64) {
         self.rearm.borrow_mut().push(token);
     }
@@ -308,6 +296,11 @@ impl Local {
         self.add_call(notifier, Call::Notifier(Box::new(callback)))
     }
 
+    /// The same of what the context itself watches.
+    pub(super) fn add_own(&self, fd: impl AsFd, own: Own) -> io::Result<LocalHandler> {
+        self.add_call(fd, Call::Own(own))
+    }
+
     fn add_call(&self, fd: impl AsFd, call: Call) -> io::Result<LocalHandler> {
         let fd = fd.as_fd().as_raw_fd();
         self.monitor.check(fd)?;
@@ -324,76 +317,89 @@ impl Local {
             // A refusal leaves a registration whose token names nothing any more.
             let _ = self.monitor.update(self, entry);
             self.monitor.forget(self);
-            self.polling.recount(entry, false);
+            self.polling.recount(entry);
             self.polling.leave(&self.context, entry);
             drop(removed); // Its destructor may run anything.
         }
     }
 
-    /// Runs the handlers that a wait found ready. True: progress.
+    /// Runs the handlers that a wait found ready. True: progress. What the monitor refuses is left
+    /// in `result`, unless something is there before.
     #[inline(never)] // Out of the way of turns without any.
-    fn dispatch_ready(&self) -> io::Result<bool> {
+    fn dispatch_ready(&self, result: &mut io::Result<()>) -> bool {
         let mut progress = false;
-        let mut result = Ok(());
-        loop {
-            let Some((token, revents)) = self.ready.borrow_mut().pop_front() else {
-                break;
-            };
+        while let Some((token, revents)) = self.ready.pop() {
             let Some(entry) = self.handlers.get(token) else {
                 continue;
             };
-            let rearm = RearmOnPanic(self, &entry);
-            let ran = entry.dispatch(revents);
-            core::mem::forget(rearm);
-            progress |= ran && !self.is_notifier(token) && !self.foreign.is_timer(token);
-            // A one-shot poll is armed again; elsewhere this is a compare. A report that nobody
-            // waited for, which only HUP and ERR can be on a level-triggered monitor, would come
-            // again and again: it waits for the next update.
-            if (ran || entry.interest.get() != Interest::default())
-                && !entry.removed.get()
+            if let Some(own) = entry.own() {
+                self.dispatch_own(own, revents);
+            } else {
+                let rearm = RearmOnPanic(self, &entry);
+                progress |= entry.dispatch(revents);
+                core::mem::forget(rearm);
+            }
+            // A one-shot poll that is spent is armed again, unless nothing is waited for: a report
+            // of HUP or ERR, which come unasked, would come again and again.
+            if entry.armed.get() == 0
                 && let Err(error) = self.monitor.update(self, &entry)
+                && result.is_ok()
             {
-                result = Err(error);
+                *result = Err(error);
             }
         }
-        result.map(|()| progress)
+        progress
     }
 
-    pub(super) fn is_notifier(&self, token: u64) -> bool {
-        self.context
-            .inner()
-            .notifier_token
-            .load(core::sync::atomic::Ordering::Relaxed)
-            == token
+    /// What the context itself watches has come.
+    fn dispatch_own(&self, own: Own, revents: u32) {
+        let is_read = own == Own::Notifier && revents & READ_EVENTS != 0;
+        if is_read && !self.monitor.forgets_notifier() {
+            self.context.inner().notifier.clear();
+        }
     }
 
-    /// One turn of the loop. See [`AioContext::poll`]. What the monitor refuses is returned at the
-    /// end: it may refuse for ever, and the rest of the loop must not starve of it.
+    /// One turn of the loop. See [`AioContext::poll`].
+    #[inline]
     pub(super) fn turn(&self, blocking: bool) -> io::Result<bool> {
-        let inner = self.context.inner();
+        if self.foreign.is_active() {
+            return self.turn_embedded(blocking);
+        }
+        self.turn_in_order(blocking)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn turn_embedded(&self, blocking: bool) -> io::Result<bool> {
         let _arms = self.foreign.begin_turn(self);
-        let mut result = Ok(());
-        if !inner.mailbox.is_empty() || !self.arrivals.borrow().is_empty() {
+        self.turn_in_order(blocking)
+    }
+
+    /// The same, whoever's loop it is. What the monitor refuses is returned at the end: it may
+    /// refuse for ever, and the rest of the loop must not starve of it.
+    #[inline(always)] // Into the loop's own.
+    fn turn_in_order(&self, blocking: bool) -> io::Result<bool> {
+        let inner = self.context.inner();
+        if self.has_remote() {
             self.take_up_remote();
         }
         self.submit_if_due();
-        if !self.may_skip_monitor() {
+        let mut result = if self.may_skip_monitor() {
+            Ok(())
+        } else {
             if let Some(home) = coroutine::context_home() {
                 home.ask_refused(); // Before it waits: they could be what ends the wait.
             }
-            result = self.wait(blocking);
-        }
+            self.wait(blocking)
+        };
         track::notice(tls::thread());
         inner.notify.accept();
         let mut progress = self.run_bottom_halves();
         if let Some(ring) = self.ring.get() {
             progress |= ring.dispatch();
         }
-        if !self.ready.borrow().is_empty() {
-            match self.dispatch_ready() {
-                Ok(ran) => progress |= ran,
-                Err(error) => result = result.and(Err(error)),
-            }
+        if !self.ready.is_empty() {
+            progress |= self.dispatch_ready(&mut result);
         }
         if let Some(ring) = self.ring.get()
             && ring.pending() > 0
@@ -438,7 +444,7 @@ impl Local {
     /// The same with busy polling before it.
     #[inline(never)] // Out of the way of those that do not.
     fn poll_and_wait(&self) -> io::Result<()> {
-        let (began_ns, noted) = (timer::now_ns(), self.ready.borrow().len());
+        let (began_ns, noted) = (timer::now_ns(), self.ready.len());
         let found = self.busy_poll();
         let result = if found && !self.monitor.has_something(self) && self.skips_look() {
             Ok(())
@@ -449,21 +455,21 @@ impl Local {
         result
     }
 
+    #[inline(never)] // Out of the way of turns that skip it.
     fn wait_in_monitor(&self, blocking: bool) -> io::Result<()> {
+        if !self.ready.is_empty() {
+            return self.look_beside_ready();
+        }
         self.submit_if_due(); // Polling may have asked for something.
-        let state = &self.context.inner().notify;
+        let inner = self.context.inner();
         if blocking {
-            state.begin_wait();
-            self.context.inner().bottom_halves.look();
+            inner.notify.begin_wait();
+            inner.bottom_halves.look();
         }
         let timeout_ns = if blocking { self.timeout_ns() } else { Some(0) };
-        let left = self.ready.borrow().len();
         let waited = self.monitor.wait(self, timeout_ns);
         if blocking {
-            state.end_wait();
-        }
-        if left > 0 {
-            self.merge_ready(left);
+            inner.notify.end_wait();
         }
         waited?;
         self.skipped_turns.set(0);
@@ -471,37 +477,37 @@ impl Local {
         Ok(())
     }
 
-    /// The first `left` are an outer turn's, or one's that panicked, which a wait has found again.
-    /// Each is called once: the call may drain what both saw.
+    /// What is ready already is an outer turn's, one's that panicked, or what polling has found.
     #[cold]
-    fn merge_ready(&self, left: usize) {
-        let mut ready = self.ready.borrow_mut();
-        for (token, revents) in ready.split_off(left) {
-            let found_before = ready
-                .iter_mut()
-                .take(left)
-                // What polling has found is another callback's.
-                .find(|(of, before)| *of == token && *before & POLLED == 0);
-            match found_before {
-                Some((_, before)) => *before |= revents,
-                None => ready.push_back((token, revents)),
-            }
-        }
+    fn look_beside_ready(&self) -> io::Result<()> {
+        let before = self.ready.take();
+        let looked = self.wait_in_monitor(false);
+        self.ready.merge_into(before);
+        looked
     }
 
     /// How long the next wait may last.
+    #[inline(always)] // Into the turn's own wait.
     pub(super) fn timeout_ns(&self) -> Option<u64> {
         let inner = self.context.inner();
         // A notification that this turn accepts may be of what came after it took the mailbox.
         let has_work = inner.notify.is_notified()
-            || !inner.mailbox.is_empty()
-            || !self.arrivals.borrow().is_empty()
-            || !self.ready.borrow().is_empty()
+            || self.has_remote()
+            || !self.ready.is_empty()
             || self.drain_due.get()
             || self.monitor.need_wait(self);
         if has_work {
             return Some(0);
         }
+        let has_limit =
+            !inner.bottom_halves.is_empty() || self.submit_due.get() || inner.timers.any_armed();
+        has_limit.then(|| self.limit_ns()).flatten()
+    }
+
+    /// The same, with nothing to do but what is not due yet, or bottom halves.
+    #[inline(never)]
+    fn limit_ns(&self) -> Option<u64> {
+        let inner = self.context.inner();
         let bottom_halves = inner.bottom_halves.timeout_ns();
         if bottom_halves == Some(0) {
             return Some(0);
@@ -512,7 +518,14 @@ impl Local {
         sooner(retry, sooner(timers, bottom_halves))
     }
 
+    /// True if other threads have asked something of handlers that is not taken up.
+    #[inline]
+    fn has_remote(&self) -> bool {
+        !self.context.inner().mailbox.is_empty() || !self.arrivals.borrow().is_empty()
+    }
+
     /// True if something that is no descriptor's nor timer's is to be run at once.
+    #[inline]
     pub(crate) fn is_urgent(&self) -> bool {
         self.drain_due.get() || self.context.inner().bottom_halves.is_urgent()
     }
@@ -524,6 +537,7 @@ impl Local {
 
     /// While bottom halves follow one another, the descriptors need not be looked at every time
     /// (SPEC A1).
+    #[inline(always)] // Most turns with a bottom half do.
     fn may_skip_monitor(&self) -> bool {
         self.is_urgent()
             && !self.ring.get().is_some_and(ContextRing::has_arrived)

@@ -10,10 +10,11 @@
 //!
 //! `AioContext` is what any thread may hold; `local::Local` is what only the home thread has.
 //! Files: `notify` the wake-up protocol, `bottom_half`, `timer`, `handler` what a turn runs,
-//! `polling` what it does before it waits, `monitor` how it waits, `ring` the io_uring it shares
-//! with the disk engine, `list` what other threads push onto, `lock_cnt` the lock for lists that
-//! are walked far more often than they change, `embed` somebody else's loop, `wait` how other
-//! threads' work is waited for by turning the loop, `phases` the parts of a turn by name.
+//! `polling` what it does before it waits, `monitor` how it waits, `ready` what that has found,
+//! `ring` the io_uring it shares with the disk engine, `list` what other threads push onto,
+//! `lock_cnt` the lock for lists that are walked far more often than they change, `embed` somebody
+//! else's loop, `wait` how other threads' work is waited for by turning the loop, `phases` the parts
+//! of a turn by name.
 
 mod bottom_half;
 mod embed;
@@ -27,6 +28,7 @@ mod monitor;
 mod notify;
 mod phases;
 mod polling;
+mod ready;
 mod reentrancy;
 mod ring;
 mod timer;
@@ -56,6 +58,7 @@ pub(crate) use local::{Drain, Local, LocalHandler};
 pub(crate) use ring::Completion;
 pub(crate) use timer::now_ns;
 
+use self::handler::Own;
 use self::monitor::Monitor;
 use self::notify::NotifyState;
 use crate::error::Error;
@@ -97,8 +100,6 @@ pub(crate) struct Inner {
     ended: Mutex<bool>,
     notify: NotifyState,
     notifier: EventFd,
-    /// The token of the notifier's handler; written and read by the home thread.
-    notifier_token: AtomicU64,
     bottom_halves: bottom_half::BottomHalves,
     /// What other threads have asked of handlers.
     mailbox: handler::remote::Mailbox,
@@ -181,7 +182,6 @@ impl ContextBuilder {
             ended: Mutex::new(false),
             notify: NotifyState::new(),
             notifier: EventFd::new()?,
-            notifier_token: AtomicU64::new(u64::MAX),
             bottom_halves: bottom_half::BottomHalves::new(),
             mailbox: handler::remote::Mailbox::new(),
             timers: timer::Timers::new(),
@@ -279,12 +279,20 @@ impl AioContext {
         let Some(local) =
             Local::of(thread).filter(|local| Arc::ptr_eq(&local.context().0, &self.0))
         else {
-            panic!(
-                "AioContext::poll of `{}` was called off its home thread: call it inside `enter_home`",
-                self.name()
-            )
+            self.refuse_elsewhere()
         };
         local.turn(blocking)
+    }
+
+    /// Panics with advice where this thread is not its home.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn refuse_elsewhere(&self) -> ! {
+        panic!(
+            "AioContext::poll of `{}` was called off its home thread: call it inside `enter_home`",
+            self.name()
+        )
     }
 
     /// Makes a bottom half; see [`BottomHalf`]. Any thread.
@@ -429,29 +437,16 @@ impl AioContext {
         Ok(open)
     }
 
-    /// The eventfd is read by its own handler, when it is readable (SPEC N3).
+    /// The eventfd is read where its own handler would run, when it is readable (SPEC N3).
     fn watch_notifier(&self, local: &Local) -> Result<LocalHandler, Error> {
         let refused = |source| Error::Os {
             op: "watching the context's eventfd",
             source,
         };
-        let context = self.clone();
         let handler = local
-            .add_handler(&self.0.notifier, move |_| {
-                if !Local::current().is_some_and(|local| local.monitor.forgets_notifier()) {
-                    context.0.notifier.clear();
-                }
-            })
+            .add_own(&self.0.notifier, Own::Notifier)
             .map_err(refused)?;
-        self.0
-            .notifier_token
-            .store(handler.token(), Ordering::Relaxed);
-        handler
-            .set_interest(Interest {
-                read: true,
-                write: false,
-            })
-            .map_err(refused)?;
+        handler.set_interest(Interest::READ).map_err(refused)?;
         // Whoever notifies a loop that polls need not write the eventfd (SPEC N5).
         let context = self.clone();
         handler.set_poll(

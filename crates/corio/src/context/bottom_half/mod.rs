@@ -56,9 +56,14 @@ impl BottomHalves {
         self.queue.look();
     }
 
+    /// True if none is scheduled, idle ones included. Home thread.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// How long the loop may sleep for all that bottom halves care: 0, the idle period, or without
     /// limit. Home thread.
-    #[inline]
     pub(super) fn timeout_ns(&self) -> Option<u64> {
         if self.queue.is_empty() {
             return None;
@@ -71,7 +76,7 @@ impl BottomHalves {
     /// True if the loop must not sleep. Home thread.
     #[inline]
     pub(super) fn is_urgent(&self) -> bool {
-        self.queue.begins_urgent() || self.timeout_ns() == Some(0)
+        self.queue.begins_urgent() || !self.is_empty() && self.timeout_ns() == Some(0)
     }
 
     /// Frees what belongs to the queue and is `unwanted`. Who does this is home, or the last.
@@ -116,7 +121,7 @@ impl BottomHalves {
     /// progress. Home thread.
     #[inline]
     pub(super) fn run(&self) -> bool {
-        !self.queue.is_empty() && self.run_queued()
+        !self.is_empty() && self.run_queued()
     }
 
     #[inline(never)] // Out of the way of turns without any.

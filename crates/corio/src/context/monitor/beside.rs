@@ -40,10 +40,15 @@ pub(super) fn after_wait(
     if let Some(ring) = local.ring_if_made() {
         ring.reap(told);
     }
+    // Task work for the ring interrupts the wait: look at the completions, which has just been done.
+    unless_interrupted(waited).and(flushed)
+}
+
+/// A wait that a signal or task work has ended is over.
+#[inline]
+pub(super) fn unless_interrupted(waited: io::Result<()>) -> io::Result<()> {
     match waited {
-        // Task work for the ring interrupts the wait: look at the completions, which has just been
-        // done.
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => flushed,
-        result => result.and(flushed),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        result => result,
     }
 }

@@ -60,9 +60,9 @@ impl EpollMonitor {
         })
     }
 
-    pub(super) fn update(&self, local: &Local, entry: &Entry) -> io::Result<()> {
+    pub(super) fn update(&self, entry: &Entry) -> io::Result<()> {
         let mut wanted = entry.events();
-        if wanted != 0 && (entry.is_notifier() || local.is_notifier(entry.token)) {
+        if wanted != 0 && entry.is_notifier() {
             wanted |= EDGE;
         }
         let armed = entry.armed.replace(wanted);
@@ -153,9 +153,18 @@ impl EpollMonitor {
             .unwrap_or(Some(beside::BUSY_RETRY_NS))
     }
 
+    #[inline(always)] // As `Epoll::wait`.
+    pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
+        match local.ring_if_made() {
+            Some(_) => self.wait_beside_ring(local, timeout_ns),
+            None => beside::unless_interrupted(self.wait_in_set(local, timeout_ns)),
+        }
+    }
+
     /// What the ring refuses is returned in the end: it may refuse for ever, and descriptors must not
     /// starve of it.
-    pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
+    #[inline(never)] // Out of the way of those without.
+    fn wait_beside_ring(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let ring = beside::in_flight(local);
         let mut timeout_ns = timeout_ns;
         let mut refused = Ok(());
@@ -189,10 +198,11 @@ impl EpollMonitor {
         refused.and(taken)
     }
 
+    #[inline(always)] // As `Epoll::wait`.
     fn wait_in_set(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         self.epoll.wait(timeout_ns, |event| {
             if event.data != RING {
-                local.note_ready(event.data, event.revents);
+                local.ready.note(event.data, event.revents);
             }
         })
     }
@@ -216,11 +226,8 @@ impl EpollMonitor {
         } else {
             return entered;
         };
-        let looked = match self.wait_in_set(local, Some(set_timeout_ns)) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            result => result,
-        };
-        entered.and(looked)
+        let looked = self.wait_in_set(local, Some(set_timeout_ns));
+        entered.and(beside::unless_interrupted(looked))
     }
 
     /// Hands requests over, the poll of the set among them, and waits for completions unless some

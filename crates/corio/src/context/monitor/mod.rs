@@ -151,7 +151,7 @@ impl Monitor {
     fn change(&self, local: &Local, entry: &Entry) -> io::Result<()> {
         let refused = match &*self.0.borrow() {
             Backend::Uring => return uring::update(local.ring()?, entry),
-            Backend::Epoll(monitor) => match monitor.update(local, entry) {
+            Backend::Epoll(monitor) => match monitor.update(entry) {
                 // A foreign loop waits for this very set.
                 Err(error)
                     if entry.armed.get() == 0
@@ -200,7 +200,7 @@ impl Monitor {
         let register = |epoll: &epoll::EpollMonitor| {
             entries.iter().try_for_each(|entry| {
                 entry.armed.set(0);
-                epoll.update(local, entry)
+                epoll.update(entry)
             })
         };
         let made = epoll::EpollMonitor::new().map_err(|error| error.to_string());
@@ -234,6 +234,7 @@ impl Monitor {
     }
 
     /// Waits, at most `timeout_ns`, and notes what is ready with `local`.
+    #[inline(always)] // Into the turn's own wait.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         match &*self.0.borrow() {
             Backend::Poll(monitor) => monitor.wait(local, timeout_ns),

@@ -68,6 +68,7 @@ impl PollMonitor {
         }
     }
 
+    #[inline(never)] // Out of the way of the others.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         let mut timeout_ns = timeout_ns;
         let ring = beside::in_flight(local);
@@ -99,7 +100,7 @@ impl PollMonitor {
             if revents & POLLNVAL != 0 {
                 closed.push(*token);
             } else {
-                local.note_ready(*token, revents);
+                local.ready.note(*token, revents);
             }
         }
         for token in closed {

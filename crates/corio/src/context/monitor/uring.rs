@@ -34,6 +34,7 @@ pub(super) fn update(ring: &ContextRing, entry: &Entry) -> io::Result<()> {
     Ok(())
 }
 
+#[inline(never)] // Out of the way of the others.
 pub(super) fn wait(local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
     let ring = local.ring()?;
     let has_room = ring.push_backlog()?;
@@ -50,11 +51,11 @@ pub(super) fn wait(local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
         };
         entry.armed.set(0); // One shot: it is spent.
         match u32::try_from(result) {
-            Ok(revents) => local.note_ready(token, revents),
+            Ok(revents) => local.ready.note(token, revents),
             Err(_) if result == -libc::ECANCELED => local.note_rearm(token),
             Err(_) if result == -libc::EBADF => local.note_closed(token),
             // No memory and the like: the handler finds out by itself.
-            Err(_) => local.note_ready(token, ALWAYS),
+            Err(_) => local.ready.note(token, ALWAYS),
         }
     });
     local.rearm_noted(&mut failed);

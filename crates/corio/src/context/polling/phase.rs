@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::super::handler::{Entry, POLLED};
+use super::super::handler::{Entry, Own, POLLED};
 use super::super::local::Local;
 use super::super::{AioContext, timer};
 use super::{Adjusted, Budget, IDLE_NS, PollParams, PollStats, PollTime};
@@ -139,9 +139,9 @@ impl Polling {
     }
 
     /// After a change of what `entry` waits for, or of what it is polled by.
-    pub(in super::super) fn recount(&self, entry: &Entry, is_notifier: bool) {
+    pub(in super::super) fn recount(&self, entry: &Entry) {
         let can_poll = entry.poll.get().is_some_and(|state| state.can_poll());
-        let is_watched = entry.events() != 0 && !is_notifier;
+        let is_watched = entry.events() != 0 && entry.own() != Some(Own::Notifier);
         count(&self.obstacles, &entry.obstructs, is_watched && !can_poll);
         if is_watched && !can_poll {
             self.hurry(); // The kernel is to be asked.
@@ -219,7 +219,7 @@ impl Local {
 
     /// After a change of what `entry` waits for.
     pub(in super::super) fn recount(&self, entry: &Entry) {
-        self.polling.recount(entry, self.is_notifier(entry.token));
+        self.polling.recount(entry);
     }
 
     pub(in super::super) fn set_poll(
@@ -337,7 +337,7 @@ impl Local {
             if callbacks.is_some_and(|callbacks| (callbacks.poll)()) {
                 entry.poll_found.set(true);
                 state.hits.set(state.hits.get() + 1);
-                self.note_ready(entry.token, POLLED);
+                self.ready.note(entry.token, POLLED);
                 found = true;
             }
         }
@@ -374,7 +374,7 @@ impl Local {
     pub(in super::super) fn adjust_polling(&self, began_ns: u64, from: usize) {
         let now_ns = timer::now_ns();
         let waited_ns = now_ns.saturating_sub(began_ns);
-        let tokens: SmallVec<[u64; 8]> = self.ready_from(from);
+        let tokens: SmallVec<[u64; 8]> = self.ready.tokens_from(from);
         for token in tokens {
             let Some(entry) = self.handler(token) else {
                 continue;

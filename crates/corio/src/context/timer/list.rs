@@ -179,20 +179,14 @@ impl Timers {
 
     /// Whether any is armed, on whatever clock.
     #[inline]
-    fn any_armed(&self) -> bool {
+    pub(in super::super) fn any_armed(&self) -> bool {
         const { assert!(NEVER == u64::MAX) } // All of its bits are set.
         let hints = self.next.iter().map(Next::hint_ns);
         hints.fold(NEVER, |all, hint| all & hint) != NEVER
     }
 
     /// How long the loop may sleep for all that timers care.
-    #[inline]
     pub(in super::super) fn timeout_ns(&self) -> Option<u64> {
-        self.any_armed().then(|| self.armed_timeout_ns()).flatten()
-    }
-
-    #[inline(never)]
-    fn armed_timeout_ns(&self) -> Option<u64> {
         let mut timeout_ns = None;
         for clock in Clock::ALL {
             if let Some(next_ns) = self.next_deadline_ns(clock)
