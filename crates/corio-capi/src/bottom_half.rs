@@ -27,6 +27,7 @@ const _: () = assert!(
 
 /// What runs: C's function and what it is called with.
 #[derive(Clone, Copy)]
+#[repr(C)] // What is always read comes first, where it lies behind what the loop has read.
 struct Call {
     function: Function,
     opaque: *mut c_void,
@@ -43,13 +44,13 @@ impl Call {
     /// # Safety
     /// The header's contract: the function may be called so, and the guard is there.
     #[inline]
-    unsafe fn run(self) {
-        // SAFETY: the caller's promise.
+    unsafe fn run(&self) {
+        // SAFETY: the caller's promise. The function may delete what `self` is of: it is read before.
         unsafe {
             if self.guard.is_null() {
                 (self.function)(self.opaque);
             } else {
-                self.run_guarded();
+                (*self).run_guarded();
             }
         }
     }

@@ -297,22 +297,40 @@ impl BottomHalf {
     #[doc(alias = "qemu_bh_schedule")]
     #[inline]
     pub fn schedule(&self) {
-        let context = self.context.inner();
-        let queue = &context.bottom_halves.queue;
-        if is_home(&self.context)
-            && let Some(section) = queue.section()
-        {
-            section.schedule(self.node(), Hurry::Urgent);
-            drop(section);
+        if is_home(&self.context) {
+            let context = self.context.inner();
+            let section = context.bottom_halves.queue.section();
             // Between two waits the home thread looks by itself before it blocks.
-            if context.notify.is_waiting() {
-                cold_path();
-                self.context.notify();
+            let is_done = section.is_some_and(|section| section.schedule_plainly(self.node()))
+                && !context.notify.is_waiting();
+            if !is_done {
+                self.schedule_otherwise();
             }
             return;
         }
         cold_path(); // A jump more is nothing beside locked instructions.
-        if queue.ask(self.node(), Hurry::Urgent) {
+        self.ask();
+    }
+
+    /// The same where something is in the way, if only that the loop waits. Home thread.
+    #[cold]
+    #[inline(never)]
+    fn schedule_otherwise(&self) {
+        let context = self.context.inner();
+        let Some(section) = context.bottom_halves.queue.section() else {
+            return self.ask();
+        };
+        section.schedule(self.node(), Hurry::Urgent);
+        drop(section);
+        if context.notify.is_waiting() {
+            self.context.notify();
+        }
+    }
+
+    #[inline]
+    fn ask(&self) {
+        let context = self.context.inner();
+        if context.bottom_halves.queue.ask(self.node(), Hurry::Urgent) {
             context.tell_pushed();
         }
     }

@@ -389,13 +389,23 @@ impl<T: Linked> Section<'_, T> {
     #[inline]
     pub(super) fn schedule(&self, node: &T, hurry: Hurry) {
         self.absorb();
-        let link = node.link();
-        let before = link.home.load(Ordering::Relaxed);
-        if before | link.asked.load(Ordering::Relaxed) == 0 && hurry == Hurry::Urgent {
-            link.home.store(SCHEDULED | QUEUED, Ordering::Relaxed); // What is below, for most.
-            return self.append(node);
+        if hurry == Hurry::Idle || !self.schedule_plainly(node) {
+            self.schedule_again(node, hurry);
         }
-        self.schedule_again(node, hurry);
+    }
+
+    /// The same as urgent, if nobody has asked for anything and it is not queued. False: nothing was
+    /// done.
+    #[inline(always)] // Without a call, and so without a register saved where it is all there is.
+    pub(super) fn schedule_plainly(&self, node: &T) -> bool {
+        let link = node.link();
+        let known = link.home.load(Ordering::Relaxed) | link.asked.load(Ordering::Relaxed);
+        let is_plain = known == 0 && self.0.list.is_empty();
+        if is_plain {
+            link.home.store(SCHEDULED | QUEUED, Ordering::Relaxed); // As below.
+            self.append(node);
+        }
+        is_plain
     }
 
     /// The same, for what is queued or asked of already, or has no hurry.
