@@ -232,7 +232,7 @@ pub(crate) const JOBS: &[Job] = &[
         ..job(
             "clients",
             "the program against real NBD clients",
-            312,
+            380,
             clients,
         )
     },
@@ -246,7 +246,7 @@ pub(crate) const JOBS: &[Job] = &[
         ..job(
             "power",
             "what was flushed survives a loss of power",
-            18,
+            28,
             power,
         )
     },

@@ -23,7 +23,10 @@ matrix!(
     unfinished_handshakes_are_dropped_and_idle_clients_are_not,
 );
 // What is wrong with a handshake is, for TLS, in `tls`.
-again_through_tls!(hostile_clients_do_not_slow_a_good_one);
+again_through_tls!(
+    five_hundred_at_once_are_served_or_refused,
+    hostile_clients_do_not_slow_a_good_one,
+);
 again_on_linux_aio!(
     five_hundred_at_once_are_served_or_refused,
     hostile_clients_do_not_slow_a_good_one,
@@ -144,9 +147,7 @@ fn one_of_many(i: usize, addr: &Addr, start: &Barrier, settled: &Barrier) -> Fat
     start.wait();
     let connected = Stream::connect(addr).and_then(|stream| {
         stream.set_patience(Duration::from_secs(20))?;
-        let mut handshake = Handshake::greeted(stream)?;
-        handshake.stream.write_all(&3_u32.to_be_bytes())?;
-        handshake.go("")
+        Handshake::start_on(stream, addr, 3)?.go("")
     });
     settled.wait();
     let mut client = match connected {

@@ -84,7 +84,16 @@ impl Handshake {
     /// Connects, reads the greeting and answers with those client flags; then, at a server with
     /// TLS, changes over to that.
     pub(crate) fn start_with(addr: &Addr, client_flags: u16) -> io::Result<Handshake> {
-        let mut handshake = Handshake::greeted(Stream::connect(addr)?)?;
+        Handshake::start_on(Stream::connect(addr)?, addr, client_flags)
+    }
+
+    /// The same on a stream that is connected to that address.
+    pub(crate) fn start_on(
+        stream: Stream,
+        addr: &Addr,
+        client_flags: u16,
+    ) -> io::Result<Handshake> {
+        let mut handshake = Handshake::greeted(stream)?;
         handshake
             .stream
             .write_all(&u32::from(client_flags).to_be_bytes())?;
@@ -99,7 +108,13 @@ impl Handshake {
     pub(crate) fn secured(mut self, config: &Arc<ClientConfig>) -> io::Result<Handshake> {
         let replies = self.option(opt::STARTTLS, &[])?;
         if replies != [(rep::ACK, Vec::new())] {
-            return Err(invalid(format!("STARTTLS was answered with {replies:x?}")));
+            let texts = replies
+                .iter()
+                .map(|(_, text)| String::from_utf8_lossy(text));
+            let texts: Vec<_> = texts.collect();
+            return Err(invalid(format!(
+                "STARTTLS was answered with {replies:x?}: {texts:?}"
+            )));
         }
         let stream = tls::secured(self.stream, config)?;
         Ok(Handshake { stream, ..self })
