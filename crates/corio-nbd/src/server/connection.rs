@@ -464,6 +464,9 @@ impl<S: Transport> Reader<'_, S> {
             if self.receiver.fill(stream).map_err(Error::io(READING))? == 0 {
                 return Err(Error::Incomplete { what: "a payload" });
             }
+            if !connection.writes_here() {
+                return Ok(false); // Another client has come meanwhile.
+            }
         }
         let payload = &self.receiver.arrived()[..len];
         // A disk that fails here fails in the worker too, which reports it.

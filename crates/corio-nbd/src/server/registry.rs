@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::Shutdown;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use corio::AioContext;
@@ -21,6 +21,9 @@ use super::transport::Transport;
 
 /// How often a coroutine looks whether everybody is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The last connection's number. Of all servers: a thread may serve for several.
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     /// The streams of this thread's connections.
@@ -53,7 +56,6 @@ pub(super) struct Registry {
 
 #[derive(Debug, Default)]
 struct Entries {
-    next_id: u64,
     open: HashMap<u64, Entry>,
 }
 
@@ -98,8 +100,7 @@ impl Registry {
             if self.is_stopping() {
                 return Err(Error::Stopping);
             }
-            entries.next_id += 1;
-            let id = entries.next_id;
+            let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
             entries.open.insert(id, entry);
             id
         };
@@ -157,7 +158,7 @@ impl Entry {
     }
 }
 
-/// Whether the calling thread has a single connection.
+/// Whether the calling thread has a single connection, of whatever server.
 #[inline]
 pub(super) fn is_alone() -> bool {
     STREAMS.with_borrow(|streams| streams.len() == 1)

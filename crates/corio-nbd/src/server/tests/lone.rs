@@ -57,6 +57,45 @@ fn none_is_made_on_the_spot_while_the_loop_has_another_client() {
     );
 }
 
+// The other one comes while the first one's request is half there.
+#[test]
+fn a_write_whose_payload_is_awaited_is_made_on_the_spot_only_if_the_client_is_alone_still() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::with(&disk, true);
+    let mut one = house.client(HeaderStyle::Simple);
+    let (first, _) = one.request_bytes(Command::WRITE, CommandFlags::empty(), 0, 2);
+    let (second, _) = one.request_bytes(Command::WRITE, CommandFlags::empty(), 2, 3);
+    one.send(&[&first[..], b"ab", &second, b"c"].concat());
+    // With this the reader has begun with the second.
+    assert_eq!(one.reply(0).error, Errno::OK);
+    let mut other = house.connect();
+    other.hello();
+    one.send(b"de");
+    assert_eq!(one.reply(0).error, Errno::OK);
+    assert_eq!(disk.take_log(), ["write 0 2 on the spot", "write 2 3"]);
+    assert_eq!(disk.contents(0, 5), *b"abcde");
+}
+
+#[test]
+fn clients_of_two_servers_in_one_loop_are_not_alone() {
+    let disk = TestDisk::new(SIZE);
+    let mut house = House::with(&disk, true);
+    let mut one = house.client(HeaderStyle::Simple);
+    let first = std::mem::replace(&mut house.server, House::with(&disk, true).server);
+    let mut other = house.client(HeaderStyle::Simple);
+    assert_eq!(one.write(0, &[1; 10]), Errno::OK);
+    assert_eq!(other.write(0, &[1; 11]), Errno::OK);
+    // Each is reached by the stop of its own server.
+    first.shutdown();
+    one.assert_closed();
+    assert_eq!(first.wait_idle(super::PATIENCE), []);
+    assert_eq!(other.write(0, &[1; 12]), Errno::OK);
+    assert_eq!(
+        disk.take_log(),
+        ["write 0 10", "write 0 11", "write 0 12 on the spot"]
+    );
+}
+
 #[test]
 fn a_server_that_is_not_told_to_makes_none_on_the_spot() {
     let disk = TestDisk::new(SIZE);
