@@ -180,8 +180,8 @@ impl Node {
         if self.limits.request_alignment > 1 || buf.len() > TRY_READ_MAX {
             return Ok(false);
         }
-        if buf.is_empty() {
-            return Ok(true);
+        if buf.is_empty() || !self.limits.allow_at_once(buf) {
+            return Ok(buf.is_empty());
         }
         self.driver
             .try_read_at(buf, offset)
@@ -199,8 +199,11 @@ impl Node {
     /// As [`write_at`](Node::write_at).
     pub fn try_write_at(&self, buf: &[u8], offset: Offset) -> Result<bool, Error> {
         let span = self.span(Operation::Write, offset, bytes(buf.len()))?;
-        if self.limits.request_alignment > 1 || buf.is_empty() {
-            return Ok(buf.is_empty());
+        if buf.is_empty() {
+            return Ok(true);
+        }
+        if self.limits.request_alignment > 1 || !self.limits.allow_at_once(buf) {
+            return Ok(false);
         }
         let _request = self.in_flight.begin();
         self.driver

@@ -12,6 +12,7 @@ use std::{
 };
 
 use common::{Disk, KINDS, Kind, contents};
+use corio::fs::AlignedBuf;
 use corio_block::{
     Driver, Error, Extent, ExtentFlags, Length, Limits, Node, Offset, WriteFlags, ZeroFlags,
     memory, raw,
@@ -99,6 +100,7 @@ fn a_read_only_node_refuses_what_modifies() {
     let (at, len) = (Offset(0), Length(1));
     for error in [
         node.write_at(&[1], at, WriteFlags::empty()).unwrap_err(),
+        node.try_write_at(&[1], at).unwrap_err(),
         node.write_zeroes(at, len, ZeroFlags::empty()).unwrap_err(),
         node.discard(at, len).unwrap_err(),
     ] {
@@ -117,6 +119,16 @@ struct Recorder {
     zeroes: bool,
 }
 
+impl Recorder {
+    /// Whether it may be handed such a buffer.
+    fn is_for_it(&self, buf: &[u8]) -> bool {
+        assert!(buf.len() as u64 <= u64::from(self.limits.max_transfer));
+        let alignment = u64::from(self.limits.memory_alignment);
+        assert!((buf.as_ptr().addr() as u64).is_multiple_of(alignment));
+        true
+    }
+}
+
 impl Driver for Recorder {
     fn name(&self) -> &'static str {
         "recorder"
@@ -133,6 +145,12 @@ impl Driver for Recorder {
             .unwrap()
             .push(format!("read {offset}+{}", buf.len()));
         Ok(())
+    }
+    fn try_read_at(&self, buf: &mut [u8], _: Offset) -> io::Result<bool> {
+        Ok(self.is_for_it(buf))
+    }
+    fn try_write_at(&self, buf: &[u8], _: Offset) -> io::Result<bool> {
+        Ok(self.is_for_it(buf))
     }
     fn write_at(&self, buf: &[u8], offset: Offset, flags: WriteFlags) -> io::Result<()> {
         assert!(flags.is_empty());
@@ -467,6 +485,26 @@ fn small_writes_to_memory_and_to_the_page_cache_are_made_on_the_spot() {
     // Past the page cache all may wait.
     if let Some(disk) = Disk::new(Kind::Direct, 1 << 20) {
         assert!(!disk.node.try_write_at(&[1; 512], Offset(0)).unwrap());
+    }
+}
+
+// What is done without waiting keeps to the driver's limits, too.
+#[test]
+fn a_driver_that_is_asked_first_is_handed_what_it_takes() {
+    let mut limits = Limits::bytes();
+    (limits.memory_alignment, limits.max_transfer) = (512, 64 << 10);
+    let node = recorder(limits, false).node;
+    let mut memory = AlignedBuf::zeroed((64 << 10) + 1, 512).unwrap();
+    for (range, expected) in [
+        (0..64 << 10, true),
+        (1..2, false),
+        (0..(64 << 10) + 1, false),
+        (1..1, true),
+    ] {
+        let buf = &mut memory[range.clone()];
+        let written = node.try_write_at(buf, Offset(3)).unwrap();
+        let read = node.try_read_at(buf, Offset(3)).unwrap();
+        assert_eq!((written, read), (expected, expected), "{range:?}");
     }
 }
 

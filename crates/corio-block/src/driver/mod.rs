@@ -17,7 +17,8 @@ use crate::{Extent, ExtentFlags, Length, Limits, Offset, WriteFlags, ZeroFlags};
 /// but it may end at the end of the disk; buffers begin at multiples of `memory_alignment` and are
 /// at most `max_transfer` long; and writes that are not aligned are not running on the same blocks.
 ///
-/// Methods other than `try_read_at` and `try_write_at` may park the calling coroutine, and block a plain thread.
+/// Methods other than `try_read_at` and `try_write_at` may park the calling coroutine, and block a
+/// plain thread.
 ///
 /// ```
 /// use std::{io, sync::Mutex};
@@ -84,9 +85,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
         Ok(false)
     }
 
-    /// Writes `buf` on the calling thread, if that is a copy as a rule: true, and it is written; false,
-    /// and the range holds old bytes, new bytes or some of each. Never parks; storage may hold the
-    /// thread up all the same.
+    /// Writes `buf` on the calling thread, if that is a copy as a rule: true, and it is written;
+    /// false, and the range holds old bytes, new bytes or some of each. Never parks; storage may
+    /// hold the thread up all the same.
     ///
     /// # Errors
     ///

@@ -104,6 +104,12 @@ pub(crate) fn aligned_zeroes(len: u64, limits: Limits) -> io::Result<AlignedBuf>
 }
 
 impl Limits {
+    /// Whether the driver takes a buffer as it is, as far as memory goes.
+    #[inline]
+    pub(crate) fn allow_at_once(&self, buf: &[u8]) -> bool {
+        self.memory_alignment_holds(buf) && bytes(buf.len()) <= u64::from(self.max_transfer)
+    }
+
     /// Whether a buffer begins where the driver wants it to.
     #[inline]
     pub(crate) fn memory_alignment_holds(&self, buf: &[u8]) -> bool {

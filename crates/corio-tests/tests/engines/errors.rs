@@ -191,6 +191,9 @@ fn a_file_that_may_not_grow_is_efbig() {
         );
         // What fits is written, and then there is no more.
         assert_eq!(errno(file.write_all_at(&block, 32_768)), libc::EFBIG);
+        // On the spot a part of it, if any, and that is said.
+        let part = file.try_write_at(&block, 32_768).unwrap();
+        assert!(matches!(part, None | Some(32_768)), "{part:?}");
         assert_eq!(file.size().unwrap(), 65_536);
     });
 }
