@@ -1,5 +1,6 @@
 //! Writes of a client that its loop serves alone: on the spot, unless others would wait with them.
 
+use std::io::Write;
 use std::sync::atomic::Ordering;
 
 use super::disk::TestDisk;
@@ -130,4 +131,45 @@ fn a_payload_that_comes_in_pieces_is_written_whole_and_holds_up_no_reply() {
     client.assert_closed();
     house.assert_empty();
     assert_eq!(disk.contents(0, 3), *b"one");
+}
+
+#[test]
+fn a_stop_ends_the_wait_for_a_payload_and_nothing_of_it_is_written() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::with(&disk, true);
+    let mut client = house.client(HeaderStyle::Simple);
+    let (first, _) = client.request_bytes(Command::WRITE, CommandFlags::empty(), 0, 2);
+    let (second, _) = client.request_bytes(Command::WRITE, CommandFlags::empty(), 2, 9);
+    let before = disk.contents(2, 9);
+    client.send(&[&first[..], b"ab", &second, b"cdefghij"].concat());
+    assert_eq!(client.reply(0).error, Errno::OK);
+    house.server.shutdown();
+    client.assert_closed();
+    assert_eq!(house.server.wait_idle(super::PATIENCE), []);
+    assert_eq!(disk.contents(0, 2), *b"ab");
+    assert_eq!(disk.contents(2, 9), before);
+}
+
+// Its requests arrive faster than they are served: the reader never waits for one.
+#[test]
+fn a_client_that_writes_without_end_lets_others_in_and_a_stop() {
+    let disk = TestDisk::new(SIZE);
+    let house = House::with(&disk, true);
+    let mut flood = house.client(HeaderStyle::Simple);
+    let (request, _) = flood.request_bytes(Command::WRITE, CommandFlags::empty(), 0, 512);
+    let one = [&request[..], &[7; 512]].concat();
+    let mut input = flood.stream.try_clone().unwrap();
+    let reading = std::thread::spawn(move || {
+        std::io::copy(&mut input, &mut std::io::sink()).ok();
+    });
+    let many = one.repeat(500);
+    let writing = std::thread::spawn(move || while flood.stream.write_all(&many).is_ok() {});
+    super::await_that("a write", || !disk.take_log().is_empty());
+    let mut other = house.client(HeaderStyle::Simple);
+    assert_eq!(other.write(1024, &[1; 10]), Errno::OK);
+    drop(other);
+    house.server.shutdown();
+    assert_eq!(house.server.wait_idle(super::PATIENCE), []);
+    writing.join().unwrap();
+    reading.join().unwrap();
 }
