@@ -15,6 +15,8 @@ const WRITE_MAX: usize = 64 << 10;
 const SLOW_WRITE_NS: u64 = 5_000_000;
 /// How many times as long no write is made on the spot: a hundredth of the time is waited at most.
 const SLOW_WRITE_PAUSE: u64 = 100;
+/// The longest such pause: a process that was stopped in the middle of a write is no slow disk.
+const SLOW_WRITE_PAUSE_MAX_NS: u64 = 60_000_000_000;
 
 /// What is known of a file in this respect. All are hints, which order nothing.
 #[derive(Debug)]
@@ -39,7 +41,8 @@ impl OnTheSpot {
     fn note_write_took(&self, began: u64, ended: u64) {
         let took = ended.saturating_sub(began);
         if took > SLOW_WRITE_NS {
-            let until = ended.saturating_add(took.saturating_mul(SLOW_WRITE_PAUSE));
+            let pause = took.saturating_mul(SLOW_WRITE_PAUSE);
+            let until = ended.saturating_add(pause.min(SLOW_WRITE_PAUSE_MAX_NS));
             self.slow_until.store(until, Ordering::Relaxed);
         }
     }
@@ -78,7 +81,8 @@ impl File {
     ///
     /// Unlike [`try_read_at`](Self::try_read_at) it may wait: file systems hold writers up, when too
     /// much is unwritten above all. So it is for threads on which nobody depends but who writes. After
-    /// a write that took longer than 5 ms none is made for a hundred times as long.
+    /// a write that took longer than 5 ms none is made for a hundred times as long, a
+    /// minute at most.
     ///
     /// # Errors
     /// pwritev(2)'s.
@@ -125,10 +129,13 @@ mod tests {
         assert_eq!(spot.slow_until.load(Ordering::Relaxed), 0);
         assert_eq!(file.try_write_at(b"ab", 0).unwrap(), Some(2));
 
-        let hour = 3_600_000_000_000;
-        spot.note_write_took(now, now + hour);
+        let second = 1_000_000_000;
+        spot.note_write_took(now, now + second / 2);
         let until = spot.slow_until.load(Ordering::Relaxed);
-        assert_eq!(until, now + 101 * hour);
+        assert_eq!(until, now + second / 2 + 50 * second);
+        spot.note_write_took(now, now + 3600 * second);
+        let until = spot.slow_until.load(Ordering::Relaxed);
+        assert_eq!(until, now + 3660 * second);
         assert_eq!(file.try_write_at(b"cd", 0).unwrap(), None);
         spot.slow_until.store(now, Ordering::Relaxed);
         assert_eq!(file.try_write_at(b"ef", 0).unwrap(), Some(2));
