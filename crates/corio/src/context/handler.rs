@@ -219,7 +219,7 @@ impl Entry {
     }
 
     /// Runs the callback if what happened is what it waits for. True: it ran.
-    #[inline]
+    #[inline(always)] // As `Local::wait_in_monitor`.
     pub(super) fn dispatch(&self, revents: u32) -> bool {
         let was_polled = revents & POLLED != 0 && self.dispatch_polled();
         // What has just run may have removed it (I1).

@@ -5,7 +5,7 @@
 use core::cell::Cell;
 use core::mem::MaybeUninit;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
@@ -71,8 +71,7 @@ impl Epoll {
         // Not written beforehand: that would take longer than the system call.
         let mut room: Room = [const { MaybeUninit::uninit() }; EVENTS_MAX];
         let count = match timeout_ns {
-            None => self.wait_ms(&mut room, -1)?,
-            Some(0) => self.wait_ms(&mut room, 0)?,
+            None | Some(0) => self.wait_ms(&mut room, timeout_ns.map_or(-1, |_| 0))?,
             Some(ns) => self.wait_ns(&mut room, ns)?,
         };
         for event in &room[..count] {
@@ -100,29 +99,10 @@ impl Epoll {
     }
 
     /// -1: without limit.
-    #[inline]
+    #[inline(always)] // As `wait`.
     fn wait_ms(&self, room: &mut Room, ms: libc::c_int) -> io::Result<usize> {
-        // By number: C's function is a point of cancellation, which costs two locked instructions in
-        // a program of several threads. And epoll_pwait takes 25 ns more than epoll_wait, which not
-        // all architectures have.
-        #[cfg(target_arch = "x86_64")]
-        const NUMBER: libc::c_long = libc::SYS_epoll_wait;
-        #[cfg(not(target_arch = "x86_64"))]
-        const NUMBER: libc::c_long = libc::SYS_epoll_pwait;
-        // SAFETY: the kernel writes at most EVENTS_MAX events into the array, which outlives the
-        // call. The last two, no signal mask, are epoll_pwait's.
-        let count = unsafe {
-            libc::syscall(
-                NUMBER,
-                self.fd.as_raw_fd(),
-                room.as_mut_ptr(),
-                EVENTS_MAX,
-                ms,
-                core::ptr::null::<libc::sigset_t>(),
-                0usize,
-            )
-        };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        // SAFETY: the array outlives the call.
+        unsafe { epoll_wait(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), ms) }
     }
 
     fn pwait2(&self, room: &mut Room, ns: u64) -> io::Result<usize> {
@@ -161,6 +141,69 @@ pub(crate) fn is_readable(fd: impl AsFd) -> bool {
             result => return result != Ok(0),
         }
     }
+}
+
+/// epoll_wait(2) for at most EVENTS_MAX events: how many have come.
+///
+/// C's function is a point of cancellation, which costs two locked instructions in a program of
+/// several threads. And to return from a function after the system call, C's `syscall` as well,
+/// may cost as much as the rest of a turn: see `Local::wait_in_monitor`.
+///
+/// # Safety
+/// There is room for so many.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn epoll_wait(
+    fd: RawFd,
+    events: *mut libc::epoll_event,
+    ms: libc::c_int,
+) -> io::Result<usize> {
+    let count: i64;
+    // SAFETY: the kernel writes to the array, for which the caller answers, and to these three
+    // registers.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_epoll_wait => count,
+            in("rdi") fd,
+            in("rsi") events,
+            in("rdx") EVENTS_MAX,
+            in("r10") ms,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    usize::try_from(count).map_err(|_| {
+        let errno = i32::try_from(-count);
+        io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO))
+    })
+}
+
+/// The same by epoll_pwait, as not all architectures have epoll_wait, which takes 25 ns less.
+///
+/// # Safety
+/// There is room for so many.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn epoll_wait(
+    fd: RawFd,
+    events: *mut libc::epoll_event,
+    ms: libc::c_int,
+) -> io::Result<usize> {
+    let no_mask = core::ptr::null::<libc::sigset_t>();
+    // SAFETY: the caller answers for the array.
+    let count = unsafe {
+        libc::syscall(
+            libc::SYS_epoll_pwait,
+            fd,
+            events,
+            EVENTS_MAX,
+            ms,
+            no_mask,
+            0usize,
+        )
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 fn flags(events: u32) -> epoll::EventFlags {
