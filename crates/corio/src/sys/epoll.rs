@@ -83,7 +83,7 @@ impl Epoll {
         Ok(())
     }
 
-    #[inline(never)] // Out of the way of waits without a time.
+    #[inline(always)] // As `wait`.
     fn wait_ns(&self, room: &mut Room, ns: u64) -> io::Result<usize> {
         if !self.coarse.get() {
             match self.pwait2(room, ns) {
@@ -101,29 +101,40 @@ impl Epoll {
     /// -1: without limit.
     #[inline(always)] // As `wait`.
     fn wait_ms(&self, room: &mut Room, ms: libc::c_int) -> io::Result<usize> {
+        // epoll_pwait takes 25 ns more than epoll_wait, which not all architectures have.
+        #[cfg(target_arch = "x86_64")]
+        const NUMBER: libc::c_long = libc::SYS_epoll_wait;
+        #[cfg(not(target_arch = "x86_64"))]
+        const NUMBER: libc::c_long = libc::SYS_epoll_pwait;
+        let timeout = isize::try_from(ms).unwrap_or(isize::MAX);
         // SAFETY: the array outlives the call.
-        unsafe { epoll_wait(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), ms) }
+        unsafe {
+            enter(
+                NUMBER,
+                self.fd.as_raw_fd(),
+                room.as_mut_ptr().cast(),
+                timeout,
+            )
+        }
     }
 
+    #[inline(always)] // As `wait`.
     fn pwait2(&self, room: &mut Room, ns: u64) -> io::Result<usize> {
         let timeout = libc::timespec {
             tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
         };
-        // SAFETY: the kernel writes at most EVENTS_MAX events into the array and reads the
-        // timespec; both outlive the call.
-        let count = unsafe {
-            libc::syscall(
-                libc::SYS_epoll_pwait2,
+        let timeout = (&raw const timeout).expose_provenance().cast_signed();
+        let number = libc::SYS_epoll_pwait2;
+        // SAFETY: the array and the timespec outlive the call.
+        unsafe {
+            enter(
+                number,
                 self.fd.as_raw_fd(),
-                room.as_mut_ptr(),
-                EVENTS_MAX,
-                &raw const timeout,
-                core::ptr::null::<libc::sigset_t>(),
-                0usize,
+                room.as_mut_ptr().cast(),
+                timeout,
             )
-        };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        }
     }
 }
 
@@ -143,32 +154,35 @@ pub(crate) fn is_readable(fd: impl AsFd) -> bool {
     }
 }
 
-/// epoll_wait(2) for at most EVENTS_MAX events: how many have come.
+/// epoll_wait, epoll_pwait or epoll_pwait2 (with no signal mask) for at most EVENTS_MAX events: how
+/// many have come.
 ///
-/// C's function is a point of cancellation, which costs two locked instructions in a program of
+/// C's functions are points of cancellation, which costs two locked instructions in a program of
 /// several threads. And to return from a function after the system call, C's `syscall` as well,
 /// may cost as much as the rest of a turn: see `Local::wait_in_monitor`.
 ///
 /// # Safety
-/// There is room for so many.
+/// `events` has room for so many, and `timeout` is what `number` takes.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn epoll_wait(
+unsafe fn enter(
+    number: libc::c_long,
     fd: RawFd,
     events: *mut libc::epoll_event,
-    ms: libc::c_int,
+    timeout: isize,
 ) -> io::Result<usize> {
     let count: i64;
-    // SAFETY: the kernel writes to the array, for which the caller answers, and to these three
-    // registers.
+    // SAFETY: the kernel writes to the array, for which the caller answers, and to three registers.
     unsafe {
         core::arch::asm!(
             "syscall",
-            inlateout("rax") libc::SYS_epoll_wait => count,
+            inlateout("rax") number => count,
             in("rdi") fd,
             in("rsi") events,
             in("rdx") EVENTS_MAX,
-            in("r10") ms,
+            in("r10") timeout,
+            in("r8") 0,
+            in("r9") 0,
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),
@@ -180,29 +194,20 @@ unsafe fn epoll_wait(
     })
 }
 
-/// The same by epoll_pwait, as not all architectures have epoll_wait, which takes 25 ns less.
+/// The same by C's `syscall`.
 ///
 /// # Safety
-/// There is room for so many.
+/// As above.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn epoll_wait(
+unsafe fn enter(
+    number: libc::c_long,
     fd: RawFd,
     events: *mut libc::epoll_event,
-    ms: libc::c_int,
+    timeout: isize,
 ) -> io::Result<usize> {
     let no_mask = core::ptr::null::<libc::sigset_t>();
-    // SAFETY: the caller answers for the array.
-    let count = unsafe {
-        libc::syscall(
-            libc::SYS_epoll_pwait,
-            fd,
-            events,
-            EVENTS_MAX,
-            ms,
-            no_mask,
-            0usize,
-        )
-    };
+    // SAFETY: the caller answers for the array and the time.
+    let count = unsafe { libc::syscall(number, fd, events, EVENTS_MAX, timeout, no_mask, 0usize) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
