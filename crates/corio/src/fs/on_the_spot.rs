@@ -12,9 +12,9 @@ use crate::sys;
 const WRITE_MAX: usize = 64 << 10;
 /// A write on the spot that takes longer has waited for the file system, and not only for its turn on a
 /// processor.
-const SLOW_WRITE_NS: u64 = 5_000_000;
-/// How many times as long no write is made on the spot: a hundredth of the time is waited at most.
-const SLOW_WRITE_PAUSE: u64 = 100;
+const SLOW_WRITE_NS: u64 = 10_000_000;
+/// How many times as long no write is made on the spot: a tenth of the time is waited, or less.
+const SLOW_WRITE_PAUSE: u64 = 10;
 /// The longest such pause: a process that was stopped in the middle of a write is no slow disk.
 const SLOW_WRITE_PAUSE_MAX_NS: u64 = 60_000_000_000;
 
@@ -81,8 +81,8 @@ impl File {
     ///
     /// Unlike [`try_read_at`](Self::try_read_at) it may wait: file systems hold writers up, when too
     /// much is unwritten above all. So it is for threads on which nobody depends but who writes. After
-    /// a write that took longer than 5 ms none is made for a hundred times as long, a
-    /// minute at most.
+    /// a write that took longer than 10 ms none is made for ten times as long, a minute at
+    /// most.
     ///
     /// # Errors
     /// pwritev(2)'s.
@@ -121,7 +121,7 @@ mod tests {
 
     // SPEC E1
     #[test]
-    fn a_slow_write_is_followed_by_a_pause_a_hundred_times_as_long() {
+    fn a_slow_write_is_followed_by_a_pause_ten_times_as_long() {
         let file = File::from(OwnedFd::from(tempfile::tempfile().unwrap()));
         let spot = &file.on_the_spot;
         let now = sys::clock::monotonic_ns();
@@ -132,7 +132,7 @@ mod tests {
         let second = 1_000_000_000;
         spot.note_write_took(now, now + second / 2);
         let until = spot.slow_until.load(Ordering::Relaxed);
-        assert_eq!(until, now + second / 2 + 50 * second);
+        assert_eq!(until, now + second / 2 + 5 * second);
         spot.note_write_took(now, now + 3600 * second);
         let until = spot.slow_until.load(Ordering::Relaxed);
         assert_eq!(until, now + 3660 * second);
