@@ -75,6 +75,24 @@ impl Call {
     }
 }
 
+/// A function, and what it is called with, where there is no guard to look at.
+struct Plain(Function, *mut c_void);
+
+// SAFETY: as above.
+unsafe impl Send for Plain {}
+// SAFETY: as above.
+unsafe impl Sync for Plain {}
+
+impl Plain {
+    /// # Safety
+    /// The header's contract: the function may be called so.
+    #[inline]
+    unsafe fn run(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { (self.0)(self.1) }
+    }
+}
+
 /// What C calls a `QEMUBH`.
 pub(crate) struct QemuBh {
     half: BottomHalf,
@@ -131,10 +149,18 @@ unsafe extern "C" fn aio_bh_new_full(
         guard: reentrancy_guard,
         name,
     };
-    // SAFETY: the header's contract.
-    let half = context
-        .rust()
-        .bottom_half(name, move || unsafe { call.run() });
+    let half = if reentrancy_guard.is_null() {
+        let plain = Plain(call.function, opaque);
+        // SAFETY: the header's contract.
+        context
+            .rust()
+            .bottom_half(name, move || unsafe { plain.run() })
+    } else {
+        // SAFETY: as above, and the guard is there.
+        context
+            .rust()
+            .bottom_half(name, move || unsafe { call.run() })
+    };
     let bh = Box::into_raw(Box::new(QemuBh { half, call, ctx }));
     crate::locked(&context.halves.0).insert(bh.addr(), name);
     bh
@@ -199,6 +225,19 @@ fn null(function: &str) -> ! {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn qemu_bh_schedule(bh: *mut QemuBh) {
     // SAFETY: the header asks for one that is not deleted.
+    match unsafe { bh.as_ref() } {
+        Some(bh) if raw::schedule_plainly(&bh.half) => {}
+        // SAFETY: as above.
+        _ => unsafe { schedule_otherwise(bh) },
+    }
+}
+
+/// # Safety
+/// As for `qemu_bh_schedule`, whose caller it returns to: it does not unwind.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn schedule_otherwise(bh: *mut QemuBh) {
+    // SAFETY: the caller's promise.
     unsafe { at(bh, "qemu_bh_schedule") }.half.schedule();
 }
 

@@ -18,7 +18,7 @@ pub use crate::schedule::loose::{
     Loop, create, enter, queue_beside_running, token_of_running, wake_token,
 };
 
-use crate::context::AioContext;
+use crate::context::{AioContext, BottomHalf};
 use crate::coroutine;
 use crate::engine;
 use crate::sync::{Event, LockCnt, LockCntGuard, Semaphore, Visit};
@@ -27,6 +27,13 @@ use crate::sys;
 /// Runs the bottom halves that are scheduled, and no more. True: progress. The home thread only.
 pub fn run_bottom_halves(context: &AioContext) -> bool {
     context.run_bottom_halves()
+}
+
+/// Schedules a bottom half where that takes no call, so that who does nothing else saves no register.
+/// False: it has to be [scheduled](BottomHalf::schedule). Any thread.
+#[inline(always)]
+pub fn schedule_plainly(half: &BottomHalf) -> bool {
+    half.schedule_plainly()
 }
 
 /// Whether a turn would find something to do. The home thread only.

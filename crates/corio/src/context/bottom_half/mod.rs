@@ -298,18 +298,28 @@ impl BottomHalf {
     #[inline]
     pub fn schedule(&self) {
         if is_home(&self.context) {
-            let context = self.context.inner();
-            let section = context.bottom_halves.queue.section();
-            // Between two waits the home thread looks by itself before it blocks.
-            let is_done = section.is_some_and(|section| section.schedule_plainly(self.node()))
-                && !context.notify.is_waiting();
-            if !is_done {
+            if !self.schedule_at_home() {
                 self.schedule_otherwise();
             }
             return;
         }
         cold_path(); // A jump more is nothing beside locked instructions.
         self.ask();
+    }
+
+    /// The same where it can be done without a call. False: it has to be [scheduled](Self::schedule).
+    #[inline(always)]
+    pub(crate) fn schedule_plainly(&self) -> bool {
+        is_home(&self.context) && self.schedule_at_home()
+    }
+
+    #[inline(always)] // Without a call.
+    fn schedule_at_home(&self) -> bool {
+        let context = self.context.inner();
+        let section = context.bottom_halves.queue.section();
+        // Between two waits the home thread looks by itself before it blocks.
+        section.is_some_and(|section| section.schedule_plainly(self.node()))
+            && !context.notify.is_waiting()
     }
 
     /// The same where something is in the way, if only that the loop waits. Home thread.
