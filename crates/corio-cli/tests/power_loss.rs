@@ -15,24 +15,9 @@ use common::data;
 use common::ledger::{BLOCK, Ledger, Losses, is_gone};
 use common::nbd::{self, Client, Headers, cmd};
 use common::serve::{Addr, Serve, Server, image_dir};
-use common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, skip, wait_until};
+use common::{Combo, everywhere, need, skip, wait_until};
 
-matrix!(
-    flushed_writes_survive_under_load,
-    flush_covers_writes_of_another_connection,
-    fua_writes_survive_without_a_flush,
-    clean_stop_loses_nothing,
-    server_that_never_syncs_is_found_out,
-);
-
-again_through_tls!(
-    flushed_writes_survive_under_load,
-    flush_covers_writes_of_another_connection,
-    fua_writes_survive_without_a_flush,
-    clean_stop_loses_nothing,
-    server_that_never_syncs_is_found_out,
-);
-again_on_linux_aio!(
+everywhere!(
     flushed_writes_survive_under_load,
     flush_covers_writes_of_another_connection,
     fua_writes_survive_without_a_flush,

@@ -165,6 +165,16 @@ macro_rules! again_on_linux_aio {
 }
 pub(crate) use again_on_linux_aio;
 
+/// Makes tests of each function `fn(Combo)` in all of these ways.
+macro_rules! everywhere {
+    ($($name:ident),+ $(,)?) => {
+        crate::common::matrix!($($name),+);
+        crate::common::again_through_tls!($($name),+);
+        crate::common::again_on_linux_aio!($($name),+);
+    };
+}
+pub(crate) use everywhere;
+
 /// Ends the test as skipped, out loud: `skip!("no loop device: {e}")`.
 macro_rules! skip {
     ($($why:tt)+) => {{

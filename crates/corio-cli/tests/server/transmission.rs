@@ -7,43 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::common::data::{self, GIB, KIB, MIB, assert_same};
 use crate::common::nbd::{self, Client, Handshake, Headers, Reply, cmd, flag};
 use crate::common::serve::{Addr, Serve, Server, image_dir};
-use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need};
+use crate::common::{Combo, everywhere, need};
 
-matrix!(
-    every_command_works_with_every_kind_of_headers,
-    fast_zeroes_are_exact_or_refused,
-    requests_past_the_end_are_refused,
-    odd_sized_image_is_served_to_the_byte,
-    direct_image_serves_unaligned_requests,
-    reads_of_holes_come_as_hole_chunks,
-    block_status_tells_extents,
-    extended_requests_pass_four_gibibytes,
-    request_above_the_limit_is_refused,
-    pipelined_requests_are_all_answered,
-    unknown_commands_and_flags_are_refused,
-    read_only_export_refuses_changes,
-    connections_see_each_others_writes,
-    broken_request_ends_its_connection_only,
-    client_that_leaves_in_a_request_leaves_nothing_behind,
-);
-again_through_tls!(
-    every_command_works_with_every_kind_of_headers,
-    fast_zeroes_are_exact_or_refused,
-    requests_past_the_end_are_refused,
-    odd_sized_image_is_served_to_the_byte,
-    direct_image_serves_unaligned_requests,
-    reads_of_holes_come_as_hole_chunks,
-    block_status_tells_extents,
-    extended_requests_pass_four_gibibytes,
-    request_above_the_limit_is_refused,
-    pipelined_requests_are_all_answered,
-    unknown_commands_and_flags_are_refused,
-    read_only_export_refuses_changes,
-    connections_see_each_others_writes,
-    broken_request_ends_its_connection_only,
-    client_that_leaves_in_a_request_leaves_nothing_behind,
-);
-again_on_linux_aio!(
+everywhere!(
     every_command_works_with_every_kind_of_headers,
     fast_zeroes_are_exact_or_refused,
     requests_past_the_end_are_refused,
