@@ -127,7 +127,7 @@ pub(crate) fn run(
     plan: &Plan,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    for contest in contests {
+    for contest in contests.iter().filter(|it| plan.asks_for(it.name)) {
         let size = if plan.quick {
             contest.size.quick()
         } else {

@@ -60,6 +60,9 @@ struct Args {
     /// Show that the bench works: fewer, shorter rounds on less data; not figures to quote
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
+    /// Of the exercises that are done in this process, only those with figures of these names
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
     /// Exit with 1 when a target is missed
     #[arg(long)]
     check: bool,
@@ -110,7 +113,15 @@ enum Suite {
 struct Plan {
     rounds: usize,
     quick: bool,
+    /// See [`Args`].
+    only: Vec<String>,
     corio: Option<PathBuf>,
+}
+
+impl Plan {
+    fn asks_for(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
 }
 
 fn main() -> ExitCode {
@@ -161,6 +172,7 @@ fn measure(args: &Args) -> anyhow::Result<bool> {
             args.rounds
         },
         quick: args.quick,
+        only: args.only.clone(),
         corio: args
             .corio
             .clone()

@@ -26,7 +26,7 @@ pub(crate) const BATCHES: Size = Size {
 };
 /// For rounds of a microsecond.
 pub(crate) const WAITS: Size = Size {
-    rounds: 2_000,
+    rounds: 20_000,
     repeats: 8,
 };
 /// For rounds of several microseconds, in which two threads wait for each other.

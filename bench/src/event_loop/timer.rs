@@ -209,15 +209,19 @@ fn contest(count: usize, repeats: usize, changes: usize) -> (Times, Times) {
 /// Measures the figures of 20,000 and of a million.
 pub(super) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let million = if plan.quick { 100_000 } else { 1_000_000 };
-    for (name, count) in [("20k", 20_000), ("1m", million)] {
+    for (size, count) in [("20k", 20_000), ("1m", million)] {
+        let names = ["arm", "cancel", "expire"].map(|what| format!("timer_{what}_{size}"));
+        if !names.iter().any(|name| plan.asks_for(name)) {
+            continue;
+        }
         let (ours, theirs) = contest(count, EXPIRIES, plan.rounds * REPEATS);
-        for (what, ours, theirs) in [
-            ("arm", &ours.arm, &theirs.arm),
-            ("cancel", &ours.cancel, &theirs.cancel),
-            ("expire", &ours.expire, &theirs.expire),
-        ] {
-            let name = format!("timer_{what}_{name}");
-            report.push(Figure::new(SUITE, &name, NS, ours, "BTreeMap", theirs))?;
+        let times = [
+            (&ours.arm, &theirs.arm),
+            (&ours.cancel, &theirs.cancel),
+            (&ours.expire, &theirs.expire),
+        ];
+        for (name, (ours, theirs)) in names.iter().zip(times) {
+            report.push(Figure::new(SUITE, name, NS, ours, "BTreeMap", theirs))?;
         }
     }
     Ok(())
