@@ -156,8 +156,9 @@ pub(super) enum Call {
     Local(Callback),
     /// The home's own, of an event notifier, which is cleared before.
     Notifier(Box<dyn Fn()>),
-    /// One that any thread may change.
-    Remote(remote::Adopted),
+    /// One that any thread may change. Boxed, for it is larger than the others: of a thousand
+    /// handlers, a cache holds those that are small.
+    Remote(Box<remote::Adopted>),
     /// Nobody's: there is nothing to call.
     Own(Own),
 }

@@ -232,7 +232,7 @@ impl Local {
             return; // Its handle has just been dropped.
         };
         let (fd, shared_too) = (shared.fd, Arc::clone(&shared));
-        let call = Call::Remote(Adopted { shared, payload });
+        let call = Call::Remote(Box::new(Adopted { shared, payload }));
         let checked = self.monitor.check(fd);
         match checked.and_then(|()| self.handlers.insert(fd, call)) {
             Ok(entry) => {
@@ -278,12 +278,13 @@ impl Local {
 
     fn put_back(&self, entry: Rc<Entry>) {
         let Some(Entry {
-            call: Call::Remote(Adopted { shared, payload }),
+            call: Call::Remote(adopted),
             ..
         }) = Rc::into_inner(entry)
         else {
             return;
         };
+        let Adopted { shared, payload } = *adopted;
         shared.token.store(NO_TOKEN, Ordering::Relaxed);
         *shared.payload.lock() = Some(payload);
         if shared.state.is_removed() {

@@ -155,47 +155,70 @@ impl EpollMonitor {
 
     #[inline(always)] // As `Epoll::wait`.
     pub(super) fn wait(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
-        match local.ring_if_made() {
-            Some(_) => self.wait_beside_ring(local, timeout_ns),
-            None => beside::unless_interrupted(self.wait_in_set(local, timeout_ns)),
+        let ring = local.ring_if_made();
+        let wait = match ring {
+            Some(_) => match self.before_wait(local, timeout_ns) {
+                Ok(wait) => wait,
+                Err(waited) => return waited,
+            },
+            None => SetWait::alone(timeout_ns),
+        };
+        let waited = self.wait_in_set(local, wait.timeout_ns);
+        match ring {
+            Some(_) => self.after_wait(local, wait, waited),
+            None => beside::unless_interrupted(waited),
         }
     }
 
-    /// What the ring refuses is returned in the end: it may refuse for ever, and descriptors must not
-    /// starve of it.
-    #[inline(never)] // Out of the way of those without.
-    fn wait_beside_ring(&self, local: &Local, timeout_ns: Option<u64>) -> io::Result<()> {
-        let ring = beside::in_flight(local);
-        let mut timeout_ns = timeout_ns;
-        let mut refused = Ok(());
-        if let Some(ring) = ring {
-            let ring_waits = if ring.in_flight() >= RING_WAIT_MIN {
-                RING_WAITS
-            } else {
-                self.ring_waits.get().saturating_sub(1)
-            };
-            self.ring_waits.set(ring_waits);
-            let may_wait_in_ring = !local.foreign().is_active() && !self.poll_refused.get();
-            if ring_waits > 0 && may_wait_in_ring {
-                self.remove_ring(ring);
-                return self.wait_in_ring(local, ring, timeout_ns);
-            }
-            let handed_over = match self.add_ring(ring) {
-                // One descriptor too many for the set, which the ring has room for.
-                Err(_) if may_wait_in_ring => return self.wait_in_ring(local, ring, timeout_ns),
-                Err(error) => Err(error),
-                Ok(()) => beside::before_wait(ring, timeout_ns),
-            };
-            match handed_over {
-                Ok(at_most_ns) => timeout_ns = at_most_ns,
-                Err(error) => (timeout_ns, refused) = (Some(0), Err(error)),
-            }
+    /// How to wait in the set, or what became of the wait in the ring.
+    #[inline(never)] // Out of the way of those without a ring.
+    fn before_wait<'a>(
+        &self,
+        local: &'a Local,
+        timeout_ns: Option<u64>,
+    ) -> Result<SetWait<'a>, io::Result<()>> {
+        let Some(ring) = beside::in_flight(local) else {
+            return Ok(SetWait::alone(timeout_ns));
+        };
+        let ring_waits = if ring.in_flight() >= RING_WAIT_MIN {
+            RING_WAITS
+        } else {
+            self.ring_waits.get().saturating_sub(1)
+        };
+        self.ring_waits.set(ring_waits);
+        let may_wait_in_ring = !local.foreign().is_active() && !self.poll_refused.get();
+        if ring_waits > 0 && may_wait_in_ring {
+            self.remove_ring(ring);
+            return Err(self.wait_in_ring(local, ring, timeout_ns));
         }
-        let waited = self.wait_in_set(local, timeout_ns);
-        let taken = beside::after_wait(local, ring, waited, |token, result| {
+        let handed_over = match self.add_ring(ring) {
+            // One descriptor too many for the set, which the ring has room for.
+            Err(_) if may_wait_in_ring => return Err(self.wait_in_ring(local, ring, timeout_ns)),
+            Err(error) => Err(error),
+            Ok(()) => beside::before_wait(ring, timeout_ns),
+        };
+        let (timeout_ns, refused) = match handed_over {
+            Ok(at_most_ns) => (at_most_ns, Ok(())),
+            Err(error) => (Some(0), Err(error)),
+        };
+        Ok(SetWait {
+            timeout_ns,
+            ring: Some(ring),
+            refused,
+        })
+    }
+
+    #[inline(never)] // As `before_wait`.
+    fn after_wait(
+        &self,
+        local: &Local,
+        wait: SetWait<'_>,
+        waited: io::Result<()>,
+    ) -> io::Result<()> {
+        let taken = beside::after_wait(local, wait.ring, waited, |token, result| {
             self.note_told(token, result);
         });
-        refused.and(taken)
+        wait.refused.and(taken)
     }
 
     #[inline(always)] // As `Epoll::wait`.
@@ -254,6 +277,26 @@ impl EpollMonitor {
             self.poll_refused.set(true);
         }
         true
+    }
+}
+
+/// A wait in the set.
+struct SetWait<'a> {
+    timeout_ns: Option<u64>,
+    /// The ring, if the set tells of it.
+    ring: Option<&'a ContextRing>,
+    /// What the ring has refused, which is returned in the end: it may refuse for ever, and
+    /// descriptors must not starve of it.
+    refused: io::Result<()>,
+}
+
+impl SetWait<'_> {
+    fn alone(timeout_ns: Option<u64>) -> Self {
+        Self {
+            timeout_ns,
+            ring: None,
+            refused: Ok(()),
+        }
     }
 }
 
