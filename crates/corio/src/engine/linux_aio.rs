@@ -6,7 +6,8 @@
 //!                 │               ▲                     eventfd: tells the loop
 //!      cancel ◀───┘               │
 //!          at most `aio_max_batch` at once: when so many are queued, when the loop
-//!          is about to wait, when a gather ends; the rest waits for room in the kernel
+//!          is about to wait, when a gather ends, and while completions are taken when
+//!          as many are queued as the device has; the rest waits for room in the kernel
 //! ```
 //!
 //! For O_DIRECT only: on a file of the page cache io_submit(2) is the whole system call, which
@@ -341,7 +342,10 @@ impl Core {
         // What completes meanwhile waits for the next turn, so that it comes.
         for _ in 0..ENTRIES {
             match self.context.take() {
-                Ok(Some(event)) => self.complete(event),
+                Ok(Some(event)) => {
+                    self.complete(event);
+                    self.feed();
+                }
                 Ok(None) => {
                     core::mem::forget(again);
                     break;
@@ -359,6 +363,19 @@ impl Core {
             && let Some(local) = Local::current()
         {
             local.submit_soon();
+        }
+    }
+
+    /// Hands over what is queued as soon as it is as much as the device has. All at once after the
+    /// last completion is taken, the device would have nothing to do until then, complete all at
+    /// once as well, and so on for ever.
+    fn feed(&self) {
+        let in_device = self
+            .in_kernel
+            .get()
+            .saturating_sub(self.context.completions());
+        if self.queue.borrow().len() >= in_device.max(1) {
+            self.submit();
         }
     }
 

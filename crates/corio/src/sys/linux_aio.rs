@@ -285,9 +285,14 @@ impl Context {
 
     /// True if a completion can be taken without a system call.
     pub(crate) fn has_completion(&self) -> bool {
+        self.completions() > 0
+    }
+
+    /// How many can be taken without a system call.
+    pub(crate) fn completions(&self) -> usize {
         match &self.events {
-            Events::Ring(ring) => ring.has_event(),
-            Events::Calls(fetched) => !fetched.borrow().is_empty(),
+            Events::Ring(ring) => ring.len(),
+            Events::Calls(fetched) => fetched.borrow().len(),
         }
     }
 
@@ -380,11 +385,17 @@ impl Ring {
         unsafe { self.header.as_ref() }
     }
 
-    fn has_event(&self) -> bool {
+    /// How many events there are to take.
+    fn len(&self) -> usize {
         let header = self.header();
         // Ours to write.
         let head = header.head.load(Ordering::Relaxed);
-        head != header.tail.load(Ordering::Relaxed)
+        let tail = header.tail.load(Ordering::Relaxed);
+        let len = match tail.checked_sub(head) {
+            Some(len) => len,
+            None => tail.wrapping_add(self.count).wrapping_sub(head), // Round the end.
+        };
+        len as usize
     }
 
     fn take(&self) -> Option<Event> {

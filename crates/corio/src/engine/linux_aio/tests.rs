@@ -59,6 +59,51 @@ fn what_there_is_no_command_for_is_left_to_workers() {
     context.enter_home(home).unwrap();
 }
 
+// SPEC E2: the device has something to do while completions are taken.
+#[test]
+fn what_is_asked_for_meanwhile_is_handed_over_before_all_completions_are_taken() {
+    const READERS: usize = 8;
+    let context = AioContext::new().unwrap();
+    let home = || {
+        let aio = match LinuxAio::new(Local::current().unwrap()) {
+            Ok(aio) => Rc::new(aio),
+            Err(error) => return println!("SKIPPED: feeding Linux AIO: {error}"),
+        };
+        // Of the page cache: what is handed over has completed at once.
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let file = Rc::new(file);
+        let reader = |_| {
+            let (aio, file) = (Rc::clone(&aio), Rc::clone(&file));
+            context.local().unwrap().spawn(move || {
+                for _ in 0..2 {
+                    let mut block = [0; 512];
+                    let mut request = Request::Read {
+                        bufs: &mut [io::IoSliceMut::new(&mut block)],
+                        offset: 0,
+                    };
+                    let local = Local::current().unwrap();
+                    let Carried::Done(done) = run(local, &aio, file.as_fd(), &mut request, 0)
+                    else {
+                        panic!("there is a command for it");
+                    };
+                    assert_eq!(done.unwrap(), 512);
+                }
+            })
+        };
+        let readers: Vec<_> = (0..READERS).map(reader).collect();
+        context.poll(false).unwrap(); // Their first requests are made.
+        aio.submit();
+        assert_eq!(aio.core.context.completions(), READERS);
+        aio.core.reap();
+        assert_eq!(aio.queued(), 0, "the second ones wait for the turn's end");
+        while readers.iter().any(|reader| !reader.is_finished()) {
+            context.poll(true).unwrap();
+        }
+    };
+    context.enter_home(home).unwrap();
+}
+
 fn check(context: &AioContext, source: Source, file: &Rc<File>) {
     let local = Local::current().unwrap();
     let aio = match LinuxAio::with_source(local, source) {
