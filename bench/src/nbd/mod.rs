@@ -1,7 +1,7 @@
 //! Suite `nbd`: what serving a disk costs, with real clients, beside real servers.
 //!
-//! All servers run from beginning to end on the same file, which is held in the page cache, and
-//! take turns: in each round every server is loaded once, beginning with another one each round, so
+//! All servers that only read run from beginning to end on the same file, which is held in the page
+//! cache, and take turns: in each round every server is loaded once, beginning with another one each round, so
 //! that a noisy minute hits all of them. The client runs on the same CPUs as the server, which is
 //! why CPU time a request is told beside IOPS: it is what the server decides.
 //!
@@ -13,9 +13,11 @@
 //! depth 32 up the requests share their switches, and the floor's part was seen at a fifth to two
 //! fifths.
 //!
-//! `rw4k_qd32` writes as often as it reads, to files in the page cache as well, one for each server,
-//! as all lock theirs. The floor is not held against anything there: it tells what the kernel's part
-//! is, which all pay alike.
+//! `rw4k_qd32` writes as often as it reads, to one file in the page cache as well. Servers lock what
+//! they write to, so that each is started for its turn and ended after it; with a file each, they
+//! would be measured by how its pages came to lie there, which is up to half of what a write costs.
+//! The floor is not held against anything there: it tells what the kernel's part is, which all pay
+//! alike.
 //!
 //! What a request takes in system calls and context switches is counted in runs of its own, in
 //! turns too, and is the median of the rounds like all else.
@@ -37,7 +39,7 @@ use crate::Plan;
 use crate::report::{Figure, Metric, Report};
 use crate::stats::{Better, Samples};
 use fio::{Load, Until};
-use servers::{FLOOR, OURS, QEMU, Server};
+use servers::{FLOOR, OURS, QEMU, Recipe, Server};
 
 const SUITE: &str = "nbd";
 
@@ -110,12 +112,29 @@ const DETAILED: &Workload = &WORKLOADS[1];
 
 /// The servers, and what a run on them needs.
 struct Arena<'a> {
-    servers: &'a [Server],
+    servers: Servers,
     scratch: &'a Path,
     size: u64,
     rounds: usize,
     run_time: Duration,
     quick: bool,
+}
+
+/// The contestants.
+enum Servers {
+    /// All run.
+    AtOnce(Vec<Server>),
+    /// Each runs while it is measured.
+    InTurns(Vec<Recipe>),
+}
+
+impl Servers {
+    fn names(&self) -> Vec<&'static str> {
+        match self {
+            Self::AtOnce(servers) => servers.iter().map(|server| server.name).collect(),
+            Self::InTurns(recipes) => recipes.iter().map(|recipe| recipe.name).collect(),
+        }
+    }
 }
 
 /// Runs the suite.
@@ -133,19 +152,19 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         report.note(&recipe.line())?;
         servers.push(recipe.start(&scratch.data)?);
     }
-    let arena = Arena::new(&servers, &scratch, size, plan);
+    let arena = Arena::new(Servers::AtOnce(servers), &scratch, size, plan);
     let mut not_a_floor = Vec::new();
     for workload in &WORKLOADS {
         let cpu = arena.measure_requests(workload, report)?;
         if workload.floor_checked {
-            not_a_floor.extend(floor_fault(workload.name, &servers, &cpu));
+            not_a_floor.extend(floor_fault(workload.name, &arena.servers.names(), &cpu));
         }
     }
     arena.measure_copy(report)?;
     arena.count_switches(DETAILED, report)?;
     // Last, as attaching disturbs: it interrupts the calls that the servers wait in.
     arena.count_syscalls(DETAILED, report)?;
-    drop(servers);
+    drop(arena);
     measure_writing(&corio, &scratch, plan, report)?;
     ensure!(not_a_floor.is_empty(), "{}", not_a_floor.join("; "));
     Ok(())
@@ -159,27 +178,23 @@ fn measure_writing(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let size: u64 = if plan.quick { 32 << 20 } else { 256 << 20 };
-    let disks = [0, 1, 2, 3].map(|number| scratch.data.join(format!("written-{number}.raw")));
-    let mut pinned = Vec::new();
-    for path in &disks {
-        disk::create(path, size)?;
-        pinned.push(disk::Pinned::new(path)?);
-    }
-    let mut servers = Vec::new();
-    for recipe in &servers::writers(corio, &disks, &scratch.sockets)? {
+    let image = scratch.data.join("written.raw");
+    disk::create(&image, size)?;
+    let _pinned = disk::Pinned::new(&image)?;
+    let recipes = servers::writers(corio, &image, &scratch.sockets)?;
+    for recipe in &recipes {
         report.note(&recipe.line())?;
-        servers.push(recipe.start(&scratch.data)?);
     }
-    let arena = Arena::new(&servers, scratch, size, plan);
+    let arena = Arena::new(Servers::InTurns(recipes.into()), scratch, size, plan);
     arena.measure_requests(&WRITING, report)?;
     arena.count_switches(&WRITING, report)?;
     arena.count_syscalls(&WRITING, report)
 }
 
 /// What is wrong with the floor, if it costs too much to be one.
-fn floor_fault(workload: &str, servers: &[Server], cpu: &[Samples]) -> Option<String> {
+fn floor_fault(workload: &str, servers: &[&str], cpu: &[Samples]) -> Option<String> {
     let median_of = |name| {
-        let index = servers.iter().position(|server| server.name == name)?;
+        let index = servers.iter().position(|server| *server == name)?;
         cpu.get(index).map(Samples::median)
     };
     let (floor, qemu) = (median_of(FLOOR)?, median_of(QEMU)?);
@@ -192,7 +207,7 @@ fn floor_fault(workload: &str, servers: &[Server], cpu: &[Samples]) -> Option<St
 }
 
 impl<'a> Arena<'a> {
-    fn new(servers: &'a [Server], scratch: &'a disk::Scratch, size: u64, plan: &Plan) -> Self {
+    fn new(servers: Servers, scratch: &'a disk::Scratch, size: u64, plan: &Plan) -> Self {
         Self {
             servers,
             scratch: &scratch.data,
@@ -208,19 +223,24 @@ impl<'a> Arena<'a> {
         &self,
         mut measure: impl FnMut(usize, &Server) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let count = self.servers.len();
-        for round in 0..self.rounds {
-            for turn in 0..count {
-                let index = (round + turn) % count;
-                let server = &self.servers[index];
-                measure(index, server).with_context(|| format!("measuring {}", server.name))?;
+        let count = self.servers.names().len();
+        for turn in 0..self.rounds * count {
+            let index = (turn / count + turn) % count;
+            let (server, started);
+            match &self.servers {
+                Servers::AtOnce(servers) => server = &servers[index],
+                Servers::InTurns(recipes) => {
+                    started = recipes[index].start(self.scratch)?;
+                    server = &started;
+                }
             }
+            measure(index, server).with_context(|| format!("measuring {}", server.name))?;
         }
         Ok(())
     }
 
     fn samples(&self) -> Vec<Samples> {
-        vec![Samples::default(); self.servers.len()]
+        vec![Samples::default(); self.servers.names().len()]
     }
 
     /// Reports ours against each other server's.
@@ -231,11 +251,12 @@ impl<'a> Arena<'a> {
         metric: Metric,
         samples: &[Samples],
     ) -> anyhow::Result<()> {
-        let of_ours = self.servers.iter().position(|server| server.name == OURS);
+        let servers = self.servers.names();
+        let of_ours = servers.iter().position(|server| *server == OURS);
         let ours = &samples[of_ours.context("corio is not among the servers")?];
-        for (server, theirs) in self.servers.iter().zip(samples) {
-            if server.name != OURS {
-                report.push(Figure::new(SUITE, name, metric, ours, server.name, theirs))?;
+        for (server, theirs) in servers.into_iter().zip(samples) {
+            if server != OURS {
+                report.push(Figure::new(SUITE, name, metric, ours, server, theirs))?;
             }
         }
         Ok(())

@@ -90,7 +90,7 @@ impl Drop for Server {
 
 /// How a server is started: over a Unix socket, else with its defaults.
 pub(super) struct Recipe {
-    name: &'static str,
+    pub(super) name: &'static str,
     program: PathBuf,
     options: Vec<String>,
     socket: PathBuf,
@@ -214,24 +214,14 @@ pub(super) fn readers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Resu
     ])
 }
 
-/// Those that are written to, each with a file of its own, ours first.
-pub(super) fn writers(
-    corio: &Path,
-    disks: &[PathBuf; 4],
-    sockets: &Path,
-) -> anyhow::Result<[Recipe; 4]> {
-    let [first, second, third, fourth] = disks;
-    let floor = [
-        "floor-server",
-        text(fourth)?,
-        "--writable",
-        "--unix",
-        "SOCKET",
-    ];
+/// Those that are written to, of which one at a time serves the file; ours first.
+pub(super) fn writers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 4]> {
+    let disk = text(disk)?;
+    let floor = ["floor-server", disk, "--writable", "--unix", "SOCKET"];
     Ok([
-        ours(corio, text(first)?, WRITABLE, sockets),
-        qemu_nbd(text(second)?, WRITABLE, sockets),
-        nbdkit(text(third)?, WRITABLE, sockets),
+        ours(corio, disk, WRITABLE, sockets),
+        qemu_nbd(disk, WRITABLE, sockets),
+        nbdkit(disk, WRITABLE, sockets),
         Recipe::new(FLOOR, &std::env::current_exe()?, &floor, sockets),
     ])
 }
