@@ -59,9 +59,9 @@ fn each_completion_is_taken_once_and_in_order_from_either_source() {
             let batch = batch.each_mut().map(core::ptr::from_mut);
             // SAFETY: what the requests point to stays until all have been taken below.
             assert_eq!(unsafe { context.submit(&batch) }.unwrap(), 3);
-            for at in 0..3 {
+            for (at, left) in [(0, 3), (1, 2), (2, 1)] {
                 if source == Source::Ring {
-                    assert_eq!(context.completions(), 3 - at as usize);
+                    assert_eq!(context.completions(), left);
                 }
                 // A file of the page cache has been read when io_submit returns.
                 let event = context.take().unwrap().expect("it has completed");
