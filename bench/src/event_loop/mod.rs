@@ -2,7 +2,8 @@
 //!
 //! Bottom halves are beside crossbeam's `SegQueue`, which queues and does nothing else; descriptors
 //! beside mio; timers beside a `BTreeMap` of (deadline, number); what crosses threads beside tokio,
-//! a current_thread runtime on each of two threads and an unbounded channel between them.
+//! a current_thread runtime on each of two threads and an unbounded channel between them, and beside
+//! the kernel alone.
 //!
 //! Files: `bottom_half` queues and runs, `fd` writes one eventfd among idle ones while `reads` reads a
 //! file, `timer` arms, cancels and expires, `remote` crosses threads.
@@ -104,7 +105,7 @@ const CONTESTS: [Contest; 16] = [
         name: "hop",
         size: HOPS,
         ours: remote::ours_hop,
-        theirs: &[("tokio", remote::tokio_hop)],
+        theirs: &[("tokio", remote::tokio_hop), ("bare", remote::bare)],
     },
     Contest {
         name: "hop_polled",
@@ -128,7 +129,7 @@ const CONTESTS: [Contest; 16] = [
         name: "remote_wake",
         size: HOPS,
         ours: remote::ours_wake,
-        theirs: &[("tokio", remote::tokio_wake)],
+        theirs: &[("tokio", remote::tokio_wake), ("bare", remote::bare)],
     },
     Contest {
         name: "remote_wake_polled",

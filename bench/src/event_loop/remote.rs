@@ -11,6 +11,10 @@
 //! `remote_wake`: a coroutine on each thread wakes the other and parks; a round is one wake. tokio's
 //! tasks do the same by their wakers.
 //!
+//! `bare`: beside both, two threads that only write each other's eventfd and wait for their own in an
+//! epoll set; a round is one wake. It is what the kernel takes of a round in which a thread that
+//! waits for descriptors is woken, whoever's loop it is.
+//!
 //! Each thread has a processor of its own, on both sides alike: where the scheduler puts two threads
 //! that wake each other is a matter of luck, and changes the times tenfold. A wake then has to get
 //! an idle processor going. `_polled`: the IoThreads poll for up to [`POLL_MAX_NS`] before they
@@ -19,6 +23,7 @@
 #![allow(unsafe_code)] // `move_to` asks for a promise.
 
 use std::future::poll_fn;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Waker};
@@ -26,6 +31,7 @@ use std::time::Instant;
 
 use corio::context::PollParams;
 use corio::{CoWaker, IoThread};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::contest::Lap;
@@ -198,6 +204,42 @@ impl<W> Table<W> {
 }
 
 const SIDES: [u32; 2] = [0, 1];
+
+fn set(eventfd: &OwnedFd) {
+    rustix::io::write(eventfd, &1u64.to_ne_bytes()).expect("an eventfd takes a write");
+}
+
+pub(super) fn bare(rounds: u32) -> Lap {
+    let make = |_| eventfd(0, EventfdFlags::CLOEXEC).expect("no descriptor for an eventfd");
+    let fds = Arc::new([0, 1].map(make));
+    let threads = [0, 1].map(|side| {
+        let fds = Arc::clone(&fds);
+        place::on(place::processors()[side], move || {
+            let watched = epoll::create(epoll::CreateFlags::CLOEXEC).expect("no epoll set");
+            // Each write is told once: none has to be read.
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&watched, &fds[side], epoll::EventData::new_u64(0), flags)
+                .expect("an eventfd can be watched");
+            let mut seen = 0;
+            let start = Instant::now();
+            if side == 0 {
+                set(&fds[1]);
+            }
+            while seen < rounds / 2 {
+                let mut events = Vec::with_capacity(1);
+                let room = rustix::buffer::spare_capacity(&mut events);
+                let came = epoll::wait(&watched, room, None).expect("nothing interrupts it");
+                seen += u32::try_from(came).expect("it is one");
+                if side == 1 || seen < rounds / 2 {
+                    set(&fds[1 - side]);
+                }
+            }
+            start.elapsed()
+        })
+    });
+    let elapsed = threads.map(|thread| thread.join().expect("it does not panic"));
+    Lap::of_threads(elapsed[0].max(elapsed[1]))
+}
 
 pub(super) fn ours_wake(rounds: u32) -> Lap {
     wake(rounds, 0)

@@ -1,5 +1,6 @@
 //! The client of the request figures: fio with its NBD engine.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -23,12 +24,15 @@ pub(super) struct Load {
     pub(super) depth: u32,
     /// Connections, each with its own process of fio and `depth` requests under way.
     pub(super) jobs: u32,
+    /// How long each request takes is told, too.
+    pub(super) latencies: bool,
     pub(super) until: Until,
 }
 
 impl Load {
-    /// The options that are the same for every server. Statistics by request are off and offsets
-    /// are not remembered, as on a small machine what fio spends is missing for the server.
+    /// The options that are the same for every server. Statistics by request are off unless asked
+    /// for and offsets are not remembered, as on a small machine what fio spends is missing for
+    /// the server.
     pub(super) fn options(&self) -> Vec<String> {
         let mut options: Vec<String> = [
             "--name=load",
@@ -36,12 +40,17 @@ impl Load {
             "--bs=4k",
             "--norandommap",
             "--randrepeat=1",
-            "--gtod_reduce=1",
             "--group_reporting",
             "--output-format=json",
         ]
         .map(str::to_owned)
         .into();
+        let statistics: &[&str] = if self.latencies {
+            &["--lat_percentiles=1", "--clat_percentiles=0"]
+        } else {
+            &["--gtod_reduce=1"]
+        };
+        options.extend(statistics.iter().map(|option| (*option).to_owned()));
         let rw = if self.writes { "randrw" } else { "randread" };
         options.push(format!("--rw={rw}"));
         options.push(format!("--iodepth={}", self.depth));
@@ -64,6 +73,8 @@ impl Load {
 pub(super) struct Outcome {
     pub(super) iops: f64,
     pub(super) requests: u64,
+    /// Half of the reads of the first job took no longer, in nanoseconds; None unless asked for.
+    pub(super) read_p50_ns: Option<f64>,
 }
 
 /// fio at work; killed if it is dropped before its end.
@@ -134,7 +145,19 @@ struct Job {
 struct Direction {
     iops: f64,
     total_ios: u64,
+    #[serde(default)]
+    lat_ns: Latency,
 }
+
+/// Of requests, with their submission.
+#[derive(Default, Deserialize)]
+struct Latency {
+    #[serde(default)]
+    percentile: HashMap<String, f64>,
+}
+
+/// As fio writes the half.
+const HALF: &str = "50.000000";
 
 /// Reads fio's JSON, before which it may have written warnings.
 fn parse(text: &str) -> anyhow::Result<Outcome> {
@@ -143,7 +166,11 @@ fn parse(text: &str) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome {
         iops: 0.0,
         requests: 0,
+        read_p50_ns: None,
     };
+    if let [job, ..] = &output.jobs[..] {
+        outcome.read_p50_ns = job.read.lat_ns.percentile.get(HALF).copied();
+    }
     for job in &output.jobs {
         ensure!(job.error == 0, "ended with error {}", job.error);
         for direction in [&job.read, &job.write] {
@@ -170,9 +197,18 @@ mod tests {
             parse(text).unwrap(),
             Outcome {
                 iops: 16.0,
-                requests: 30
+                requests: 30,
+                read_p50_ns: None,
             }
         );
+    }
+
+    #[test]
+    fn the_median_latency_is_read() {
+        let text = "{\"jobs\":[{\"error\":0,\"read\":{\"iops\":10.5,\"total_ios\":20,\"lat_ns\":\
+            {\"min\":1,\"percentile\":{\"1.000000\":7,\"50.000000\":45824,\"99.000000\":90000}}},\
+            \"write\":{\"iops\":0.0,\"total_ios\":0,\"lat_ns\":{\"min\":0}}}]}";
+        assert_eq!(parse(text).unwrap().read_p50_ns, Some(45_824.0));
     }
 
     #[test]

@@ -51,6 +51,10 @@ const CPU: Metric = Metric {
     unit: "us/request",
     better: Better::Lower,
 };
+const LATENCY: Metric = Metric {
+    unit: "us",
+    better: Better::Lower,
+};
 const COPY: Metric = Metric {
     unit: "MiB/s",
     better: Better::Higher,
@@ -160,6 +164,7 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             not_a_floor.extend(floor_fault(workload.name, &arena.servers.names(), &cpu));
         }
     }
+    arena.measure_latency(&WORKLOADS[0], report)?;
     arena.measure_copy(report)?;
     arena.count_switches(DETAILED, report)?;
     // Last, as attaching disturbs: it interrupts the calls that the servers wait in.
@@ -293,6 +298,24 @@ impl<'a> Arena<'a> {
         Ok(cpu)
     }
 
+    /// What half of the requests take no longer than, in runs of its own, as to measure it costs.
+    fn measure_latency(&self, workload: &Workload, report: &mut Report) -> anyhow::Result<()> {
+        let load = Load {
+            latencies: true,
+            ..workload.load(Until::Elapsed(self.run_time))
+        };
+        let name = format!("{}_p50", workload.name);
+        report.note(&format!("{name}: fio {}", load.options().join(" ")))?;
+        let mut latencies = self.samples();
+        self.each_round(|index, server| {
+            let outcome = fio::run(&load, &server.uri, self.size, self.scratch, || {})?;
+            let ns = outcome.read_p50_ns.context("fio told no latencies")?;
+            latencies[index].push(ns / 1000.0);
+            Ok(())
+        })?;
+        self.push(report, &name, LATENCY, &latencies)
+    }
+
     /// nbdcopy of the whole disk to nowhere, with its default options.
     fn measure_copy(&self, report: &mut Report) -> anyhow::Result<()> {
         report.note("copy_out: nbdcopy URI null:")?;
@@ -366,6 +389,7 @@ impl Workload {
             writes: self.writes,
             depth: self.depth,
             jobs: self.jobs,
+            latencies: false,
             until,
         }
     }
