@@ -39,6 +39,7 @@ use smallvec::SmallVec;
 
 use super::Request;
 use super::request::{is_cancelled, settle, trace_completed, trace_submitted};
+use super::uring::batch_beside;
 use crate::context::{Drain, Interest, Local, LocalHandler};
 use crate::error::Error;
 use crate::schedule::{self, CoWaker};
@@ -366,15 +367,13 @@ impl Core {
         }
     }
 
-    /// Hands over what is queued as soon as it is as much as the device has. All at once after the
-    /// last completion is taken, the device would have nothing to do until then, complete all at
-    /// once as well, and so on for ever.
+    /// Hands over what is queued once it is as much as the device has. All at once after the last
+    /// completion is taken, the device would have nothing to do until then, complete all at once as
+    /// well, and so on for ever.
     fn feed(&self) {
-        let in_device = self
-            .in_kernel
-            .get()
-            .saturating_sub(self.context.completions());
-        if self.queue.borrow().len() >= in_device.max(1) {
+        let in_kernel = self.in_kernel.get();
+        let in_device = in_kernel.saturating_sub(self.context.completions());
+        if self.queue.borrow().len() >= batch_beside(in_device) {
             self.submit();
         }
     }

@@ -69,7 +69,7 @@ pub(super) fn run(
 
 /// How many requests gather while the kernel has so many: as many again, which come from a loop
 /// that is faster than the device before that is done with the others.
-fn batch_beside(in_kernel: usize) -> usize {
+pub(super) fn batch_beside(in_kernel: usize) -> usize {
     in_kernel.clamp(SUBMIT_BATCH, BATCH_LIMIT)
 }
 
