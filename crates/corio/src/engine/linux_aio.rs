@@ -78,7 +78,7 @@ struct Core {
     queue: RefCell<VecDeque<*const Record>>,
     next_number: Cell<u64>,
     in_kernel: Cell<usize>,
-    /// How many go at once.
+    /// How many go at once if that is set, else 0.
     batch_max: Cell<usize>,
     /// The kernel has no IOCB_CMD_FDSYNC.
     no_sync: Cell<bool>,
@@ -103,7 +103,7 @@ impl LinuxAio {
             queue: RefCell::default(),
             next_number: Cell::new(0),
             in_kernel: Cell::new(0),
-            batch_max: Cell::new(BATCH_DEFAULT),
+            batch_max: Cell::new(0),
             no_sync: Cell::new(false),
             has_failed: Cell::new(false),
         });
@@ -151,7 +151,7 @@ impl LinuxAio {
 /// `core` is a living `Core`'s.
 unsafe fn submit_of(core: *const ()) {
     // SAFETY: the caller's promise.
-    unsafe { &*core.cast::<Core>() }.submit();
+    let _ = unsafe { &*core.cast::<Core>() }.submit(); // Refused, it is tried again soon.
 }
 
 impl Drop for LinuxAio {
@@ -185,10 +185,7 @@ pub(super) fn run(
     batch_max: usize,
 ) -> Carried {
     let core = &*aio.core;
-    core.batch_max.set(match batch_max {
-        0 => BATCH_DEFAULT,
-        set => set,
-    });
+    core.batch_max.set(batch_max);
     loop {
         let is_sync = matches!(request, Request::SyncData);
         let Some(iocb) = iocb(fd, request).filter(|_| !(is_sync && core.no_sync.get())) else {
@@ -265,24 +262,37 @@ impl Core {
             queue.push_back(address);
             queue.len()
         };
-        if queued >= self.batch_max.get() && self.in_kernel.get() < ENTRIES {
+        if queued >= self.batch_max() && self.in_kernel.get() < ENTRIES {
             self.submit();
         }
     }
 
-    /// Hands over what is queued, for as long as there is room for it.
-    fn submit(&self) {
+    fn batch_max(&self) -> usize {
+        match self.batch_max.get() {
+            0 => BATCH_DEFAULT,
+            set => set,
+        }
+    }
+
+    /// How many more the kernel may have (I5).
+    fn room(&self) -> usize {
+        ENTRIES.saturating_sub(self.in_kernel.get())
+    }
+
+    /// Hands over what is queued, for as long as there is room for it. False: the kernel takes no
+    /// more at present.
+    fn submit(&self) -> bool {
         loop {
-            let room = ENTRIES.saturating_sub(self.in_kernel.get());
+            let room = self.room();
             let batch: SmallVec<[*mut Iocb; BATCH_DEFAULT]> = {
                 let queue = self.queue.borrow();
-                let some = queue.iter().take(room.min(self.batch_max.get()));
+                let some = queue.iter().take(room.min(self.batch_max()));
                 // SAFETY: I1, I2: the record is in place.
                 some.map(|record| unsafe { (**record).iocb.get() })
                     .collect()
             };
             if batch.is_empty() {
-                return;
+                return true;
             }
             // SAFETY: I1.
             match unsafe { self.context.submit(&batch) } {
@@ -295,7 +305,7 @@ impl Core {
                     if let Some(local) = Local::current() {
                         local.submit_soon();
                     }
-                    return;
+                    return false;
                 }
                 // The first one's fault; what follows is tried without it.
                 Err(error) => self.refuse_first(&error),
@@ -340,12 +350,14 @@ impl Core {
         // Before the look: what completes after it adds to the eventfd again.
         self.eventfd.clear();
         let again = Again(&self.eventfd);
-        // What completes meanwhile waits for the next turn, so that it comes.
-        for _ in 0..ENTRIES {
+        let mut feeds = true;
+        // What is handed over and completes meanwhile waits for the next turn, so that it comes; one
+        // more look finds the end.
+        for _ in 0..=self.in_kernel.get() {
             match self.context.take() {
                 Ok(Some(event)) => {
                     self.complete(event);
-                    self.feed();
+                    feeds = feeds && self.feed();
                 }
                 Ok(None) => {
                     core::mem::forget(again);
@@ -367,15 +379,19 @@ impl Core {
         }
     }
 
-    /// Hands over what is queued once it is as much as the device has. All at once after the last
-    /// completion is taken, the device would have nothing to do until then, complete all at once as
-    /// well, and so on for ever.
-    fn feed(&self) {
+    /// Hands over what is queued once it is as much as the device has, unless it is set how many go
+    /// at once. All together after the last completion is taken, the device would have nothing to do
+    /// until then, complete all together as well, and so on for ever. False: the kernel takes no more
+    /// at present.
+    fn feed(&self) -> bool {
         let in_kernel = self.in_kernel.get();
         let in_device = in_kernel.saturating_sub(self.context.completions());
-        if self.queue.borrow().len() >= batch_beside(in_device) {
-            self.submit();
-        }
+        let enough = match self.batch_max.get() {
+            0 => batch_beside(in_device),
+            set => set,
+        };
+        let ready = self.queue.borrow().len().min(self.room());
+        ready < enough || self.submit()
     }
 
     fn complete(&self, event: Event) {

@@ -288,7 +288,8 @@ impl Context {
         self.completions() > 0
     }
 
-    /// How many can be taken without a system call.
+    /// How many can be taken without a system call; there may be more, unless
+    /// [all are seen](Self::is_seen_from_user_space).
     pub(crate) fn completions(&self) -> usize {
         match &self.events {
             Events::Ring(ring) => ring.len(),
