@@ -262,7 +262,7 @@ impl Core {
             queue.push_back(address);
             queue.len()
         };
-        if queued >= self.batch_max() && self.in_kernel.get() < ENTRIES {
+        if queued.min(self.room()) >= self.batch_max() {
             self.submit();
         }
     }
