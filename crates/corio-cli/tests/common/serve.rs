@@ -50,7 +50,7 @@ pub(crate) enum Addr {
 
 impl Addr {
     /// What the stream itself is connected to.
-    fn below(&self) -> &Addr {
+    pub(crate) fn below(&self) -> &Addr {
         match self {
             Addr::Tls(below) => below,
             addr => addr,

@@ -23,7 +23,7 @@ matrix!(
     qemu_img_converts_both_ways,
     fio_verifies_random_writes,
 );
-// All but qemu-img and fio: the one's way of naming images with TLS is in `tls`, the other has none.
+// All but qemu-img: its way of naming images with TLS is in `tls`.
 again_through_tls!(
     nbdinfo_describes_the_export,
     nbdinfo_lists_exports,
@@ -32,6 +32,7 @@ again_through_tls!(
     qemu_io_reads_back_unaligned_pieces,
     qemu_io_zeroes_and_discards,
     qemu_io_is_refused_writes_to_a_read_only_export,
+    fio_verifies_random_writes,
 );
 
 again_on_linux_aio!(
@@ -480,6 +481,15 @@ fn qemu_img_converts_both_ways(combo: Combo) {
 
 fn fio_verifies_random_writes(combo: Combo) {
     need!(combo, "fio");
+    // A URI that names certificates is refused to fio.
+    let home = combo.tls.then(tls::Home::new);
+    if let Some(home) = home.as_ref().filter(|_| tool::is_root()) {
+        need!(combo, "setpriv");
+        let tried = run(&mut home.command("true"));
+        if !tried.status.success() {
+            skip!("fio as somebody else than root: {}", tried.stderr.trim());
+        }
+    }
     let dir = image_dir();
     let image = dir.path().join("disk.raw");
     data::sparse_file(&image, 64 * MIB);
@@ -494,14 +504,17 @@ fn fio_verifies_random_writes(combo: Combo) {
         .iter()
         .zip(["--bs=4k", "--bsrange=512-64k"])
     {
-        let mut fio = command(
-            "fio --name=verify --ioengine=nbd --rw=randwrite --verify=crc32c --verify_fatal=1 \
-             --iodepth=32 --numjobs=2 --size=32m --offset_increment=32m --group_reporting \
-             --output-format=json",
-        );
-        fio.arg(sizes)
-            .arg(format!("--uri={}", at.uri))
-            .current_dir(dir.path());
+        let line = "fio --name=verify --ioengine=nbd --rw=randwrite --verify=crc32c \
+                    --verify_fatal=1 --iodepth=32 --numjobs=2 --size=32m --offset_increment=32m \
+                    --group_reporting --output-format=json";
+        let (mut fio, uri) = match &home {
+            Some(home) => (home.command(line), home.uri(at)),
+            None => (command(line), at.uri.clone()),
+        };
+        if home.is_none() {
+            fio.current_dir(dir.path());
+        }
+        fio.arg(sizes).arg(format!("--uri={uri}"));
         let output = run(&mut fio).ok();
         // Its engine says a word of its own before the figures.
         let json = &output.stdout[output.stdout.find("{\n").unwrap()..];
