@@ -508,7 +508,7 @@ fn a_driver_that_is_asked_first_is_handed_what_it_takes() {
     }
 }
 
-// Not ours to prevent where nobody keeps to the locks; the disk keeps its size.
+// SPEC E1: not ours to prevent where nobody keeps to the locks; the disk keeps its size.
 #[test]
 fn a_file_that_is_cut_off_reads_as_zeroes_behind_its_end() {
     for kind in [Kind::Writeback, Kind::Direct] {

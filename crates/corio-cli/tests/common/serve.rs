@@ -50,7 +50,7 @@ pub(crate) enum Addr {
 
 impl Addr {
     /// What the stream itself is connected to.
-    fn below(&self) -> &Addr {
+    pub(crate) fn below(&self) -> &Addr {
         match self {
             Addr::Tls(below) => below,
             addr => addr,
@@ -414,16 +414,20 @@ impl Server {
         assert!(status.success(), "stopped with {status}");
     }
 
+    /// What is in /proc/PID/FILE.
+    pub(crate) fn proc_text(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+
     /// A line of /proc/PID/FILE whose first word is `key:`, in KiB.
     pub(crate) fn proc_kib(&self, file: &str, key: &str) -> u64 {
-        let path = format!("/proc/{}/{file}", self.child.id());
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = self.proc_text(file);
         let line = text
             .lines()
             .find(|line| line.split(':').next() == Some(key));
         let value = line.and_then(|line| line.split_whitespace().nth(1));
         value
-            .unwrap_or_else(|| panic!("no {key} in {path}"))
+            .unwrap_or_else(|| panic!("no {key} in {file}"))
             .parse()
             .unwrap()
     }

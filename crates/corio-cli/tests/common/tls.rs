@@ -6,16 +6,18 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use tempfile::TempDir;
 
 use super::nbd::Stream;
 use super::serve::{Addr, Listening};
-use super::tool::Output;
+use super::tool::{Output, command, is_root};
 
 /// A CA, a server's certificate for the loopback, and a client's, as PEM.
 pub(crate) struct Pki {
@@ -98,6 +100,59 @@ impl Identity {
         std::fs::write(&key, &self.key).unwrap();
         std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
     }
+}
+
+/// Who a program is run as that root's certificates are not for.
+const NOBODY: u32 = 65_534;
+
+/// A home where libnbd finds a client's certificates by itself: for programs that do not let a URI
+/// name them. For root it looks in /etc, so that such a program is run as somebody else then.
+pub(crate) struct Home(TempDir);
+
+impl Home {
+    pub(crate) fn new() -> Home {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join(".pki/libnbd");
+        std::fs::create_dir_all(&dir).unwrap();
+        PKI.write_client_to(&dir);
+        let home = Home(home);
+        home.hand_over(home.0.path());
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            home.hand_over(&entry.unwrap().path());
+        }
+        home
+    }
+
+    /// A command that is run at home, by whose home it is.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let nobody = format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups {line}");
+        let mut command = command(if is_root() { &nobody } else { line });
+        command
+            .env("HOME", self.0.path())
+            .current_dir(self.0.path());
+        command
+    }
+
+    /// The URI by which whose home it is reaches a server.
+    pub(crate) fn uri(&self, at: &Listening) -> String {
+        if let Addr::Unix(path) = at.addr.below() {
+            self.hand_over(path);
+            self.hand_over(path.parent().unwrap());
+        }
+        without_certificates(&at.uri).to_owned()
+    }
+
+    fn hand_over(&self, path: &Path) {
+        if is_root() {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+}
+
+/// A URI that does not say where the certificates are.
+pub(crate) fn without_certificates(uri: &str) -> &str {
+    let bare = uri.split("tls-certificates").next().unwrap();
+    bare.trim_end_matches(['?', '&'])
 }
 
 /// A client's state before its first message.

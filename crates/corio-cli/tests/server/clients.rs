@@ -8,7 +8,7 @@ use crate::common::data::{self, KIB, MIB};
 use crate::common::serve::{Addr, Listening, Serve, Server, image_dir};
 use crate::common::tls;
 use crate::common::tool::{self, command, run};
-use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need};
+use crate::common::{Combo, again_on_linux_aio, again_through_tls, matrix, need, skip};
 use serde_json::Value;
 
 matrix!(
@@ -23,7 +23,7 @@ matrix!(
     qemu_img_converts_both_ways,
     fio_verifies_random_writes,
 );
-// All but qemu-img and fio: the one's way of naming images with TLS is in `tls`, the other has none.
+// All but qemu-img: its way of naming images with TLS is in `tls`.
 again_through_tls!(
     nbdinfo_describes_the_export,
     nbdinfo_lists_exports,
@@ -31,11 +31,14 @@ again_through_tls!(
     qemu_io_reads_back_what_it_wrote,
     qemu_io_reads_back_unaligned_pieces,
     qemu_io_zeroes_and_discards,
+    qemu_io_is_refused_writes_to_a_read_only_export,
+    fio_verifies_random_writes,
 );
 
 again_on_linux_aio!(
     server_uses_the_monitor_and_engine_asked_for,
     nbdinfo_describes_the_export,
+    nbdinfo_lists_exports,
     nbdinfo_map_shows_the_holes,
     qemu_io_reads_back_what_it_wrote,
     qemu_io_reads_back_unaligned_pieces,
@@ -48,6 +51,9 @@ again_on_linux_aio!(
 /// Every other test here proves what its name says only if the parameters mean something.
 fn server_uses_the_monitor_and_engine_asked_for(combo: Combo) {
     need!(combo, "qemu-io");
+    if combo.engine == "linux-aio" && !Path::new("/proc/sys/fs/aio-max-nr").exists() {
+        skip!("a kernel without Linux AIO");
+    }
     let dir = image_dir();
     let image = dir.path().join("disk.raw");
     data::sparse_file(&image, MIB);
@@ -65,6 +71,10 @@ fn server_uses_the_monitor_and_engine_asked_for(combo: Combo) {
         combo.monitor == "epoll",
         "{combo}: {descriptors:?}"
     );
+    // The kernel's ring of completions.
+    let maps = server.proc_text("maps");
+    let uses_aio = combo.engine == "linux-aio";
+    assert_eq!(maps.contains("/[aio]"), uses_aio, "{combo}: {maps}");
 }
 
 /// The third monitor, with what shows that a server lives.
@@ -156,8 +166,15 @@ fn assert_export_described(combo: Combo, at: &Listening) {
 
 fn nbdinfo_lists_exports(combo: Combo) {
     need!(combo, "nbdinfo");
-    let server = Serve::new(combo)
-        .memory("8M")
+    let dir = image_dir();
+    let image = dir.path().join("disk.raw");
+    data::sparse_file(&image, 8 * MIB);
+    let serve = Serve::new(combo);
+    let server = match combo.is_direct() {
+        true => serve.image(&image),
+        false => serve.memory("8M"),
+    };
+    let server = server
         .args(["--name", "mem", "--description", "words"])
         .tcp()
         .start();
@@ -391,7 +408,7 @@ fn qemu_io_is_refused_writes_to_a_read_only_export(combo: Combo) {
         .start();
     run(command("nbdinfo --is read-only").arg(&server.unix().uri)).ok();
     qemu_io(&server, &["write -P 1 0 4k"]).fails();
-    run(command("qemu-io -r -f raw -c").args(["read 0 1M", &server.unix().uri])).ok();
+    qemu_io_with(&["-r"], server.first(), &["read 0 1M"]).ok();
     drop(server);
     assert_eq!(data::sha256(&image), sum);
 }
@@ -464,6 +481,15 @@ fn qemu_img_converts_both_ways(combo: Combo) {
 
 fn fio_verifies_random_writes(combo: Combo) {
     need!(combo, "fio");
+    // A URI that names certificates is refused to fio.
+    let home = combo.tls.then(tls::Home::new);
+    if let Some(home) = home.as_ref().filter(|_| tool::is_root()) {
+        need!(combo, "setpriv");
+        let tried = run(&mut home.command("true"));
+        if !tried.status.success() {
+            skip!("fio as somebody else than root: {}", tried.stderr.trim());
+        }
+    }
     let dir = image_dir();
     let image = dir.path().join("disk.raw");
     data::sparse_file(&image, 64 * MIB);
@@ -478,14 +504,17 @@ fn fio_verifies_random_writes(combo: Combo) {
         .iter()
         .zip(["--bs=4k", "--bsrange=512-64k"])
     {
-        let mut fio = command(
-            "fio --name=verify --ioengine=nbd --rw=randwrite --verify=crc32c --verify_fatal=1 \
-             --iodepth=32 --numjobs=2 --size=32m --offset_increment=32m --group_reporting \
-             --output-format=json",
-        );
-        fio.arg(sizes)
-            .arg(format!("--uri={}", at.uri))
-            .current_dir(dir.path());
+        let line = "fio --name=verify --ioengine=nbd --rw=randwrite --verify=crc32c \
+                    --verify_fatal=1 --iodepth=32 --numjobs=2 --size=32m --offset_increment=32m \
+                    --group_reporting --output-format=json";
+        let (mut fio, uri) = match &home {
+            Some(home) => (home.command(line), home.uri(at)),
+            None => (command(line), at.uri.clone()),
+        };
+        if home.is_none() {
+            fio.current_dir(dir.path());
+        }
+        fio.arg(sizes).arg(format!("--uri={uri}"));
         let output = run(&mut fio).ok();
         // Its engine says a word of its own before the figures.
         let json = &output.stdout[output.stdout.find("{\n").unwrap()..];
@@ -504,8 +533,12 @@ fn qemu_io(server: &Server, commands: &[&str]) -> tool::Output {
 }
 
 fn qemu_io_at(at: &Listening, commands: &[&str]) -> tool::Output {
+    qemu_io_with(&["--discard=unmap"], at, commands)
+}
+
+fn qemu_io_with(words: &[&str], at: &Listening, commands: &[&str]) -> tool::Output {
     let mut qemu_io = Command::new("qemu-io");
-    qemu_io.arg("--discard=unmap");
+    qemu_io.args(words);
     for line in commands {
         qemu_io.args(["-c", line]);
     }

@@ -40,8 +40,7 @@ fn open_server(dir: &Path, more: &[&str]) -> Server {
 }
 
 fn uri_with(uri: &str, dir: &Path) -> String {
-    let bare = uri.split("tls-certificates").next().unwrap();
-    let bare = bare.trim_end_matches(['?', '&']);
+    let bare = tls::without_certificates(uri);
     let separator = if bare.contains('?') { '&' } else { '?' };
     format!("{bare}{separator}tls-certificates={}", dir.display())
 }

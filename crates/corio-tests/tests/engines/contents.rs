@@ -1,8 +1,11 @@
 //! What is written is what is read.
 
+use std::cell::Cell;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
+use corio::AioContext;
 use corio::context::MonitorChoice;
 use corio::engine::EngineKind;
 use corio::fs::{ExtentKind, File, ZeroFlags};
@@ -155,6 +158,52 @@ fn only_cached_files_are_read_without_waiting() {
     });
 }
 
+/// Whether the page cache has none of `len` bytes at `at`, having been told to let go of them.
+fn evict(file: &std::fs::File, at: usize, len: usize) -> bool {
+    file.sync_all().unwrap();
+    let mut pages = vec![1u8; len / 4096];
+    let (offset, size) = (at.try_into().unwrap(), len.try_into().unwrap());
+    let fd = file.as_raw_fd();
+    // SAFETY: nobody uses the mapping, which is of these pages; `pages` has a byte for each.
+    unsafe {
+        let advised = libc::posix_fadvise(fd, offset, size, libc::POSIX_FADV_DONTNEED);
+        assert_eq!(advised, 0);
+        let none = std::ptr::null_mut();
+        let map = libc::mmap(none, len, libc::PROT_READ, libc::MAP_SHARED, fd, offset);
+        assert_ne!(map, libc::MAP_FAILED);
+        assert_eq!(libc::mincore(map, len, pages.as_mut_ptr()), 0);
+        libc::munmap(map, len);
+    }
+    pages.iter().all(|page| page & 1 == 0)
+}
+
+// SPEC E1
+#[test]
+fn what_the_page_cache_does_not_have_is_read_by_the_engine() {
+    in_each_mode(|mode| {
+        let context = AioContext::current().unwrap();
+        context.set_cached_read_max(1 << 20).unwrap();
+        let file = mode.scratch();
+        let len = 65_536;
+        let mut data = buffer(len, 0);
+        for (byte, value) in data.iter_mut().zip((0..=250u8).cycle()) {
+            *byte = value;
+        }
+        file.write_all_at(&data, 0).unwrap();
+        // All of it, a part of it, none of it.
+        for cold in [len, len / 2, 0] {
+            let mut back = buffer(len, 0);
+            // The first read of all goes to the engine.
+            file.read_exact_at(&mut back[..4096], 0).unwrap();
+            if cold > 0 && !evict(file.named.as_file(), len - cold, cold) {
+                return println!("SKIPPED: reads of what is not cached: the pages stay");
+            }
+            file.read_exact_at(&mut back, 0).unwrap();
+            assert!(*back == *data, "{mode:?}, {cold} are not cached");
+        }
+    });
+}
+
 // SPEC E1: small writes to the page cache are made on the spot, all others are an engine's.
 #[test]
 fn only_small_writes_to_cached_files_are_made_on_the_spot() {
@@ -201,18 +250,36 @@ fn ten_thousand_requests_in_flight_all_complete() {
             byte.fill(block);
         }
         file.write_all_at(&data, 0).unwrap();
+        // One worker, which is held: else it could be done before who asked has parked.
+        let context = AioContext::current().unwrap();
+        context.set_worker_limits(0, 1).unwrap();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let held = corio::spawn_local(|| corio::engine::unblock(move || wait.recv()).unwrap());
+        let counts: Rc<[Cell<u32>; 3]> = Rc::default();
         let read_one = |at: u32| {
-            let file = Rc::clone(&file);
+            let (file, counts) = (Rc::clone(&file), Rc::clone(&counts));
             corio::spawn_local(move || {
                 let block = u8::try_from(at % 256).unwrap();
                 let mut buf = buffer(unit, 0);
                 let offset = usize::from(block) * unit;
+                let [begun, ended, peak] = &*counts;
+                begun.set(begun.get() + 1);
+                peak.set(peak.get().max(begun.get() - ended.get()));
                 file.read_exact_at(&mut buf, offset as u64).unwrap();
+                ended.set(ended.get() + 1);
                 buf.iter().all(|byte| *byte == block)
             })
         };
         let handles: Vec<_> = (0..10_000).map(read_one).collect();
+        let [begun, _, peak] = &*counts;
+        while begun.get() < 10_000 {
+            corio::yield_now();
+        }
+        assert_eq!(peak.get(), 10_000, "{mode:?}: not at once");
+        context.set_worker_limits(0, 64).unwrap();
+        go.send(()).unwrap();
         assert!(handles.into_iter().all(|handle| handle.join().unwrap()));
+        held.join().unwrap().unwrap();
     });
 }
 

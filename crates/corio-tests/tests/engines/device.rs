@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use corio::fs::ZeroFlags;
+use corio::fs::{OpenOptions, ZeroFlags};
 
 use super::{buffer, in_each_mode};
 
@@ -11,9 +11,10 @@ use super::{buffer, in_each_mode};
 struct LoopDevice(String);
 
 impl LoopDevice {
-    fn new(backing: &std::path::Path) -> Result<Self, String> {
+    fn new(backing: &std::path::Path, words: &[&str]) -> Result<Self, String> {
         let output = Command::new("losetup")
             .args(["--find", "--show"])
+            .args(words)
             .arg(backing)
             .output()
             .map_err(|error| error.to_string())?;
@@ -36,7 +37,7 @@ impl Drop for LoopDevice {
 fn a_block_device_is_zeroed_fast_or_not_at_all() {
     let named = tempfile::NamedTempFile::new().unwrap();
     named.as_file().set_len(1 << 20).unwrap();
-    let device = match LoopDevice::new(named.path()) {
+    let device = match LoopDevice::new(named.path(), &[]) {
         Ok(device) => Arc::new(device),
         Err(error) => return println!("SKIPPED: zeroes on a block device: {error}"),
     };
@@ -63,4 +64,24 @@ fn a_block_device_is_zeroed_fast_or_not_at_all() {
         file.write_zeroes(8192, 4096, ZeroFlags::empty()).unwrap();
         assert!(reads_as(0));
     });
+}
+
+// SPEC E1
+#[test]
+fn direct_requests_are_aligned_to_the_sectors_of_a_device() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(1 << 20).unwrap();
+    for sector in [512u32, 4096] {
+        let words = ["--sector-size", &sector.to_string()];
+        let device = match LoopDevice::new(named.path(), &words) {
+            Ok(device) => device,
+            Err(error) => return println!("SKIPPED: sectors of {sector} bytes: {error}"),
+        };
+        let open = |direct| {
+            let options = OpenOptions::new().read(true);
+            options.direct(direct).open(&device.0).unwrap()
+        };
+        assert_eq!(open(true).direct_alignment(), Some(sector));
+        assert_eq!(open(false).direct_alignment(), None);
+    }
 }

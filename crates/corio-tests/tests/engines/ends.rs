@@ -1,11 +1,14 @@
 //! Requests whose coroutine, neighbour or home ends meanwhile.
 
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use corio::engine::{EngineKind, gather};
+use corio::fs::AlignedBuf;
 use corio::{AioContext, Coroutine};
 
 use super::{Mode, PATIENCE, Scratch, buffer, in_each_mode, settle_here};
@@ -117,9 +120,42 @@ fn a_completion_that_is_not_taken_yet_is_waited_for() {
     });
 }
 
-// SPEC E5: at any stage, in any order; buffers are reused at once by those that come after.
+/// What memory is full of once nobody uses it any more.
+const CANARY: u8 = 0xee;
+
+/// A buffer that is kept when it is dropped, full of canaries: the kernel's use of it after that is
+/// seen, in the buffer or in the file.
+struct Kept {
+    buf: Option<AlignedBuf>,
+    graves: Rc<RefCell<Vec<AlignedBuf>>>,
+}
+
+impl Deref for Kept {
+    type Target = AlignedBuf;
+
+    fn deref(&self) -> &AlignedBuf {
+        self.buf.as_ref().unwrap()
+    }
+}
+
+impl DerefMut for Kept {
+    fn deref_mut(&mut self) -> &mut AlignedBuf {
+        self.buf.as_mut().unwrap()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut buf = self.buf.take().unwrap();
+        buf.fill(CANARY);
+        self.graves.borrow_mut().push(buf);
+    }
+}
+
+// SPEC E5: at any stage, in any order. Each writer has a block of its own behind what is read.
 #[test]
 fn a_storm_of_cancelled_and_dropped_requests_touches_no_buffer_but_its_own() {
+    const STARTED: usize = 300;
     in_each_mode(|mode| {
         let file = Rc::new(mode.scratch());
         let blocks = 16u64;
@@ -135,19 +171,34 @@ fn a_storm_of_cancelled_and_dropped_requests_touches_no_buffer_but_its_own() {
             random % below
         };
         let (told, ended) = mpsc::channel();
-        let mut started = 0;
+        let graves = Rc::<RefCell<Vec<_>>>::default();
+        let written = Rc::<RefCell<Vec<usize>>>::default();
         let mut living = Vec::new();
-        for _ in 0..300 {
-            let (at, file, told) = (next(blocks), Rc::clone(&file), Told(told.clone()));
-            let reader = Coroutine::new(move || {
-                let _told = told;
-                let mut own = buffer(4096, 0xff);
-                file.read_exact_at(&mut own, 4096 * at).unwrap();
-                assert!(own.iter().all(|byte| u64::from(*byte) == at), "another's");
-            });
-            reader.enter();
-            started += 1;
-            living.push(reader);
+        for number in 0..STARTED {
+            let (file, told) = (Rc::clone(&file), Told(told.clone()));
+            let mut own = Kept {
+                buf: Some(buffer(4096, 0xff)),
+                graves: Rc::clone(&graves),
+            };
+            let coroutine = if next(2) == 0 {
+                let at = next(blocks);
+                Coroutine::new(move || {
+                    let _told = told;
+                    file.read_exact_at(&mut own, 4096 * at).unwrap();
+                    assert!(own.iter().all(|byte| u64::from(*byte) == at), "another's");
+                })
+            } else {
+                let written = Rc::clone(&written);
+                own.fill(byte_of(number));
+                Coroutine::new(move || {
+                    let _told = told;
+                    let at = 4096 * (blocks + number as u64);
+                    file.write_all_at(&own, at).unwrap();
+                    written.borrow_mut().push(number);
+                })
+            };
+            coroutine.enter();
+            living.push(coroutine);
             match next(4) {
                 0 => corio::yield_now(),
                 1 => drop(living.swap_remove(usize::try_from(next(living.len() as u64)).unwrap())),
@@ -155,15 +206,34 @@ fn a_storm_of_cancelled_and_dropped_requests_touches_no_buffer_but_its_own() {
             }
         }
         drop(living);
-        for _ in 0..started {
+        for _ in 0..STARTED {
             wait_for(&ended);
         }
-        for at in 0..blocks {
-            let mut back = buffer(4096, 0xff);
-            file.read_exact_at(&mut back, 4096 * at).unwrap();
-            assert!(back.iter().all(|byte| u64::from(*byte) == at));
+        settle_here();
+        file.sync_data().unwrap();
+        let graves = graves.borrow();
+        assert_eq!(graves.len(), STARTED);
+        let is_full = |buf: &AlignedBuf| buf.iter().all(|byte| *byte == CANARY);
+        assert!(graves.iter().all(is_full), "{mode:?}: used after its end");
+        let back = std::fs::read(file.named.path()).unwrap();
+        let (read, others) = back.split_at(4096 * 16);
+        for (block, at) in read.chunks(4096).zip(0..) {
+            assert!(block.iter().all(|byte| *byte == at), "{mode:?}");
+        }
+        for (number, block) in others.chunks(4096).enumerate() {
+            let asked = byte_of(number);
+            let is_asked = |byte: &u8| *byte == asked || *byte == 0;
+            assert!(block.iter().all(is_asked), "{mode:?}: what was never asked");
+            let is_whole = block.iter().all(|byte| *byte == asked);
+            let is_due = written.borrow().contains(&number);
+            assert!(is_whole || !is_due, "{mode:?}: {number} is not whole");
         }
     });
+}
+
+/// What a writer's block is full of: no canary, and not what is there without it.
+fn byte_of(number: usize) -> u8 {
+    u8::try_from(1 + number % 100).unwrap()
 }
 
 // SPEC E5: a home that ends takes back or waits for all that is in flight, and unwinds.

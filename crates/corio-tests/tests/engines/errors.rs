@@ -146,6 +146,16 @@ fn a_full_disk_is_enospc() {
                 return println!("SKIPPED: a full disk past the page cache: {error}");
             }
         };
+        // More than there is room for: what fits is there.
+        let huge = buffer(2 << 20, 9);
+        assert_eq!(errno(file.write_all_at(&huge, 0)), libc::ENOSPC);
+        let fit = std::fs::read(&path).unwrap();
+        assert!((1..=1 << 20).contains(&fit.len()), "{}", fit.len());
+        assert!(fit.iter().all(|byte| *byte == 9));
+        let mut back = buffer(4096, 0);
+        file.read_exact_at(&mut back, 0).unwrap();
+        assert!(*back == huge[..4096]);
+        std::fs::write(&path, []).unwrap(); // Makes room.
         let block = buffer(4096, 7);
         let mut written = 0;
         let refused = loop {
@@ -158,7 +168,6 @@ fn a_full_disk_is_enospc() {
         assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
         let more = buffer(1 << 20, 7);
         assert_eq!(errno(file.write_all_at(&more, written)), libc::ENOSPC);
-        let mut back = buffer(4096, 0);
         file.read_exact_at(&mut back, written - 4096).unwrap();
         assert!(*back == *block);
         file.discard(0, 65_536).unwrap();

@@ -5,8 +5,11 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use corio::IoThread;
-use corio::engine::EngineChoice;
+use corio::context::MonitorChoice;
+use corio::engine::{EngineChoice, EngineInfo, EngineKind};
 use corio::fs::{AlignedBuf, File, OpenOptions};
+
+use super::{buffer, has_direct};
 
 // SPEC E1: asked for by a flag that std has no name for, too.
 #[test]
@@ -22,6 +25,41 @@ fn direct_io_asked_for_by_flag_ends_at_the_end_of_the_file() {
     let mut buf = AlignedBuf::zeroed(8192, 4096).unwrap();
     assert_eq!(file.read_at(&mut buf, 0).unwrap(), 1000);
     assert!(file.direct_alignment().is_some());
+}
+
+/// What a loop uses for a cached file, and for a direct one where there are any.
+fn engines_of(monitor: MonitorChoice, choice: EngineChoice) -> [Option<EngineInfo>; 2] {
+    let builder = IoThread::builder().monitor(monitor).engine(choice);
+    let io = builder.spawn().unwrap();
+    let write = io.context().spawn(|| {
+        for direct in [false, true] {
+            let named = tempfile::NamedTempFile::new().unwrap();
+            let options = OpenOptions::new().write(true);
+            if !direct || has_direct() {
+                let file = options.direct(direct).open(&named).unwrap();
+                file.write_all_at(&buffer(4096, 1), 0).unwrap();
+            }
+        }
+    });
+    write.join().unwrap();
+    [io.context().engine(), io.context().direct_engine()]
+}
+
+// SPEC E4: what there is without a ring is in corio's `fallbacks`.
+#[test]
+fn a_ring_that_works_is_what_auto_takes_for_all_files() {
+    for monitor in MonitorChoice::ALL {
+        let [asked, _] = engines_of(monitor, EngineChoice::IoUring);
+        let asked = asked.unwrap();
+        if asked.kind != EngineKind::IoUring {
+            return println!("SKIPPED: auto with a ring: {}", asked.reason);
+        }
+        for engine in engines_of(monitor, EngineChoice::Auto) {
+            let engine = engine.unwrap();
+            assert_eq!(engine.kind, EngineKind::IoUring, "{monitor:?}: {engine:?}");
+            assert_eq!(engine.reason, "io_uring works and is best", "{monitor:?}");
+        }
+    }
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn the_example_in_mio_runs() {
     in_mio::main().unwrap();
 }
 
-// SPEC G3
+// SPEC G3, E7
 #[test]
 fn the_example_in_tokio_runs() {
     in_tokio::main().unwrap();

@@ -50,54 +50,110 @@ impl AioContext {
 mod tests {
     use std::os::fd::OwnedFd;
 
+    use rustix::fs::OFlags;
+
     use crate::context::{AioContext, Local};
-    use crate::engine::EngineKind;
-    use crate::fs::File;
+    use crate::engine::{EngineChoice, EngineKind, of_home};
+    use crate::fs::{AlignedBuf, File};
 
     /// Requests that one turn leaves for the next submission, if `count` are made in it.
-    fn left_after(context: &AioContext, count: usize) -> usize {
+    fn left_after(
+        context: &AioContext,
+        count: usize,
+        write: fn(),
+        queued: fn(&Local) -> usize,
+    ) -> usize {
         let local = context.local().expect("this thread is its home");
-        let children: Vec<_> = (0..count)
-            .map(|_| {
-                local.spawn(|| {
-                    let file = File::from(OwnedFd::from(tempfile::tempfile().unwrap()));
-                    file.write_all_at(&[1; 512], 0).unwrap();
-                })
-            })
-            .collect();
+        let children: Vec<_> = (0..count).map(|_| local.spawn(write)).collect();
         context.poll(false).unwrap();
-        let ring = Local::current().unwrap().ring_if_made();
-        let left = ring.map_or(0, |ring| ring.pending());
+        let left = queued(Local::current().unwrap());
         while children.iter().any(|child| !child.is_finished()) {
             context.poll(true).unwrap();
         }
+        children.into_iter().for_each(|child| child.join().unwrap());
         left
+    }
+
+    fn write_cached() {
+        let file = File::from(OwnedFd::from(tempfile::tempfile().unwrap()));
+        file.write_all_at(&[1; 512], 0).unwrap();
+    }
+
+    fn queued_on_ring(local: &Local) -> usize {
+        local.ring_if_made().map_or(0, |ring| ring.pending())
+    }
+
+    /// Without a worker, who would open it later.
+    fn direct_file() -> rustix::io::Result<File> {
+        let file = OwnedFd::from(tempfile::tempfile().unwrap());
+        rustix::fs::fcntl_setfl(&file, OFlags::DIRECT)?;
+        Ok(File::from(file))
+    }
+
+    fn write_direct() {
+        let block = AlignedBuf::zeroed(4096, 4096).unwrap();
+        direct_file().unwrap().write_all_at(&block, 0).unwrap();
+    }
+
+    fn queued_on_aio(local: &Local) -> usize {
+        of_home(local).aio().map_or(0, |aio| aio.queued())
     }
 
     // SPEC I1, E1
     #[test]
     fn requests_gather_up_to_the_limit_that_is_set_meanwhile() {
         let context = AioContext::new().unwrap();
+        let left_after = |count| left_after(&context, count, write_cached, queued_on_ring);
         let test = || {
-            left_after(&context, 1);
+            left_after(1);
             if context.engine().unwrap().kind != EngineKind::IoUring {
                 println!("SKIPPED: requests gather: no io_uring here");
                 return;
             }
-            assert_eq!(left_after(&context, 5), 1, "two by two");
+            assert_eq!(left_after(5), 1, "two by two");
             context.set_request_batch_max(4).unwrap();
-            assert_eq!(left_after(&context, 7), 3);
+            assert_eq!(left_after(7), 3);
             std::thread::scope(|scope| {
                 let set = || context.set_request_batch_max(1);
                 scope.spawn(set).join().unwrap().unwrap();
             });
-            assert_eq!(left_after(&context, 3), 0);
+            assert_eq!(left_after(3), 0);
             context.set_request_batch_max(256).unwrap();
-            assert_eq!(left_after(&context, 100), 100);
+            assert_eq!(left_after(100), 100);
             context.set_request_batch_max(257).unwrap_err();
             assert_eq!(context.request_batch_max(), 256);
             context.set_request_batch_max(0).unwrap();
-            assert_eq!(left_after(&context, 5), 1);
+            assert_eq!(left_after(5), 1);
+        };
+        context.enter_home(test).unwrap();
+    }
+
+    // SPEC I1, E2
+    #[test]
+    fn requests_of_linux_aio_gather_up_to_32_or_the_limit_that_is_set_meanwhile() {
+        if let Err(error) = direct_file() {
+            return println!("SKIPPED: requests of Linux AIO gather: O_DIRECT: {error}");
+        }
+        let context = AioContext::new().unwrap();
+        context.set_engine(EngineChoice::LinuxAio);
+        let left_after = |count| left_after(&context, count, write_direct, queued_on_aio);
+        let test = || {
+            left_after(1);
+            let used = context.direct_engine().unwrap();
+            if used.kind != EngineKind::LinuxAio {
+                return println!("SKIPPED: requests of Linux AIO gather: {}", used.reason);
+            }
+            assert_eq!(left_after(31), 31);
+            assert_eq!(left_after(32), 0);
+            assert_eq!(left_after(33), 1);
+            context.set_request_batch_max(4).unwrap();
+            assert_eq!(left_after(7), 3);
+            context.set_request_batch_max(1).unwrap();
+            assert_eq!(left_after(3), 0);
+            context.set_request_batch_max(256).unwrap();
+            assert_eq!(left_after(100), 100);
+            context.set_request_batch_max(0).unwrap();
+            assert_eq!(left_after(31), 31);
         };
         context.enter_home(test).unwrap();
     }

@@ -3,6 +3,7 @@
 
 mod commands;
 mod disk;
+mod fair;
 mod limits;
 mod lone;
 mod options;

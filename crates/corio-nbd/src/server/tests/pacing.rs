@@ -1,4 +1,5 @@
-//! A client that is slower than the server, and one that reads nothing for a while.
+//! A client that is slower than the server, one that reads nothing for a while, and how few calls
+//! many requests take.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -14,22 +15,33 @@ use crate::wire::{Command, CommandFlags, HeaderStyle};
 const SIZE: usize = 4 << 20;
 const BLOCK: usize = 4096;
 
-/// A stream that counts how often a client was waited for.
+/// A stream that counts what is asked of it.
 struct Counting {
     stream: corio::net::UnixStream,
-    paced: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    reads: AtomicUsize,
+    writes: AtomicUsize,
+    /// How often the client was waited for.
+    paced: AtomicUsize,
 }
 
 impl Transport for Counting {
     fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.counts.reads.fetch_add(1, Ordering::SeqCst);
         Transport::read(&self.stream, buf)
     }
 
     fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.counts.writes.fetch_add(1, Ordering::SeqCst);
         Transport::write(&self.stream, buf)
     }
 
     fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.counts.writes.fetch_add(1, Ordering::SeqCst);
         Transport::write_vectored(&self.stream, bufs)
     }
 
@@ -38,7 +50,7 @@ impl Transport for Counting {
     }
 
     fn pace(&self, limit: Duration) -> io::Result<()> {
-        self.paced.fetch_add(1, Ordering::SeqCst);
+        self.counts.paced.fetch_add(1, Ordering::SeqCst);
         Transport::pace(&self.stream, limit)
     }
 
@@ -47,17 +59,17 @@ impl Transport for Counting {
     }
 }
 
-/// How often a client was waited for that makes so many reads, one at a time.
-fn paced_by(disk: &Arc<TestDisk>, reads: usize, len: usize) -> usize {
+/// Has a client served over a stream that counts.
+fn counted<T>(disk: &Arc<TestDisk>, test: impl FnOnce(&mut Client, &Counts) -> T) -> T {
     let house = House::of(disk);
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (server, paced) = (house.server.clone(), Arc::<AtomicUsize>::default());
-    let counted = Arc::clone(&paced);
+    let (server, counts) = (house.server.clone(), Arc::<Counts>::default());
+    let counted = Arc::clone(&counts);
     let serve = move || {
         let stream = corio::net::UnixStream::try_from_std(theirs).unwrap();
         let stream = Counting {
             stream,
-            paced: counted,
+            counts: counted,
         };
         server.serve(stream, "client".to_owned())
     };
@@ -65,12 +77,55 @@ fn paced_by(disk: &Arc<TestDisk>, reads: usize, len: usize) -> usize {
     ours.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut client = Client::of(ours);
     client.start(HeaderStyle::Structured, "");
-    for _ in 0..reads {
-        assert_eq!(client.read(0, len), Ok(pattern(0, len)));
-    }
+    let value = test(&mut client, &counts);
     client.disconnect();
     served.join().unwrap().unwrap();
-    paced.load(Ordering::SeqCst)
+    value
+}
+
+/// How often a client was waited for that makes so many reads, one at a time.
+fn paced_by(disk: &Arc<TestDisk>, reads: usize, len: usize) -> usize {
+    counted(disk, |client, counts| {
+        for _ in 0..reads {
+            assert_eq!(client.read(0, len), Ok(pattern(0, len)));
+        }
+        counts.paced.load(Ordering::SeqCst)
+    })
+}
+
+#[test]
+fn many_requests_take_few_reads_and_their_replies_few_writes() {
+    const MANY: u64 = 100;
+    for is_fast in [true, false] {
+        let disk = TestDisk::new(SIZE);
+        disk.fast.store(is_fast, Ordering::SeqCst);
+        counted(&disk, |client, counts| {
+            let request = |at| {
+                let read = Command::READ;
+                client.request_bytes(read, CommandFlags::empty(), at * 512, 512)
+            };
+            let (bytes, sent): (Vec<_>, Vec<_>) = (0..MANY).map(request).unzip();
+            let calls = || {
+                let of = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+                (of(&counts.reads), of(&counts.writes))
+            };
+            let before = calls();
+            client.send(&bytes.concat());
+            for _ in 0..MANY {
+                let answered = client.reply(512);
+                let at = sent.iter().position(|sent| *sent == answered.cookie);
+                let at = u64::try_from(at.unwrap()).unwrap() * 512;
+                assert_eq!(answered.content[0].1, pattern(at, 512));
+            }
+            let after = calls();
+            // The one that waited for them, which may be counted or not, and the next.
+            let reads = after.0 - before.0;
+            assert!(reads <= 2, "{reads} reads, fast: {is_fast}");
+            // As many slices as one write takes are half of them, where workers reply.
+            let writes = after.1 - before.1;
+            assert!(writes <= 4, "{writes} writes, fast: {is_fast}");
+        });
+    }
 }
 
 #[test]
