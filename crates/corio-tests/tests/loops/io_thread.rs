@@ -8,6 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use corio::context::{MonitorChoice, ReentrancyGuard};
 use corio::{AioContext, Error, IoThread};
 
+use super::{beside_each_monitor, on_each_monitor};
+
 /// A line of the calling thread's status.
 fn status(key: &str) -> String {
     let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
@@ -69,10 +71,8 @@ fn its_descriptors_are_closed_on_exec() {
         links.map(number).collect::<std::collections::BTreeSet<_>>()
     };
     let before = descriptors();
-    let threads: Vec<_> = [MonitorChoice::Epoll, MonitorChoice::IoUring]
-        .into_iter()
-        .map(|monitor| IoThread::builder().monitor(monitor).spawn().unwrap())
-        .collect();
+    let threads =
+        MonitorChoice::ALL.map(|monitor| IoThread::builder().monitor(monitor).spawn().unwrap());
     for io in &threads {
         // The ring, and a foreign loop's timerfd where there can be one.
         let opens = || {
@@ -94,7 +94,10 @@ fn its_descriptors_are_closed_on_exec() {
         assert_ne!(flags & libc::O_CLOEXEC, 0, "{fd}: {info}");
         seen += 1;
     }
-    assert!(seen >= 4, "two eventfds and two monitors at least: {seen}");
+    assert!(
+        seen >= 5,
+        "three eventfds and two monitors at least: {seen}"
+    );
 }
 
 // SPEC I3
@@ -174,28 +177,29 @@ impl Room {
 // SPEC I1, E3: changed from another thread, while jobs run.
 #[test]
 fn the_number_of_worker_threads_follows_its_limits_at_once() {
-    let io = IoThread::builder().spawn().unwrap();
-    let context = io.context();
-    context.set_worker_limits(0, 2).unwrap();
-    let room = Arc::new(Room::default());
-    let jobs: Vec<_> = (0..5)
-        .map(|_| {
-            let room = Arc::clone(&room);
-            context.spawn(move || corio::engine::unblock(|| room.stay()).unwrap())
-        })
-        .collect();
-    room.wait_for(2);
-    // All five are queued by now: they were spawned before this.
-    context.spawn(|| ()).join().unwrap();
-    assert_eq!(room.inside(), 2, "no more than two at once");
-    context.set_worker_limits(1, 4).unwrap();
-    room.wait_for(4);
-    assert_eq!(context.worker_limits().unwrap(), (1, 4));
-    room.open();
-    for job in jobs {
-        job.join().unwrap();
-    }
-    assert_eq!(room.inside(), 5);
+    beside_each_monitor(|io| {
+        let context = io.context();
+        context.set_worker_limits(0, 2).unwrap();
+        let room = Arc::new(Room::default());
+        let jobs: Vec<_> = (0..5)
+            .map(|_| {
+                let room = Arc::clone(&room);
+                context.spawn(move || corio::engine::unblock(|| room.stay()).unwrap())
+            })
+            .collect();
+        room.wait_for(2);
+        // All five are queued by now: they were spawned before this.
+        context.spawn(|| ()).join().unwrap();
+        assert_eq!(room.inside(), 2, "no more than two at once");
+        context.set_worker_limits(1, 4).unwrap();
+        room.wait_for(4);
+        assert_eq!(context.worker_limits().unwrap(), (1, 4));
+        room.open();
+        for job in jobs {
+            job.join().unwrap();
+        }
+        assert_eq!(room.inside(), 5);
+    });
 }
 
 // SPEC I1
@@ -228,8 +232,7 @@ fn parameters_out_of_range_are_refused_and_change_nothing() {
 // SPEC B9
 #[test]
 fn a_bottom_half_of_an_engaged_device_is_reported_and_runs() {
-    let context = AioContext::new().unwrap();
-    let test = || {
+    on_each_monitor(|context| {
         let (disk, other) = (ReentrancyGuard::new("disk"), ReentrancyGuard::new("other"));
         let runs = Arc::new(AtomicUsize::new(0));
         let make = |device: &ReentrancyGuard| {
@@ -254,20 +257,17 @@ fn a_bottom_half_of_an_engaged_device_is_reported_and_runs() {
         assert_eq!((disk.reports(), other.reports()), (1, 0));
         assert!(!disk.is_engaged() && !other.is_engaged());
         assert_eq!(runs.load(Ordering::Relaxed), 4);
-    };
-    context.enter_home(test).unwrap();
+    });
 }
 
 // SPEC B9, A3
 #[test]
 fn a_bottom_half_that_panics_disengages_its_device() {
-    let context = AioContext::new().unwrap();
-    let test = || {
+    on_each_monitor(|context| {
         let disk = ReentrancyGuard::new("disk");
         let fails = context.guarded_bottom_half("fails", &disk, || panic!("this one fails"));
         fails.schedule();
         catch_unwind(AssertUnwindSafe(|| context.poll(true))).unwrap_err();
         assert!(!disk.is_engaged());
-    };
-    context.enter_home(test).unwrap();
+    });
 }

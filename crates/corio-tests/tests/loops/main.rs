@@ -7,3 +7,27 @@ mod handlers;
 mod io_thread;
 mod notifiers;
 mod waiting;
+
+use corio::context::MonitorChoice;
+use corio::{AioContext, IoThread};
+
+/// Runs a test with a context of each monitor, which has no home yet.
+fn with_each_monitor(test: impl Fn(AioContext)) {
+    for monitor in MonitorChoice::ALL {
+        test(AioContext::builder().monitor(monitor).build().unwrap());
+    }
+}
+
+/// Runs a test in a home of each monitor.
+fn on_each_monitor(test: impl Fn(&AioContext)) {
+    with_each_monitor(|context| context.enter_home(|| test(&context)).unwrap());
+}
+
+/// Runs a test beside a loop of each monitor.
+fn beside_each_monitor(test: impl Fn(&IoThread)) {
+    for monitor in MonitorChoice::ALL {
+        let io = IoThread::builder().monitor(monitor).spawn().unwrap();
+        test(&io);
+        io.join();
+    }
+}

@@ -8,13 +8,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError, mpsc};
 use corio::context::{MonitorChoice, kick};
 use corio::{AioContext, IoThread};
 
-/// Runs a test in a home of each monitor.
-fn on_each_monitor(test: impl Fn(&AioContext)) {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
-        let context = AioContext::builder().monitor(monitor).build().unwrap();
-        context.enter_home(|| test(&context)).unwrap();
-    }
-}
+use super::{beside_each_monitor, on_each_monitor};
 
 /// Runs a test in the main thread. There is one main context, and its tests take turns.
 fn in_main<R>(test: impl FnOnce(&AioContext) -> R) -> R {
@@ -104,26 +98,24 @@ fn a_kick_makes_a_waiter_look_again() {
 fn a_kick_reaches_all_waiters() {
     let busy = Arc::new(AtomicBool::new(true));
     let waiting = Arc::new(Barrier::new(4));
-    let threads: Vec<_> = (0..3)
-        .map(|_| {
-            let (busy, waiting) = (Arc::clone(&busy), Arc::clone(&waiting));
-            std::thread::spawn(move || {
-                let context = AioContext::new().unwrap();
-                let looked = Cell::new(0);
-                let wait = || {
-                    context.wait_while(|| {
-                        looked.set(looked.get() + 1);
-                        if looked.get() == 2 {
-                            waiting.wait(); // Counted as a waiter by now.
-                        }
-                        busy.load(Ordering::Acquire)
-                    })
-                };
-                context.enter_home(wait).unwrap().unwrap();
-                looked.get()
-            })
+    let threads = MonitorChoice::ALL.map(|monitor| {
+        let (busy, waiting) = (Arc::clone(&busy), Arc::clone(&waiting));
+        std::thread::spawn(move || {
+            let context = AioContext::builder().monitor(monitor).build().unwrap();
+            let looked = Cell::new(0);
+            let wait = || {
+                context.wait_while(|| {
+                    looked.set(looked.get() + 1);
+                    if looked.get() == 2 {
+                        waiting.wait(); // Counted as a waiter by now.
+                    }
+                    busy.load(Ordering::Acquire)
+                })
+            };
+            context.enter_home(wait).unwrap().unwrap();
+            looked.get()
         })
-        .collect();
+    });
     waiting.wait();
     busy.store(false, Ordering::Release);
     kick();
@@ -212,11 +204,12 @@ fn a_bottom_half_is_run_in_its_context_and_waited_for() {
 // SPEC W2, A3
 #[test]
 fn a_bottom_halfs_panic_reaches_who_waits_and_not_the_loop() {
-    let io = IoThread::builder().spawn().unwrap();
-    let fail = || panic!("this one fails");
-    let text = panic_of(|| io.context().run_in_bottom_half("fail", fail));
-    assert_eq!(text, "this one fails");
-    assert_eq!(io.context().run_in_bottom_half("next", || 7).unwrap(), 7);
+    beside_each_monitor(|io| {
+        let fail = || panic!("this one fails");
+        let text = panic_of(|| io.context().run_in_bottom_half("fail", fail));
+        assert_eq!(text, "this one fails");
+        assert_eq!(io.context().run_in_bottom_half("next", || 7).unwrap(), 7);
+    });
 }
 
 // SPEC W2

@@ -220,25 +220,27 @@ fn a_chain_of_a_million_wakes_does_not_recurse() {
 // SPEC B3, B6, B7
 #[test]
 fn bottom_halves_run_in_the_order_scheduled_and_new_ones_wait_for_the_next_turn() {
-    let context = AioContext::new().unwrap();
-    let order = Arc::new(Mutex::new(Vec::new()));
-    context
-        .enter_home(|| {
-            for i in 0..3 {
-                let (order, again) = (Arc::clone(&order), context.clone());
-                context.schedule_oneshot("outer", move || {
-                    order.lock().unwrap().push(i);
-                    let order = Arc::clone(&order);
-                    again.schedule_oneshot("inner", move || order.lock().unwrap().push(i + 10));
-                });
-            }
-            assert!(context.poll(false).unwrap());
-            assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
-            assert!(context.poll(false).unwrap());
-            assert_eq!(*order.lock().unwrap(), [0, 1, 2, 10, 11, 12]);
-            assert!(!context.poll(false).unwrap());
-        })
-        .unwrap();
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        context
+            .enter_home(|| {
+                for i in 0..3 {
+                    let (order, again) = (Arc::clone(&order), context.clone());
+                    context.schedule_oneshot("outer", move || {
+                        order.lock().unwrap().push(i);
+                        let order = Arc::clone(&order);
+                        again.schedule_oneshot("inner", move || order.lock().unwrap().push(i + 10));
+                    });
+                }
+                assert!(context.poll(false).unwrap());
+                assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
+                assert!(context.poll(false).unwrap());
+                assert_eq!(*order.lock().unwrap(), [0, 1, 2, 10, 11, 12]);
+                assert!(!context.poll(false).unwrap());
+            })
+            .unwrap();
+    }
 }
 
 // SPEC B2, B5
@@ -298,23 +300,25 @@ fn timers_run_in_deadline_order_and_not_early() {
 // SPEC N1
 #[test]
 fn notify_makes_a_blocked_poll_return() {
-    let context = AioContext::new().unwrap();
-    let other = context.clone();
-    let (tx, rx) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        other
-            .enter_home(|| {
-                tx.send(()).unwrap();
-                assert!(
-                    !other.poll(true).unwrap(),
-                    "its own notifier is no progress"
-                );
-            })
-            .unwrap();
-    });
-    rx.recv().unwrap();
-    context.notify();
-    thread.join().unwrap();
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        let other = context.clone();
+        let (tx, rx) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            other
+                .enter_home(|| {
+                    tx.send(()).unwrap();
+                    assert!(
+                        !other.poll(true).unwrap(),
+                        "its own notifier is no progress"
+                    );
+                })
+                .unwrap();
+        });
+        rx.recv().unwrap();
+        context.notify();
+        thread.join().unwrap();
+    }
 }
 
 // SPEC C0, C3
