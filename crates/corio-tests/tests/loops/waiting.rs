@@ -1,14 +1,13 @@
 //! Waiting by turning a loop, from the home thread and from the main thread (SPEC A4, W1, W2).
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError, mpsc};
 
 use corio::context::{MonitorChoice, kick};
 use corio::{AioContext, IoThread};
 
-use super::{beside_each_monitor, on_each_monitor};
+use super::{beside_each_monitor, on_each_monitor, panic_of};
 
 /// Runs a test in the main thread. There is one main context, and its tests take turns.
 fn in_main<R>(test: impl FnOnce(&AioContext) -> R) -> R {
@@ -16,17 +15,6 @@ fn in_main<R>(test: impl FnOnce(&AioContext) -> R) -> R {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let main = AioContext::init_main().unwrap();
     main.enter_home(|| test(&main)).unwrap()
-}
-
-/// What a panic says.
-fn panic_of<R>(f: impl FnOnce() -> R) -> String {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(f)) else {
-        panic!("it did not panic");
-    };
-    match payload.downcast::<String>() {
-        Ok(text) => *text,
-        Err(payload) => payload.downcast_ref::<&str>().unwrap().to_string(),
-    }
 }
 
 // SPEC A4
