@@ -4,10 +4,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use corio::context::MonitorChoice;
 use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError};
+
+use super::leaks::Log;
 
 /// Runs a test on each monitor.
 fn on_each_monitor(test: impl Fn(&IoThread)) {
@@ -127,6 +130,25 @@ fn a_panic_reaches_whoever_joins() {
             1,
             "the loop goes on"
         );
+    });
+}
+
+// SPEC A3: of a bottom half, which nobody joins.
+#[test]
+fn an_io_thread_reports_a_callbacks_panic_and_goes_on() {
+    on_each_monitor(|io| {
+        let log = Log::default();
+        let theirs = log.clone();
+        let listen = move || std::mem::forget(tracing::subscriber::set_default(theirs));
+        io.context().run_in_bottom_half("listen", listen).unwrap();
+        let fails = || panic!("expected by the test");
+        io.context().schedule_oneshot("fails", fails);
+        let next = || thread::current().name().map(str::to_owned);
+        let ran = io.context().run_in_bottom_half("next", next).unwrap();
+        assert_eq!(ran.as_deref(), Some("io"));
+        let lines = std::mem::take(&mut *log.lines.lock().unwrap());
+        let expected = "a callback panicked; the loop goes on without what it was doing";
+        assert_eq!(lines, [expected]);
     });
 }
 
