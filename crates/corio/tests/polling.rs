@@ -261,10 +261,9 @@ fn cpu_time() -> Duration {
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap())
 }
 
-// SPEC P7
+// SPEC P7: over 5 s on one monitor, over one on each of the others.
 #[test]
 fn a_budget_of_10_percent_holds() {
-    const TIME: Duration = Duration::from_millis(1000);
     let params = PollParams {
         max_ns: 1_000_000,
         grow: 1000,
@@ -275,6 +274,10 @@ fn a_budget_of_10_percent_holds() {
         return;
     };
     on_each_monitor(params, |context| {
+        let time = match context.monitor().unwrap().kind {
+            MonitorKind::Epoll => Duration::from_secs(5),
+            _ => Duration::from_secs(1),
+        };
         let device = Device::new(context, Duration::from_micros(500), cores);
         // Requests, and the CPU time that they took.
         let measure = |params: PollParams, time: Duration| {
@@ -293,22 +296,32 @@ fn a_budget_of_10_percent_holds() {
             );
             (requests, cpu)
         };
-        let (unpolled, unpolled_cpu) = measure(
-            PollParams {
-                max_ns: 0,
-                ..params
-            },
-            TIME / 4,
-        );
-        let wasted_before = device.handler.poll_stats().wasted_ns;
-        let (polled, cpu) = measure(params, TIME);
-        let wasted_ns = device.handler.poll_stats().wasted_ns - wasted_before;
-        // A tenth of the time and of a window, and half more than the requests take by themselves.
-        let own = unpolled_cpu * polled / unpolled.max(1);
-        let limit = TIME / 10 + Duration::from_millis(20) + own * 3 / 2;
-        assert!(cpu <= limit, "{cpu:?} of {TIME:?}, {own:?} without polling");
-        assert!(wasted_ns <= 111_000_000, "{wasted_ns}");
-        assert!(wasted_ns > 0, "it has not polled at all");
+        let off = PollParams {
+            max_ns: 0,
+            ..params
+        };
+        // What a request takes by itself, which depends on what else the machine does.
+        let by_itself = || {
+            let (requests, cpu) = measure(off, Duration::from_millis(250));
+            cpu / requests.max(1)
+        };
+        in_one_of(3, || {
+            let earlier = by_itself();
+            let wasted_before = device.handler.poll_stats().wasted_ns;
+            let (polled, cpu) = measure(params, time);
+            let wasted_ns = device.handler.poll_stats().wasted_ns - wasted_before;
+            let wasted = Duration::from_nanos(wasted_ns);
+            let share = time / 10 + Duration::from_millis(11); // A window's share, and one round.
+            assert!(wasted <= share, "{wasted:?} of {time:?}");
+            assert!(wasted_ns > 0, "it has not polled at all");
+            // A tenth of the time and of a window, and half more than the requests take.
+            let own = earlier.max(by_itself()) * polled;
+            let limit = time / 10 + Duration::from_millis(20) + own * 3 / 2;
+            if cpu > limit {
+                return Err(format!("{cpu:?} of {time:?}, {own:?} without polling"));
+            }
+            Ok(())
+        });
     });
 }
 

@@ -1,10 +1,14 @@
-//! What waiting for one another allocates once it is warm: nothing.
+//! What waiting for one another allocates once it is warm, and scheduling a bottom half ever:
+//! nothing.
 
 #![allow(unsafe_code)] // An allocator that counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use corio::AioContext;
 use corio::sync::{Event, OneOf, Semaphore, channel, select};
@@ -109,4 +113,41 @@ fn waiting_for_one_of_several_allocates_nothing() {
         },
     );
     assert_eq!(allocated, 0);
+}
+
+// SPEC B1
+#[test]
+fn scheduling_a_bottom_half_allocates_nothing() {
+    let context = AioContext::new().unwrap();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&ran);
+    let half = context.bottom_half("counts", move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    // Schedules that often, and waits for each by `wait`; what the schedules have allocated.
+    let schedules = |wait: &dyn Fn()| {
+        let mut allocated = 0;
+        for _ in 0..ROUNDS {
+            let (seen, before) = (ran.load(Ordering::Relaxed), ALLOCATIONS.get());
+            half.schedule();
+            allocated += ALLOCATIONS.get() - before;
+            while ran.load(Ordering::Relaxed) == seen {
+                wait();
+            }
+        }
+        allocated
+    };
+    let turn = || _ = context.poll(true).unwrap();
+    let home = || {
+        assert_eq!(schedules(&turn), 0, "at home");
+        let allocated = thread::scope(|scope| {
+            let other = scope.spawn(|| schedules(&thread::yield_now));
+            while ran.load(Ordering::Relaxed) < 2 * ROUNDS {
+                turn();
+            }
+            other.join().unwrap()
+        });
+        assert_eq!(allocated, 0, "elsewhere");
+    };
+    context.enter_home(home).unwrap();
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use corio::AioContext;
-use corio::context::{Embedded, Interest, MonitorChoice};
+use corio::context::{Embedded, Interest, MonitorChoice, PollParams};
 use corio::engine::{EngineChoice, EngineKind};
 use corio::fs::File;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -565,6 +565,47 @@ fn io_uring_monitoring_is_refused_in_a_foreign_loop() {
         context.poll(false).unwrap(); // It goes on as it was.
     };
     context.enter_home(test).unwrap();
+}
+
+// SPEC G2: before and after it, the loop's own turns ask the same handler.
+#[test]
+fn polling_is_off_in_a_foreign_loop() {
+    in_each_loop(|context, drive| {
+        context.set_poll_params(PollParams::IO_THREAD).unwrap();
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (got, asked) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (ours, seen, count) = (Rc::new(ours), Rc::clone(&got), Rc::clone(&asked));
+        let reading = Rc::clone(&ours);
+        let local = context.local().unwrap();
+        let callback = move |_| {
+            (&*reading).read_exact(&mut [0]).unwrap();
+            seen.set(seen.get() + 1);
+        };
+        let handler = local.add_handler(ours, Interest::READ, callback).unwrap();
+        let poll = move || {
+            count.set(count.get() + 1);
+            false
+        };
+        handler.set_poll(poll, || ());
+        let mut event = || {
+            theirs.write_all(b"x").unwrap();
+            got.get() + 1
+        };
+        for _ in 0..2 {
+            let before = asked.get();
+            while asked.get() == before {
+                event();
+                context.poll(true).unwrap();
+            }
+            let before = asked.get();
+            for _ in 0..5 {
+                let expected = event();
+                drive(&|| got.get() >= expected);
+            }
+            assert!(handler.poll_stats().is_polled, "it would be asked");
+            assert_eq!(asked.get(), before);
+        }
+    });
 }
 
 // SPEC G3

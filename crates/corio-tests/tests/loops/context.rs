@@ -15,13 +15,7 @@ use std::time::{Duration, Instant};
 use corio::AioContext;
 use corio::context::{Handler, Interest, MonitorChoice, MonitorKind, Readiness};
 
-/// Runs a test in a home of each monitor.
-fn on_each_monitor(test: impl Fn(&AioContext)) {
-    for monitor in MonitorChoice::ALL {
-        let context = AioContext::builder().monitor(monitor).build().unwrap();
-        context.enter_home(|| test(&context)).unwrap();
-    }
-}
+use super::on_each_monitor;
 
 /// Turns the loop until `done`, for at most 5 s.
 fn turn_until(context: &AioContext, done: impl Fn() -> bool) {

@@ -9,27 +9,12 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use corio::context::{Interest, MonitorChoice, RemoteHandler};
+use corio::context::{Interest, RemoteHandler};
 use corio::{AioContext, IoThread};
 
-const MONITORS: [MonitorChoice; 3] = MonitorChoice::ALL;
+use super::{beside_each_monitor, with_each_monitor};
+
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Runs a test with a context of each monitor, which has no home yet.
-fn on_each_monitor(test: impl Fn(AioContext)) {
-    for monitor in MONITORS {
-        test(AioContext::builder().monitor(monitor).build().unwrap());
-    }
-}
-
-/// Runs a test beside a loop of each monitor.
-fn beside_each_monitor(test: impl Fn(&IoThread)) {
-    for monitor in MONITORS {
-        let io = IoThread::builder().monitor(monitor).spawn().unwrap();
-        test(&io);
-        io.join();
-    }
-}
 
 /// Turns the loop until `done`, for at most 5 s.
 fn turn_until(context: &AioContext, done: impl Fn() -> bool) {
@@ -111,7 +96,7 @@ fn another_thread_adds_changes_and_removes() {
 // SPEC H1
 #[test]
 fn it_waits_for_a_home_and_outlives_each() {
-    on_each_monitor(|context| {
+    with_each_monitor(|context| {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let (handler, calls) = counting(&context, ours, Interest::READ);
         theirs.write_all(b"x").unwrap();
@@ -157,7 +142,7 @@ fn one_that_is_removed_before_the_home_saw_it_is_never_called() {
 // SPEC H3: both are ready in the same turn, and whichever runs first removes the other.
 #[test]
 fn one_that_is_removed_by_another_in_the_same_turn_is_not_called() {
-    on_each_monitor(|context| {
+    with_each_monitor(|context| {
         let both: Arc<Mutex<Vec<RemoteHandler>>> = Arc::default();
         let calls = Arc::new(AtomicUsize::new(0));
         let mut peers = Vec::new();
@@ -193,7 +178,7 @@ fn one_that_is_removed_by_another_in_the_same_turn_is_not_called() {
 // while it is on the stack.
 #[test]
 fn a_callback_adds_one_and_a_nested_poll_runs_it() {
-    on_each_monitor(|context| {
+    with_each_monitor(|context| {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"x").unwrap();
         let slot: Arc<Mutex<Option<RemoteHandler>>> = Arc::default();
@@ -307,7 +292,7 @@ fn what_many_threads_change_at_once_ends_as_the_last_one_wants() {
 // SPEC A3: it owns itself and, by its context, is nobody's any more.
 #[test]
 fn a_context_that_ends_drops_what_waits() {
-    on_each_monitor(|context| {
+    with_each_monitor(|context| {
         let ((ours, mut theirs), (tx, rx)) = (UnixStream::pair().unwrap(), mpsc::channel());
         let own: Arc<Mutex<Option<RemoteHandler>>> = Arc::default();
         let (slot, tells) = (Arc::clone(&own), Tells(tx));
@@ -327,7 +312,7 @@ fn a_context_that_ends_drops_what_waits() {
 // SPEC A3: a callback that panics reaches poll's caller, and is called again.
 #[test]
 fn a_panic_leaves_it_watched() {
-    on_each_monitor(|context| {
+    with_each_monitor(|context| {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"x").unwrap();
         let _handler = context.add_handler(ours, Interest::READ, |_| {

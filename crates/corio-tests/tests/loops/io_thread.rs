@@ -1,12 +1,21 @@
 //! IoThreads from outside: their thread, their parameters, their processors; and the guard against
 //! re-entrancy (SPEC I1, I3, B9).
 
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
-use corio::context::{MonitorChoice, ReentrancyGuard};
+use corio::context::{MonitorChoice, MonitorKind, ReentrancyGuard};
+use corio::engine::{EngineChoice, EngineKind};
+use corio::fs::File;
+use corio::net::UnixStream;
 use corio::{AioContext, Error, IoThread};
+
+use super::{beside_each_monitor, on_each_monitor};
 
 /// A line of the calling thread's status.
 fn status(key: &str) -> String {
@@ -37,22 +46,48 @@ fn its_thread_has_its_name_and_blocks_all_signals_but_faults() {
     }
 }
 
+/// Runs the test of this name in a program of its own. True: this is that program.
+fn is_alone(name: &str) -> bool {
+    const INSIDE: &str = "CORIO_TEST_ALONE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().unwrap();
+    let mut command = std::process::Command::new(program);
+    command
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let passed = output.status.success() && said.contains("1 passed");
+    assert!(passed, "{output:?}");
+    false
+}
+
+// SPEC I1, M4
+#[test]
+fn its_thread_waits_without_slack_and_not_for_whole_milliseconds() {
+    beside_each_monitor(|io| {
+        let slack = || rustix::thread::current_timer_slack().unwrap();
+        assert_eq!(io.context().run_in_bottom_half("slack", slack).unwrap(), 1);
+        let time = Duration::from_micros(100);
+        let sleep = move || {
+            let began = Instant::now();
+            corio::time::sleep(time);
+            began.elapsed()
+        };
+        let sleeps = (0..20).map(|_| io.context().spawn(sleep).join().unwrap());
+        let shortest = sleeps.min().unwrap();
+        assert!(shortest >= time, "{shortest:?}");
+        assert!(shortest < Duration::from_millis(1), "{shortest:?}");
+    });
+}
+
 // SPEC I1: what the runtime opens is not handed to programs that are started meanwhile.
 #[test]
 fn its_descriptors_are_closed_on_exec() {
-    // In a program of its own, as other tests open what they like.
-    const INSIDE: &str = "CORIO_TEST_CLOEXEC";
-    let name = "io_thread::its_descriptors_are_closed_on_exec";
-    if std::env::var_os(INSIDE).is_none() {
-        let program = std::env::current_exe().unwrap();
-        let mut command = std::process::Command::new(program);
-        command
-            .args(["--exact", name, "--nocapture"])
-            .env(INSIDE, "1");
-        let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let passed = output.status.success() && said.contains("1 passed");
-        assert!(passed, "{output:?}");
+    // As other tests open what they like.
+    if !is_alone("io_thread::its_descriptors_are_closed_on_exec") {
         return;
     }
     let descriptors = || {
@@ -69,10 +104,8 @@ fn its_descriptors_are_closed_on_exec() {
         links.map(number).collect::<std::collections::BTreeSet<_>>()
     };
     let before = descriptors();
-    let threads: Vec<_> = [MonitorChoice::Epoll, MonitorChoice::IoUring]
-        .into_iter()
-        .map(|monitor| IoThread::builder().monitor(monitor).spawn().unwrap())
-        .collect();
+    let threads =
+        MonitorChoice::ALL.map(|monitor| IoThread::builder().monitor(monitor).spawn().unwrap());
     for io in &threads {
         // The ring, and a foreign loop's timerfd where there can be one.
         let opens = || {
@@ -94,7 +127,54 @@ fn its_descriptors_are_closed_on_exec() {
         assert_ne!(flags & libc::O_CLOEXEC, 0, "{fd}: {info}");
         seen += 1;
     }
-    assert!(seen >= 4, "two eventfds and two monitors at least: {seen}");
+    assert!(
+        seen >= 5,
+        "three eventfds and two monitors at least: {seen}"
+    );
+}
+
+// SPEC M5: descriptors and disk I/O share one.
+#[test]
+fn a_context_has_one_ring() {
+    let rings = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
+        let is_ring = |target: &PathBuf| target.as_os_str() == "anon_inode:[io_uring]";
+        targets.filter(is_ring).count()
+    };
+    let spawn = || {
+        let builder = IoThread::builder().monitor(MonitorChoice::IoUring);
+        builder.engine(EngineChoice::IoUring).spawn().unwrap()
+    };
+    let io = spawn();
+    let info = io.context().monitor().unwrap();
+    if info.kind != MonitorKind::IoUring {
+        println!("SKIPPED: one ring a context: {}", info.reason);
+        return;
+    }
+    if !is_alone("io_thread::a_context_has_one_ring") {
+        return;
+    }
+    assert_eq!(rings(), 1, "of the monitor");
+    let io_on_both = || {
+        let file = File::from(OwnedFd::from(tempfile::tempfile().unwrap()));
+        file.write_all_at(b"ring", 0).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let sends = corio::spawn_local(move || (&theirs).write_all(b"ring").unwrap());
+        (&ours).read_exact(&mut [0; 4]).unwrap(); // It waits for the descriptor.
+        sends.join().unwrap();
+    };
+    io.context().spawn(io_on_both).join().unwrap();
+    let engine = io.context().engine().unwrap();
+    assert_eq!(engine.kind, EngineKind::IoUring, "{engine:?}");
+    assert_eq!(rings(), 1, "of the monitor and of disk I/O");
+    let other = spawn();
+    other.context().spawn(io_on_both).join().unwrap();
+    assert_eq!(rings(), 2);
+    io.join();
+    assert_eq!(rings(), 1);
+    other.join();
+    assert_eq!(rings(), 0);
 }
 
 // SPEC I3
@@ -174,28 +254,29 @@ impl Room {
 // SPEC I1, E3: changed from another thread, while jobs run.
 #[test]
 fn the_number_of_worker_threads_follows_its_limits_at_once() {
-    let io = IoThread::builder().spawn().unwrap();
-    let context = io.context();
-    context.set_worker_limits(0, 2).unwrap();
-    let room = Arc::new(Room::default());
-    let jobs: Vec<_> = (0..5)
-        .map(|_| {
-            let room = Arc::clone(&room);
-            context.spawn(move || corio::engine::unblock(|| room.stay()).unwrap())
-        })
-        .collect();
-    room.wait_for(2);
-    // All five are queued by now: they were spawned before this.
-    context.spawn(|| ()).join().unwrap();
-    assert_eq!(room.inside(), 2, "no more than two at once");
-    context.set_worker_limits(1, 4).unwrap();
-    room.wait_for(4);
-    assert_eq!(context.worker_limits().unwrap(), (1, 4));
-    room.open();
-    for job in jobs {
-        job.join().unwrap();
-    }
-    assert_eq!(room.inside(), 5);
+    beside_each_monitor(|io| {
+        let context = io.context();
+        context.set_worker_limits(0, 2).unwrap();
+        let room = Arc::new(Room::default());
+        let jobs: Vec<_> = (0..5)
+            .map(|_| {
+                let room = Arc::clone(&room);
+                context.spawn(move || corio::engine::unblock(|| room.stay()).unwrap())
+            })
+            .collect();
+        room.wait_for(2);
+        // All five are queued by now: they were spawned before this.
+        context.spawn(|| ()).join().unwrap();
+        assert_eq!(room.inside(), 2, "no more than two at once");
+        context.set_worker_limits(1, 4).unwrap();
+        room.wait_for(4);
+        assert_eq!(context.worker_limits().unwrap(), (1, 4));
+        room.open();
+        for job in jobs {
+            job.join().unwrap();
+        }
+        assert_eq!(room.inside(), 5);
+    });
 }
 
 // SPEC I1
@@ -228,8 +309,7 @@ fn parameters_out_of_range_are_refused_and_change_nothing() {
 // SPEC B9
 #[test]
 fn a_bottom_half_of_an_engaged_device_is_reported_and_runs() {
-    let context = AioContext::new().unwrap();
-    let test = || {
+    on_each_monitor(|context| {
         let (disk, other) = (ReentrancyGuard::new("disk"), ReentrancyGuard::new("other"));
         let runs = Arc::new(AtomicUsize::new(0));
         let make = |device: &ReentrancyGuard| {
@@ -254,20 +334,17 @@ fn a_bottom_half_of_an_engaged_device_is_reported_and_runs() {
         assert_eq!((disk.reports(), other.reports()), (1, 0));
         assert!(!disk.is_engaged() && !other.is_engaged());
         assert_eq!(runs.load(Ordering::Relaxed), 4);
-    };
-    context.enter_home(test).unwrap();
+    });
 }
 
 // SPEC B9, A3
 #[test]
 fn a_bottom_half_that_panics_disengages_its_device() {
-    let context = AioContext::new().unwrap();
-    let test = || {
+    on_each_monitor(|context| {
         let disk = ReentrancyGuard::new("disk");
         let fails = context.guarded_bottom_half("fails", &disk, || panic!("this one fails"));
         fails.schedule();
         catch_unwind(AssertUnwindSafe(|| context.poll(true))).unwrap_err();
         assert!(!disk.is_engaged());
-    };
-    context.enter_home(test).unwrap();
+    });
 }

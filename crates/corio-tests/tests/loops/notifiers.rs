@@ -12,15 +12,9 @@ use corio::AioContext;
 use corio::context::{EventNotifier, Interest, MonitorChoice, MonitorKind};
 use rustix::event::{EventfdFlags, eventfd};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+use super::on_each_monitor;
 
-/// Runs a test at home in a context of each monitor.
-fn on_each_monitor(test: impl Fn(&AioContext)) {
-    for monitor in MonitorChoice::ALL {
-        let context = AioContext::builder().monitor(monitor).build().unwrap();
-        context.enter_home(|| test(&context)).unwrap();
-    }
-}
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn notifier() -> Arc<EventNotifier> {
     Arc::new(EventNotifier::new().unwrap())

@@ -1,20 +1,13 @@
 //! Waiting by turning a loop, from the home thread and from the main thread (SPEC A4, W1, W2).
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError, mpsc};
 
 use corio::context::{MonitorChoice, kick};
 use corio::{AioContext, IoThread};
 
-/// Runs a test in a home of each monitor.
-fn on_each_monitor(test: impl Fn(&AioContext)) {
-    for monitor in [MonitorChoice::Epoll, MonitorChoice::IoUring] {
-        let context = AioContext::builder().monitor(monitor).build().unwrap();
-        context.enter_home(|| test(&context)).unwrap();
-    }
-}
+use super::{beside_each_monitor, on_each_monitor, panic_of};
 
 /// Runs a test in the main thread. There is one main context, and its tests take turns.
 fn in_main<R>(test: impl FnOnce(&AioContext) -> R) -> R {
@@ -22,17 +15,6 @@ fn in_main<R>(test: impl FnOnce(&AioContext) -> R) -> R {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let main = AioContext::init_main().unwrap();
     main.enter_home(|| test(&main)).unwrap()
-}
-
-/// What a panic says.
-fn panic_of<R>(f: impl FnOnce() -> R) -> String {
-    let Err(payload) = catch_unwind(AssertUnwindSafe(f)) else {
-        panic!("it did not panic");
-    };
-    match payload.downcast::<String>() {
-        Ok(text) => *text,
-        Err(payload) => payload.downcast_ref::<&str>().unwrap().to_string(),
-    }
 }
 
 // SPEC A4
@@ -104,26 +86,24 @@ fn a_kick_makes_a_waiter_look_again() {
 fn a_kick_reaches_all_waiters() {
     let busy = Arc::new(AtomicBool::new(true));
     let waiting = Arc::new(Barrier::new(4));
-    let threads: Vec<_> = (0..3)
-        .map(|_| {
-            let (busy, waiting) = (Arc::clone(&busy), Arc::clone(&waiting));
-            std::thread::spawn(move || {
-                let context = AioContext::new().unwrap();
-                let looked = Cell::new(0);
-                let wait = || {
-                    context.wait_while(|| {
-                        looked.set(looked.get() + 1);
-                        if looked.get() == 2 {
-                            waiting.wait(); // Counted as a waiter by now.
-                        }
-                        busy.load(Ordering::Acquire)
-                    })
-                };
-                context.enter_home(wait).unwrap().unwrap();
-                looked.get()
-            })
+    let threads = MonitorChoice::ALL.map(|monitor| {
+        let (busy, waiting) = (Arc::clone(&busy), Arc::clone(&waiting));
+        std::thread::spawn(move || {
+            let context = AioContext::builder().monitor(monitor).build().unwrap();
+            let looked = Cell::new(0);
+            let wait = || {
+                context.wait_while(|| {
+                    looked.set(looked.get() + 1);
+                    if looked.get() == 2 {
+                        waiting.wait(); // Counted as a waiter by now.
+                    }
+                    busy.load(Ordering::Acquire)
+                })
+            };
+            context.enter_home(wait).unwrap().unwrap();
+            looked.get()
         })
-        .collect();
+    });
     waiting.wait();
     busy.store(false, Ordering::Release);
     kick();
@@ -212,11 +192,12 @@ fn a_bottom_half_is_run_in_its_context_and_waited_for() {
 // SPEC W2, A3
 #[test]
 fn a_bottom_halfs_panic_reaches_who_waits_and_not_the_loop() {
-    let io = IoThread::builder().spawn().unwrap();
-    let fail = || panic!("this one fails");
-    let text = panic_of(|| io.context().run_in_bottom_half("fail", fail));
-    assert_eq!(text, "this one fails");
-    assert_eq!(io.context().run_in_bottom_half("next", || 7).unwrap(), 7);
+    beside_each_monitor(|io| {
+        let fail = || panic!("this one fails");
+        let text = panic_of(|| io.context().run_in_bottom_half("fail", fail));
+        assert_eq!(text, "this one fails");
+        assert_eq!(io.context().run_in_bottom_half("next", || 7).unwrap(), 7);
+    });
 }
 
 // SPEC W2

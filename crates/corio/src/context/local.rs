@@ -737,6 +737,26 @@ mod tests {
         context.enter_home(test).unwrap();
     }
 
+    // SPEC A1
+    #[test]
+    fn at_most_61_turns_skip_the_look() {
+        let context = AioContext::new().unwrap();
+        let test = || {
+            let local = Local::current().unwrap();
+            let in_time = |_: &u32| {
+                local.last_look.set(Moment::now());
+                local.skips_look()
+            };
+            // Fewer if this thread was not let run between the two.
+            let runs = (0..20).map(|_| {
+                local.skipped_turns.set(0);
+                (0..1000).take_while(in_time).count()
+            });
+            assert_eq!(runs.max(), Some(61));
+        };
+        context.enter_home(test).unwrap();
+    }
+
     #[allow(unsafe_code)] // A descriptor that is refused.
     // SPEC H1: a refusal is a refusal the second time, too.
     #[test]

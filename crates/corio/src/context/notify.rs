@@ -225,6 +225,7 @@ mod loom_tests {
     struct Model {
         state: NotifyState,
         work: Flag,
+        other_work: Flag,
         eventfd: Mutex<bool>,
         readable: Condvar,
     }
@@ -234,6 +235,7 @@ mod loom_tests {
             Arc::new(Self {
                 state: NotifyState::new(),
                 work: Flag::new(false),
+                other_work: Flag::new(false),
                 eventfd: Mutex::new(false),
                 readable: Condvar::new(),
             })
@@ -381,6 +383,48 @@ mod loom_tests {
     #[test]
     fn loom_notify_again_is_not_skipped() {
         model::check(3, again);
+    }
+
+    /// Two notifiers, each with work of its own: whichever's notification is taken, no poll blocks
+    /// while there is work of the other.
+    fn two() {
+        // As in `again`.
+        let model = core::mem::ManuallyDrop::new(Model::new());
+        let both = [&model.work, &model.other_work];
+        let other = |published: fn(&Model) -> &Flag| {
+            let model = Arc::clone(&*model);
+            loom::thread::spawn(move || {
+                published(&model).store(true, Ordering::Relaxed);
+                if model.state.notify() {
+                    model.write_eventfd();
+                }
+            })
+        };
+        let notifiers = [other(|model| &model.work), other(|model| &model.other_work)];
+        let mut taken = 0;
+        while taken < 2 {
+            model.state.begin_wait();
+            let has_work = both.iter().any(|work| work.load(Ordering::Relaxed));
+            if !model.state.is_notified() && !has_work {
+                model.wait_and_read_eventfd();
+            }
+            model.state.end_wait();
+            model.state.accept();
+            for work in both {
+                if work.load(Ordering::Relaxed) {
+                    work.store(false, Ordering::Relaxed);
+                    taken += 1;
+                }
+            }
+        }
+        notifiers.into_iter().for_each(|it| it.join().unwrap());
+        drop(core::mem::ManuallyDrop::into_inner(model));
+    }
+
+    // SPEC L7, N1, N4
+    #[test]
+    fn loom_notify_of_two_neither_is_lost() {
+        model::check(3, two);
     }
 
     /// One notification ends at most two waits: by the flag, and by the eventfd that was written

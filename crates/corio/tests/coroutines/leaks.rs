@@ -53,8 +53,8 @@ fn logged(f: impl FnOnce()) -> Vec<String> {
 
 /// A subscriber that keeps errors, and panics after each if it shall.
 #[derive(Clone, Default)]
-struct Log {
-    lines: Arc<Mutex<Vec<String>>>,
+pub(super) struct Log {
+    pub(super) lines: Arc<Mutex<Vec<String>>>,
     panics: bool,
 }
 

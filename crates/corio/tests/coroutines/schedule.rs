@@ -4,10 +4,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use corio::context::MonitorChoice;
 use corio::{AioContext, CoWaker, Coroutine, IoThread, JoinError};
+
+use super::leaks::Log;
 
 /// Runs a test on each monitor.
 fn on_each_monitor(test: impl Fn(&IoThread)) {
@@ -130,6 +133,25 @@ fn a_panic_reaches_whoever_joins() {
     });
 }
 
+// SPEC A3: of a bottom half, which nobody joins.
+#[test]
+fn an_io_thread_reports_a_callbacks_panic_and_goes_on() {
+    on_each_monitor(|io| {
+        let log = Log::default();
+        let theirs = log.clone();
+        let listen = move || std::mem::forget(tracing::subscriber::set_default(theirs));
+        io.context().run_in_bottom_half("listen", listen).unwrap();
+        let fails = || panic!("expected by the test");
+        io.context().schedule_oneshot("fails", fails);
+        let next = || thread::current().name().map(str::to_owned);
+        let ran = io.context().run_in_bottom_half("next", next).unwrap();
+        assert_eq!(ran.as_deref(), Some("io"));
+        let lines = std::mem::take(&mut *log.lines.lock().unwrap());
+        let expected = "a callback panicked; the loop goes on without what it was doing";
+        assert_eq!(lines, [expected]);
+    });
+}
+
 // SPEC A1, C0, C12
 #[test]
 fn ending_a_home_unwinds_what_is_parked() {
@@ -220,25 +242,27 @@ fn a_chain_of_a_million_wakes_does_not_recurse() {
 // SPEC B3, B6, B7
 #[test]
 fn bottom_halves_run_in_the_order_scheduled_and_new_ones_wait_for_the_next_turn() {
-    let context = AioContext::new().unwrap();
-    let order = Arc::new(Mutex::new(Vec::new()));
-    context
-        .enter_home(|| {
-            for i in 0..3 {
-                let (order, again) = (Arc::clone(&order), context.clone());
-                context.schedule_oneshot("outer", move || {
-                    order.lock().unwrap().push(i);
-                    let order = Arc::clone(&order);
-                    again.schedule_oneshot("inner", move || order.lock().unwrap().push(i + 10));
-                });
-            }
-            assert!(context.poll(false).unwrap());
-            assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
-            assert!(context.poll(false).unwrap());
-            assert_eq!(*order.lock().unwrap(), [0, 1, 2, 10, 11, 12]);
-            assert!(!context.poll(false).unwrap());
-        })
-        .unwrap();
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        context
+            .enter_home(|| {
+                for i in 0..3 {
+                    let (order, again) = (Arc::clone(&order), context.clone());
+                    context.schedule_oneshot("outer", move || {
+                        order.lock().unwrap().push(i);
+                        let order = Arc::clone(&order);
+                        again.schedule_oneshot("inner", move || order.lock().unwrap().push(i + 10));
+                    });
+                }
+                assert!(context.poll(false).unwrap());
+                assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
+                assert!(context.poll(false).unwrap());
+                assert_eq!(*order.lock().unwrap(), [0, 1, 2, 10, 11, 12]);
+                assert!(!context.poll(false).unwrap());
+            })
+            .unwrap();
+    }
 }
 
 // SPEC B2, B5
@@ -298,23 +322,25 @@ fn timers_run_in_deadline_order_and_not_early() {
 // SPEC N1
 #[test]
 fn notify_makes_a_blocked_poll_return() {
-    let context = AioContext::new().unwrap();
-    let other = context.clone();
-    let (tx, rx) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        other
-            .enter_home(|| {
-                tx.send(()).unwrap();
-                assert!(
-                    !other.poll(true).unwrap(),
-                    "its own notifier is no progress"
-                );
-            })
-            .unwrap();
-    });
-    rx.recv().unwrap();
-    context.notify();
-    thread.join().unwrap();
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder().monitor(monitor).build().unwrap();
+        let other = context.clone();
+        let (tx, rx) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            other
+                .enter_home(|| {
+                    tx.send(()).unwrap();
+                    assert!(
+                        !other.poll(true).unwrap(),
+                        "its own notifier is no progress"
+                    );
+                })
+                .unwrap();
+        });
+        rx.recv().unwrap();
+        context.notify();
+        thread.join().unwrap();
+    }
 }
 
 // SPEC C0, C3

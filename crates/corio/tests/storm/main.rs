@@ -5,10 +5,12 @@
 //!
 //! Every write is accounted for: whenever the storm pauses, each descriptor that is watched has
 //! been read as often as it was written, and of one that was closed the rest is read by who closes
-//! it. No callback comes after its handler's removal. In the end nothing is left.
+//! it; and each thread's own bottom half has run since it was scheduled last. No callback comes
+//! after its handler's removal. In the end nothing is left.
 //!
-//! The inputs follow from a seed, which is printed; `CORIO_STORM_SEED` sets it. `CORIO_SOAK=1`,
-//! which `cargo xtask soak` sets, makes it 60 s on each monitor.
+//! The inputs follow from a seed, which is printed; `CORIO_STORM_SEED` sets it. It takes 5 s for
+//! all three monitors together; `CORIO_SOAK=1`, which `cargo xtask soak` sets, makes it 60 s on
+//! each.
 
 #![allow(unsafe_code)] // A signal handler.
 
@@ -51,6 +53,13 @@ struct Slot {
     home: usize,
 }
 
+/// How often a thread has scheduled its own bottom half, and what that has seen of it.
+#[derive(Default)]
+struct Own {
+    scheduled: AtomicUsize,
+    seen: AtomicUsize,
+}
+
 /// What all threads share.
 struct Storm {
     contexts: Vec<AioContext>,
@@ -62,6 +71,7 @@ struct Storm {
     still: AtomicUsize,
     totals: Arc<channel::Totals>,
     oneshots: [AtomicUsize; 2],
+    own: [Own; THREADS],
     timers_ran: AtomicUsize,
     replaced: AtomicUsize,
     nested: AtomicUsize,
@@ -85,6 +95,7 @@ impl Storm {
             still: AtomicUsize::new(0),
             totals,
             oneshots: Default::default(),
+            own: Default::default(),
             timers_ran: AtomicUsize::new(0),
             replaced: AtomicUsize::new(0),
             nested: AtomicUsize::new(0),
@@ -189,8 +200,27 @@ impl Storm {
         });
     }
 
-    /// What one of the threads does until the storm is over.
-    fn blow(self: &Arc<Self>, mut random: Random, halves: &[BottomHalf], timers: &[Timer]) {
+    /// A thread's own bottom half, on the loop of its number.
+    fn own_half(self: &Arc<Self>, thread: usize) -> BottomHalf {
+        let storm = Arc::downgrade(self);
+        self.contexts[thread % LOOPS].bottom_half("a thread's own", move || {
+            if let Some(storm) = storm.upgrade() {
+                let own = &storm.own[thread];
+                let scheduled = own.scheduled.load(Ordering::SeqCst);
+                own.seen.store(scheduled, Ordering::SeqCst);
+            }
+        })
+    }
+
+    /// What the thread of this number does until the storm is over.
+    fn blow(
+        self: &Arc<Self>,
+        thread: usize,
+        mut random: Random,
+        halves: &[BottomHalf],
+        timers: &[Timer],
+    ) {
+        let own_half = self.own_half(thread);
         while !self.stop.load(Ordering::SeqCst) {
             if self.calm.load(Ordering::SeqCst) {
                 self.still.fetch_add(1, Ordering::SeqCst);
@@ -208,7 +238,11 @@ impl Storm {
                 }
                 20..23 => self.replace(number, &mut random),
                 23 => self.change(number, Interest::default()),
-                24..27 => halves[random.below(LOOPS)].schedule(),
+                24..26 => halves[random.below(LOOPS)].schedule(),
+                26 => {
+                    self.own[thread].scheduled.fetch_add(1, Ordering::SeqCst);
+                    own_half.schedule();
+                }
                 27 => self.oneshot(random.below(LOOPS)),
                 28 => halves[random.below(LOOPS)].schedule_idle(),
                 29 => drop(timers[random.below(timers.len())].cancel()),
@@ -253,6 +287,20 @@ impl Storm {
         self.await_that("a oneshot is lost", || {
             given.load(Ordering::SeqCst) == ran.load(Ordering::SeqCst)
         });
+        for own in &self.own {
+            self.await_that("a thread's last schedule is lost", || {
+                own.seen.load(Ordering::SeqCst) == own.scheduled.load(Ordering::SeqCst)
+            });
+        }
+    }
+}
+
+/// Has the threads end, also if what is waited for does not come.
+struct Stops<'a>(&'a Storm);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::SeqCst);
     }
 }
 
@@ -297,11 +345,12 @@ fn storm(monitor: MonitorChoice, seed: u64, duration: Duration) {
     let started = Instant::now();
     let mut pauses = 0;
     thread::scope(|scope| {
+        let _stops = Stops(&storm);
         let threads: Vec<_> = (0..THREADS)
-            .map(|_| {
+            .map(|number| {
                 let (storm, random) = (&storm, Random::new(random.next()));
                 let (halves, timers) = (&halves, &timers);
-                signal::spawn(scope, move || storm.blow(random, halves, timers))
+                signal::spawn(scope, move || storm.blow(number, random, halves, timers))
             })
             .collect();
         while started.elapsed() < duration {
@@ -317,7 +366,6 @@ fn storm(monitor: MonitorChoice, seed: u64, duration: Duration) {
             of_signals.check();
             pauses += 1;
         }
-        storm.stop.store(true, Ordering::SeqCst);
     });
     for timer in &timers {
         timer.cancel();
@@ -334,6 +382,8 @@ fn storm(monitor: MonitorChoice, seed: u64, duration: Duration) {
         storm.nested.load(Ordering::Relaxed),
     );
     let totals = Arc::clone(&storm.totals);
+    let scheduled = |own: &Own| own.scheduled.load(Ordering::SeqCst);
+    let own = storm.own.each_ref().map(scheduled);
     drop(storm);
     for io in loops {
         io.join();
@@ -348,6 +398,7 @@ fn storm(monitor: MonitorChoice, seed: u64, duration: Duration) {
             .sum::<usize>(),
     );
     assert!(timers_ran > 0 && nested > 0 && replaced > DESCRIPTORS);
+    assert!(own.iter().all(|&scheduled| scheduled > 0), "{own:?}");
 }
 
 // SPEC A3, B1, H1, H3, H5, M1, T4

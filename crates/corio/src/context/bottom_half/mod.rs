@@ -468,3 +468,35 @@ fn push(context: &AioContext, node: NonNull<Node>) -> bool {
     }
     halves.queue.give(node) && inner.notify.pushed()
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::AioContext;
+    use crate::context::Local;
+
+    // SPEC B4
+    #[test]
+    fn an_idle_one_limits_the_wait_to_10_ms_and_an_urgent_one_to_nothing() {
+        let context = AioContext::new().unwrap();
+        let half = context.bottom_half("half", || ());
+        let test = || {
+            let local = Local::current().unwrap();
+            let timer = context.timer(|| ());
+            assert_eq!(local.timeout_ns(), None);
+            half.schedule_idle();
+            assert_eq!(local.timeout_ns(), Some(10_000_000));
+            timer.arm_after(core::time::Duration::from_secs(3600));
+            assert_eq!(local.timeout_ns(), Some(10_000_000));
+            half.cancel();
+            context.poll(false).unwrap();
+            assert!(local.timeout_ns().unwrap() > 10_000_000, "the timer's");
+            std::thread::scope(|scope| _ = scope.spawn(|| half.schedule_idle()));
+            assert_eq!(local.timeout_ns(), Some(10_000_000), "another thread's");
+            half.schedule();
+            assert_eq!(local.timeout_ns(), Some(0));
+            context.poll(false).unwrap();
+            assert!(local.timeout_ns().unwrap() > 10_000_000, "it has run");
+        };
+        context.enter_home(test).unwrap();
+    }
+}

@@ -43,9 +43,9 @@ struct Around {
 pub(in super::super) struct PollState {
     callbacks: RefCell<Option<Rc<PollCallbacks>>>,
     around: RefCell<Option<Rc<Around>>>,
-    time: Cell<PollTime>,
+    pub(super) time: Cell<PollTime>,
     is_polled: Cell<bool>,
-    last_event_ns: Cell<u64>,
+    pub(super) last_event_ns: Cell<u64>,
     hits: Cell<u64>,
     wasted_ns: Cell<u64>,
 }

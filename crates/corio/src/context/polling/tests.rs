@@ -171,12 +171,12 @@ fn parameters_out_of_range_are_refused_by_name() {
     PollParams::default().check().unwrap();
 }
 
-/// A home on `monitor`, with a handler whose time is a second, polled by `poll`. Wakes, if it has
-/// to, by the other end of its descriptor.
+/// A home on `monitor`, with a handler whose time is a second, polled by `poll`, and the other end
+/// of its descriptor, by which it has its events.
 fn with_a_second(
     monitor: MonitorChoice,
     poll: impl Fn() -> bool + 'static,
-    test: impl FnOnce(&AioContext, &Handler<UnixStream>),
+    test: impl FnOnce(&AioContext, &Handler<UnixStream>, &UnixStream),
 ) {
     let context = AioContext::builder()
         .monitor(monitor)
@@ -214,7 +214,7 @@ fn with_a_second(
             context.poll(false).unwrap(); // One that was on its way.
         }
         is_ready.set(true);
-        test(&context, &handler);
+        test(&context, &handler, &theirs);
     };
     context.enter_home(home).unwrap();
 }
@@ -236,7 +236,7 @@ fn a_notification_ends_a_busy_poll_by_its_flag_alone() {
             }
             false
         };
-        with_a_second(monitor, poll, |context, _handler| {
+        with_a_second(monitor, poll, |context, _handler, _theirs| {
             asked.set(0);
             assert!(!context.poll(true).unwrap());
             assert_eq!(asked.get(), 4, "three rounds, and one after the end");
@@ -251,7 +251,7 @@ fn an_idle_handler_leaves_where_user_space_sees_its_descriptor() {
         with_a_second(
             monitor,
             || false,
-            |context, handler| {
+            |context, handler, _theirs| {
                 let local = Local::current().unwrap();
                 let state = handler.poll_stats();
                 assert!(state.is_polled);
@@ -270,5 +270,120 @@ fn an_idle_handler_leaves_where_user_space_sees_its_descriptor() {
                 }
             },
         );
+    }
+}
+
+/// As if the last event of all had been `ns` earlier.
+fn set_back(ns: u64) {
+    for entry in Local::current().unwrap().handlers.all() {
+        if let Some(state) = entry.poll.get() {
+            let last_ns = state.last_event_ns.get();
+            state.last_event_ns.set(last_ns.saturating_sub(ns));
+        }
+    }
+}
+
+// SPEC P3: by the turns themselves. On poll and epoll it would starve.
+#[test]
+fn an_idle_handler_is_gone_on_io_uring_until_its_next_event_and_polled_elsewhere() {
+    for monitor in MonitorChoice::ALL {
+        let asked = Rc::new(Cell::new(0));
+        let count = Rc::clone(&asked);
+        let poll = move || {
+            count.set(count.get() + 1);
+            false
+        };
+        with_a_second(monitor, poll, |context, handler, mut theirs| {
+            let limit = context.timer(|| ());
+            let turn = || {
+                limit.arm_after(core::time::Duration::from_millis(1));
+                context.poll(true).unwrap();
+            };
+            // Whether one of some turns, none of which has to wait for long, polls it.
+            let is_asked = || {
+                let before = asked.get();
+                (0..10).any(|_| {
+                    turn();
+                    asked.get() > before
+                })
+            };
+            set_back(5_000_000_000);
+            assert!(is_asked() && handler.poll_stats().is_polled);
+            set_back(3_000_000_000);
+            let sees_all = Local::current().unwrap().monitor.is_seen_from_user_space();
+            assert_eq!(is_asked(), !sees_all, "{monitor:?}");
+            assert_eq!(handler.poll_stats().is_polled, !sees_all);
+            theirs.write_all(b"x").unwrap();
+            turn();
+            while !handler.poll_stats().is_polled {
+                turn();
+            }
+            handler.get_ref().read_exact(&mut [0]).unwrap();
+            context.poll(false).unwrap(); // One that was on its way.
+            assert!(is_asked() && handler.poll_stats().is_polled);
+        });
+    }
+}
+
+// SPEC P1
+#[test]
+fn all_are_polled_for_the_largest_of_their_times() {
+    for monitor in MonitorChoice::ALL {
+        let context = AioContext::builder()
+            .monitor(monitor)
+            .poll_params(PollParams {
+                max_ns: 1_000_000_000,
+                ..PARAMS
+            })
+            .build()
+            .unwrap();
+        let home = || {
+            let local = context.local().unwrap();
+            // What ends the turn, when it has polled.
+            let half = Rc::new(context.bottom_half("ends the wait", || ()));
+            let asked = [Rc::new(Cell::new(0)), Rc::new(Cell::new(0))];
+            let handlers = asked.each_ref().map(|asked| {
+                let (ours, mut theirs) = UnixStream::pair().unwrap();
+                let handler = local.add_handler(ours, Interest::READ, |_| ()).unwrap();
+                let (asked, half) = (Rc::clone(asked), Rc::clone(&half));
+                let count = move || {
+                    asked.set(asked.get() + 1);
+                    false
+                };
+                handler.set_poll(count, || ());
+                handler.set_poll_notify(|| (), move || half.schedule());
+                theirs.write_all(b"x").unwrap();
+                while !handler.poll_stats().is_polled {
+                    context.poll(true).unwrap();
+                }
+                handler.get_ref().read_exact(&mut [0]).unwrap();
+                (handler, theirs)
+            });
+            (0..3).for_each(|_| _ = context.poll(false).unwrap()); // What was on its way.
+            for times in [[4_000, 1_000_000], [1_000_000, 4_000]] {
+                let of_home = Local::current().unwrap().handlers.all();
+                let states = of_home.iter().filter_map(|entry| entry.poll.get());
+                let both = states.filter(|state| state.stats().is_polled);
+                let set = both
+                    .zip(times)
+                    .map(|(state, ns)| state.time.set(PollTime(ns)));
+                assert_eq!(set.count(), 2);
+                let wasted_ns = || handlers.each_ref().map(|it| it.0.poll_stats().wasted_ns);
+                let mut shortest_ns = u64::MAX;
+                for _ in 0..20 {
+                    asked.iter().for_each(|asked| asked.set(0));
+                    let before = wasted_ns();
+                    context.poll(true).unwrap();
+                    let [one, other] = wasted_ns();
+                    assert_eq!(one - before[0], other - before[1]);
+                    assert!(one - before[0] >= 1_000_000, "{monitor:?}, {times:?}");
+                    shortest_ns = shortest_ns.min(one - before[0]);
+                    // In several rounds, and after the last one.
+                    assert!(asked[0].get() > 2 && asked[0].get() == asked[1].get());
+                }
+                assert!(shortest_ns < 2_000_000, "{monitor:?}: {shortest_ns}");
+            }
+        };
+        context.enter_home(home).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use corio::AioContext;
-use corio::context::BottomHalf;
+use corio::context::{BottomHalf, MonitorChoice};
 
 /// Bottom halves at a time.
 const HALVES: usize = 5;
@@ -271,6 +271,12 @@ impl Scene {
 // none runs twice, none is slept over, and each is freed once, when its last run is over.
 #[test]
 fn bottom_halves_of_nested_turns_that_panic_are_those_of_the_model() {
+    for monitor in MonitorChoice::ALL {
+        is_as_modelled(monitor);
+    }
+}
+
+fn is_as_modelled(monitor: MonitorChoice) {
     let (other, work) = mpsc::channel::<(Job, mpsc::Sender<()>)>();
     let thread = thread::spawn(move || {
         for (job, done) in work {
@@ -278,7 +284,7 @@ fn bottom_halves_of_nested_turns_that_panic_are_those_of_the_model() {
             done.send(()).unwrap();
         }
     });
-    let context = AioContext::new().unwrap();
+    let context = AioContext::builder().monitor(monitor).build().unwrap();
     let scene = Arc::new(Scene {
         context: context.clone(),
         model: Mutex::new(Model {
