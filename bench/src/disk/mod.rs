@@ -3,9 +3,10 @@
 //!
 //! Each side is a process of its own on the same file, one at a time, in turns. IOPS and CPU time
 //! a request are told apart: past the page cache the device decides the one, and the engine only
-//! the other. Beside fio, which has the device do as much, that takes more rounds to see. `read4k_cached_qd32` is of a file that is held in the page cache, with leave to read
-//! there on the spot (`AioContext::set_cached_read_max`); `read4k_engine_qd32` is of the same file
-//! without, so that each request goes through the engine.
+//! the other. What the device decides takes more rounds to see. `read4k_cached_qd32` is of a file
+//! that is held in the page cache, with leave to read there on the spot
+//! (`AioContext::set_cached_read_max`); `read4k_engine_qd32` is of the same file without, so that
+//! each request goes through the engine.
 //!
 //! Without a suffix a figure is of io_uring; `_aio` is Linux AIO, which carries only requests past
 //! the page cache, and `_threads` worker threads. fio has no engine like the latter, and is then

@@ -1,9 +1,9 @@
 //! Suite `nbd`: what serving a disk costs, with real clients, beside real servers.
 //!
 //! All servers that only read run from beginning to end on the same file, which is held in the page
-//! cache, and take turns: in each round every server is loaded once, beginning with another one each round, so
-//! that a noisy minute hits all of them. The client runs on the same CPUs as the server, which is
-//! why CPU time a request is told beside IOPS: it is what the server decides.
+//! cache, and take turns: in each round every server is loaded once, beginning with another one each
+//! round, so that a noisy minute hits all of them. The client runs on the same CPUs as the server,
+//! which is why CPU time a request is told beside IOPS: it is what the server decides.
 //!
 //! The floor has to prove that it is one: where it costs more than half of qemu-nbd's CPU a request
 //! in the same run, the bench fails. `rr4k_qd1` is excepted. With one request in flight every
