@@ -204,7 +204,9 @@ fn one_shots_that_reuse_memory_keep_what_they_captured() {
         // Each home is another thread; other threads give meanwhile.
         thread::scope(|scope| {
             scope.spawn(|| (0..EACH).for_each(|_| give(&context, &sum, 1)));
-            scope.spawn(|| {
+            // Each of the small ones may poll inside the one before.
+            let deep = thread::Builder::new().stack_size(16 << 20);
+            let spawned = deep.spawn_scoped(scope, || {
                 context
                     .enter_home(|| {
                         (0..EACH).for_each(|_| give(&context, &sum, 2));
@@ -218,6 +220,7 @@ fn one_shots_that_reuse_memory_keep_what_they_captured() {
                     })
                     .unwrap();
             });
+            spawned.unwrap();
         });
     }
     for _ in 0..EACH {
