@@ -370,17 +370,20 @@ fn all_are_polled_for_the_largest_of_their_times() {
                 assert_eq!(set.count(), 2);
                 let wasted_ns = || handlers.each_ref().map(|it| it.0.poll_stats().wasted_ns);
                 let mut shortest_ns = u64::MAX;
-                asked.iter().for_each(|asked| asked.set(0));
+                let mut in_rounds = 0;
                 for _ in 0..20 {
+                    asked.iter().for_each(|asked| asked.set(0));
                     let before = wasted_ns();
                     context.poll(true).unwrap();
                     let [one, other] = wasted_ns();
                     assert_eq!(one - before[0], other - before[1]);
                     assert!(one - before[0] >= 1_000_000, "{monitor:?}, {times:?}");
                     shortest_ns = shortest_ns.min(one - before[0]);
+                    assert_eq!(asked[0].get(), asked[1].get());
+                    in_rounds += usize::from(asked[0].get() > 2);
                 }
-                // In several rounds each time, and after the last one.
-                assert!(asked[0].get() > 20 * 2 && asked[0].get() == asked[1].get());
+                // In several rounds, and after the last one; but where other work took the time.
+                assert!(in_rounds > 10, "{monitor:?}: {in_rounds} of 20");
                 assert!(shortest_ns < 2_000_000, "{monitor:?}: {shortest_ns}");
             }
         };
