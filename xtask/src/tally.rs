@@ -5,7 +5,12 @@
 //! `---- NAME stdout ----`. A test that cannot run here prints `SKIPPED: WHAT: WHY` and returns;
 //! libtest calls that a pass, this module does not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many lines of a failed test are kept to be told again at the end.
+const WORDS_MAX: usize = 30;
+/// How many failed tests are kept the words of.
+const TESTS_MAX: usize = 16;
 
 /// What a job's output has shown so far.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -20,6 +25,10 @@ pub(crate) struct Tally {
     pub(crate) skips: Vec<String>,
     /// The names of failed tests.
     pub(crate) failures: BTreeSet<String>,
+    /// What each failed test printed, its first lines, without the frames of backtraces.
+    pub(crate) words: BTreeMap<String, Vec<String>>,
+    among_failures: bool,
+    in_backtrace: bool,
     skipping: BTreeSet<String>,
     nameless_skips: u64,
     section: Option<String>,
@@ -28,6 +37,7 @@ pub(crate) struct Tally {
 impl Tally {
     /// Reads one line of output.
     pub(crate) fn line(&mut self, line: &str) {
+        self.keep(line);
         let line = line.trim();
         if let Some(what) = skip(line) {
             self.skips.push(what.to_owned());
@@ -40,6 +50,7 @@ impl Tally {
             self.failed += counts.failed;
             self.ignored += counts.ignored;
             self.section = None;
+            self.among_failures = false;
             // The same name may come again in the next binary.
             self.nameless_skips += u64::try_from(self.skipping.len()).unwrap_or(u64::MAX);
             self.skipping.clear();
@@ -47,6 +58,7 @@ impl Tally {
             self.section = Some(name.to_owned());
         } else if matches!(line, "successes:" | "failures:") {
             self.section = None;
+            self.among_failures = line == "failures:";
         } else if let Some((name, verdict)) = verdict(line) {
             if verdict.starts_with("FAILED") {
                 self.failures.insert(name.to_owned());
@@ -56,6 +68,23 @@ impl Tally {
                     .unwrap_or("marked as ignored");
                 self.skips.push(format!("{name}: {why}"));
             }
+        }
+    }
+
+    /// Keeps a line that a failed test printed.
+    fn keep(&mut self, line: &str) {
+        self.in_backtrace &= line.starts_with("  ");
+        if self.in_backtrace || !self.among_failures || line.trim().is_empty() {
+            return;
+        }
+        self.in_backtrace = line == "stack backtrace:";
+        let Some(test) = &self.section else { return };
+        if self.words.len() >= TESTS_MAX && !self.words.contains_key(test) {
+            return;
+        }
+        let words = self.words.entry(test.clone()).or_default();
+        if words.len() < WORDS_MAX && section(line).is_none() && line != "failures:" {
+            words.push(line.to_owned());
         }
     }
 
@@ -153,6 +182,39 @@ mod tests {
     fn failures_are_named() {
         let t = tally("test wire::round_trip ... FAILED\ntest x ... ok\n");
         assert_eq!(t.failures.iter().collect::<Vec<_>>(), ["wire::round_trip"]);
+    }
+
+    #[test]
+    fn what_failed_tests_printed_is_kept_without_their_frames() {
+        let t = tally(
+            "successes:\n\n---- fine stdout ----\nnothing\n\nfailures:\n\n---- a stdout ----\nRSS 7\n\n\
+             thread 'a' panicked at x.rs:1:\n7 is too much\nstack backtrace:\n   0: begin\n             at x.rs:1\n\
+             note: Some details are omitted\n\n---- b stdout ----\ngone\n\nfailures:\n    a\n    b\n\n\
+             test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n---- c stdout ----\nnot of these\n",
+        );
+        assert_eq!(t.words.len(), 2);
+        assert_eq!(
+            t.words["a"],
+            [
+                "RSS 7",
+                "thread 'a' panicked at x.rs:1:",
+                "7 is too much",
+                "stack backtrace:",
+                "note: Some details are omitted"
+            ]
+        );
+        assert_eq!(t.words["b"], ["gone"]);
+    }
+
+    #[test]
+    fn what_is_kept_of_failed_tests_is_bounded() {
+        let long = "x\n".repeat(2 * WORDS_MAX);
+        let many: String = (0..2 * TESTS_MAX)
+            .map(|n| format!("---- t{n} stdout ----\n{long}"))
+            .collect();
+        let t = tally(&format!("failures:\n{many}"));
+        assert_eq!(t.words.len(), TESTS_MAX);
+        assert!(t.words.values().all(|words| words.len() == WORDS_MAX));
     }
 
     #[test]

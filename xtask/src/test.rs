@@ -282,8 +282,15 @@ fn verdict(report: &Report) -> String {
     format!("FAILED: {}", reasons.join("; "))
 }
 
-/// Prints what was skipped, the table, and the sums alone on the last line.
+/// Prints what failed tests had printed, once more, so that it stands at the end; what was skipped;
+/// the table; and the sums alone on the last line.
 fn conclude(reports: &[Report], began: Instant) {
+    for report in reports {
+        for (test, words) in &report.tally.words {
+            println!("\nfailed: {}: {test}", report.name);
+            words.iter().for_each(|line| println!("  {line}"));
+        }
+    }
     let skips: Vec<_> = reports
         .iter()
         .flat_map(|report| {
