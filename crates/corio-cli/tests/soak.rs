@@ -1,6 +1,9 @@
 //! Nothing piles up: after a warm-up, 10,000 connections and 1,000,000 requests leave the server's
 //! memory where it was. Through TLS and past the page cache, where each takes longer, it is a tenth
 //! of that: what piles up there is a connection's state of TLS, and what a request has of its own.
+//!
+//! Stacks, pools and the heap keep the size of the busiest moment so far, which may still come after
+//! the warm-up. So a round that grew is done again: what piles up grows in each, a peak does not.
 
 mod common;
 
@@ -36,7 +39,9 @@ fn memory_stays_where_it_was_on_linux_aio() {
 const WARM_UP: u64 = 1_000;
 const CYCLES: u64 = 10_000;
 const REQUESTS: u64 = 1_000_000;
-const GROWTH_MAX_KIB: u64 = 2 << 10;
+/// What a round may grow by: a hundred bytes a connection and one a request.
+const GROWTH_MAX_KIB: u64 = 1 << 10;
+const ROUNDS_MAX: usize = 4;
 /// Requests of a cycle that keeps many in flight, and how many.
 const BURST: u64 = 512;
 const DEPTH: usize = 32;
@@ -65,22 +70,26 @@ fn memory_stays_where_it_was(combo: Combo) {
     let (cycles_due, requests_due) = (CYCLES / slowness, REQUESTS / slowness);
     // Cycles do what is measured, so that after these each path, buffer and stack has been used.
     cycles(&server, WARM_UP);
-    let before = settled_rss_kib(&server, idle);
-    let start = Instant::now();
-    cycles(&server, cycles_due);
-    let cycled = settled_rss_kib(&server, idle);
-    let cycling = start.elapsed();
-    requests(&server, requests_due);
-    let after = settled_rss_kib(&server, idle);
-    println!(
-        "{combo}: RSS {before} KiB, after {cycles_due} connections {cycled} KiB ({cycling:.1?}), \
-         after {requests_due} requests {after} KiB ({:.1?})",
-        start.elapsed() - cycling
-    );
-    assert!(
-        cycled.max(after) < before + GROWTH_MAX_KIB,
-        "{before} -> {cycled} -> {after} KiB"
-    );
+    let mut seen = vec![settled_rss_kib(&server, idle)];
+    for round in 1..=ROUNDS_MAX {
+        let before = seen[seen.len() - 1];
+        let start = Instant::now();
+        cycles(&server, cycles_due);
+        let cycled = settled_rss_kib(&server, idle);
+        let cycling = start.elapsed();
+        requests(&server, requests_due);
+        let after = settled_rss_kib(&server, idle);
+        println!(
+            "{combo}, round {round}: RSS {before} KiB, after {cycles_due} connections {cycled} KiB \
+             ({cycling:.1?}), after {requests_due} requests {after} KiB ({:.1?})",
+            start.elapsed() - cycling
+        );
+        if cycled.max(after) < before + GROWTH_MAX_KIB {
+            return;
+        }
+        seen.extend([cycled, after]);
+    }
+    panic!("the server's memory grows and grows: {seen:?} KiB");
 }
 
 /// The server's resident memory once it holds no more sockets than when nobody was there.
