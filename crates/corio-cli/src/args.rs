@@ -14,6 +14,12 @@ const STRING_LEN_MAX: usize = 4096;
 /// Threads that serve clients, at most, if nobody asks for more.
 const IOTHREADS_DEFAULT_MAX: u32 = 8;
 
+/// For how long a loop polls if nobody says otherwise: a client on the same machine needs some 20 us
+/// from a reply to its next request, and as long again to be woken, and to wake the loop.
+const POLL_NS_DEFAULT: u64 = 50_000;
+/// A second, which is the runtime's own limit.
+const POLL_NS_MAX: u64 = 1_000_000_000;
+
 /// The size of the memory disk when nobody says otherwise.
 pub(crate) const MEMORY_DEFAULT: u64 = 1 << 30;
 
@@ -250,6 +256,22 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) monitor: Monitor,
 
+    /// How long an event loop asks again and again for the next request before it sleeps, at most
+    ///
+    /// In nanoseconds; 0 for not at all. A client with few requests under way is answered twice as
+    /// fast then, as nobody has to be woken. The loop learns how long it is worth it, and sleeps at
+    /// once while clients take longer. Where they take nearly as long it may keep a processor busy.
+    /// The default is 50000, and 0 where there is only one processor.
+    #[arg(
+        long,
+        value_name = "NS",
+        default_value_t = poll_max_ns_default(),
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u64).range(..=POLL_NS_MAX),
+        help_heading = "Limits and threads"
+    )]
+    pub(crate) poll_max_ns: u64,
+
     /// Run a shell command while serving, and stop when it ends
     ///
     /// CMD is given to `sh -c` once clients can connect, with the address in the environment
@@ -398,8 +420,20 @@ pub(crate) enum LogLevel {
 
 /// One for each processor that the program may use, up to a bound.
 fn iothreads_default() -> u32 {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    u32::try_from(processors).map_or(IOTHREADS_DEFAULT_MAX, |n| n.min(IOTHREADS_DEFAULT_MAX))
+    u32::try_from(processors()).map_or(IOTHREADS_DEFAULT_MAX, |n| n.min(IOTHREADS_DEFAULT_MAX))
+}
+
+/// How many the program may use.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Where there is one processor it is the client's that is polled for.
+fn poll_max_ns_default() -> u64 {
+    match processors() {
+        1 => 0,
+        _ => POLL_NS_DEFAULT,
+    }
 }
 
 /// An export's name or description, within the protocol's limit.
@@ -453,6 +487,8 @@ mod tests {
         let processors = std::thread::available_parallelism().unwrap().get();
         assert_eq!(args.iothreads, u32::try_from(processors.min(8)).unwrap());
         assert_eq!((args.engine, args.monitor), (Engine::Auto, Monitor::Auto));
+        let polls = u64::from(processors > 1);
+        assert_eq!(args.poll_max_ns, polls * 50_000);
         assert_eq!(
             (args.cache, args.discard),
             (Cache::Writeback, Discard::Unmap)
@@ -480,6 +516,7 @@ mod tests {
             "--iothreads=3",
             "--engine=io_uring",
             "--monitor=epoll",
+            "--poll-max-ns=0",
             "--cache=none",
             "--discard=ignore",
             "--log=debug",
@@ -497,6 +534,8 @@ mod tests {
         assert_eq!(args.unix.len(), 2);
         assert_eq!(args.unix_mode, Some(0o660));
         assert_eq!((args.connections, args.iothreads), (7, 3));
+        assert_eq!(args.poll_max_ns, 0);
+        refused(&["--poll-max-ns=1000000001"]);
         assert_eq!(
             (args.engine, args.monitor),
             (Engine::IoUring, Monitor::Epoll)

@@ -269,6 +269,7 @@ fn a_budget_of_10_percent_holds() {
         grow: 1000,
         shrink: 1,
         budget_percent: 10,
+        ..PollParams::IO_THREAD
     };
     let Some(cores) = two_cores("a polling budget") else {
         return;

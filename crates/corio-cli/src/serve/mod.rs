@@ -39,6 +39,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use corio::IoThread;
 use corio::context::MonitorChoice;
+use corio::context::PollParams;
 use corio::engine::EngineChoice;
 use corio_block::Node;
 use corio_nbd::server::Server;
@@ -132,12 +133,19 @@ fn start(args: &ServeArgs, litter: Litter) -> Result<Service> {
 
 /// One loop a thread.
 fn start_threads(args: &ServeArgs) -> Result<Vec<IoThread>> {
+    // Sockets cannot be asked without the kernel.
+    let polling = PollParams {
+        max_ns: args.poll_max_ns,
+        ask_kernel: true,
+        ..PollParams::IO_THREAD
+    };
     (0..args.iothreads)
         .map(|number| {
             let thread = IoThread::builder()
                 .name(format!("io{number}"))
                 .monitor(args.monitor.into())
                 .engine(args.engine.into())
+                .poll_params(polling)
                 .spawn()
                 .map_err(|error| cannot_start_thread(number, &error))?;
             if let Some(monitor) = thread.context().monitor() {

@@ -18,7 +18,7 @@ use super::event_notifier::EventNotifier;
 use super::handler::remote::Shared;
 use super::handler::{Call, Entry, Interest, Own, READ_EVENTS, Readiness, Table};
 use super::monitor::{Monitor, MonitorInfo};
-use super::polling::Polling;
+use super::polling::{Polled, Polling};
 use super::ready::Ready;
 use super::ring::ContextRing;
 use super::{AioContext, PollStats, guarded, timer};
@@ -457,14 +457,19 @@ impl Local {
     #[inline(never)] // Out of the way of those that do not.
     fn poll_and_wait(&self) -> io::Result<()> {
         let (began_ns, noted) = (timer::now_ns(), self.ready.len());
-        let found = self.busy_poll();
-        let result = if found && !self.monitor.has_something(self) && self.skips_look() {
-            Ok(())
-        } else {
-            self.wait_in_monitor(!found)
+        let result = match self.busy_poll() {
+            Polled::Looked => Ok(()),
+            Polled::Something if !self.monitor.has_something(self) && self.skips_look() => Ok(()),
+            polled => self.wait_in_monitor(polled == Polled::Nothing),
         };
         self.adjust_polling(began_ns, noted);
         result
+    }
+
+    /// Looks at the descriptors on behalf of polling.
+    #[inline(never)] // A frame of its own, which others do not have.
+    pub(super) fn look_now(&self) -> io::Result<()> {
+        self.wait_in_monitor(false)
     }
 
     /// Part of `look_and_run` down to the system call, as is the dispatch down to the read of an

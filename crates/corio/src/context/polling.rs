@@ -1,6 +1,6 @@
 //! Adaptive polling: before a turn waits for descriptors, it asks those handlers that can be asked
 //! from user space whether they have something, for a while that their own past decides (SPEC P1
-//! to P7).
+//! to P7). If it is to, it asks the kernel, too, which then is as one handler more (ADR 0021).
 //!
 //! Here is the arithmetic, which knows neither handlers nor a clock; `phase` does the polling.
 //!
@@ -13,7 +13,7 @@
 
 mod phase;
 
-pub(super) use phase::{PollState, Polling};
+pub(super) use phase::{PollState, Polled, Polling};
 
 use crate::error::Error;
 
@@ -48,6 +48,13 @@ pub struct PollParams {
     /// Which share of a core polling may take, in percent, from 1 to 100. What is not used is saved
     /// up for a tenth of a second.
     pub budget_percent: u32,
+    /// Whether the kernel is asked as well, by a system call a round that tells of all descriptors,
+    /// and of requests in flight: for how long is decided by what it has told of, as by a handler's
+    /// events. Those without a callback to be polled by then do not keep the others from it.
+    ///
+    /// For loops whose peers answer within some microseconds, where to sleep and be woken takes
+    /// longer than the answer; it suits a `max_ns` above the two together.
+    pub ask_kernel: bool,
 }
 
 impl PollParams {
@@ -57,6 +64,7 @@ impl PollParams {
         grow: 2,
         shrink: 0,
         budget_percent: 100,
+        ask_kernel: false,
     };
 
     pub(super) fn check(&self) -> Result<(), Error> {

@@ -182,18 +182,18 @@ pub enum Event {
         /// For how long at most.
         limit_ns: u64,
     },
-    /// A handler's polling time grew.
+    /// A handler's polling time grew, or that for which the kernel is asked.
     PollGrow {
-        /// The handler.
+        /// The handler; 0: the kernel.
         handler: u64,
         /// The time before.
         old_ns: u64,
         /// The time from now on.
         new_ns: u64,
     },
-    /// A handler's polling time shrank.
+    /// A handler's polling time shrank, or that for which the kernel is asked.
     PollShrink {
-        /// The handler.
+        /// The handler; 0: the kernel.
         handler: u64,
         /// The time before.
         old_ns: u64,

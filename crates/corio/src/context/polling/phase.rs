@@ -1,7 +1,7 @@
 //! The polling of a turn.
 //!
 //! ```text
-//!   begin of each ─▶ rounds: each one's `poll`, then the flags ─▶ end of each ─▶ each once more
+//!   begin of each ─▶ rounds: each one's `poll`, the flags, the kernel ─▶ end of each ─▶ each once more
 //! ```
 //!
 //! Between `begin` and `end` a handler's partner may leave out its notifications, so what it did in
@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 
 use super::super::handler::{Entry, Own, POLLED};
 use super::super::local::Local;
+use super::super::ring::ContextRing;
 use super::super::{AioContext, timer};
 use super::{Adjusted, Budget, IDLE_NS, PollParams, PollStats, PollTime};
 use crate::error::Error;
@@ -80,6 +81,9 @@ fn number(entry: &Entry) -> u64 {
     core::ptr::from_ref(entry).addr() as u64
 }
 
+/// The kernel, in the place of a handler's number.
+const KERNEL: u64 = 0;
+
 /// What a home has for polling.
 pub(in super::super) struct Polling {
     /// There may be something to poll; all that a turn without looks at.
@@ -92,8 +96,21 @@ pub(in super::super) struct Polling {
     obstacles: Cell<usize>,
     /// See I2.
     polled: RefCell<Vec<Rc<Entry>>>,
+    /// For how long the kernel is worth asking.
+    kernel_time: Cell<PollTime>,
     /// The home has asked for something, from within polling, that is due before it was to end.
     is_hurried: Cell<bool>,
+}
+
+/// What polling has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Polled {
+    /// Nothing: the turn may wait.
+    Nothing,
+    /// The turn has something to do.
+    Something,
+    /// The same, and the kernel has just been asked.
+    Looked,
 }
 
 /// What one turn polls, with what is to be called after it.
@@ -108,6 +125,7 @@ impl Polling {
             able: Cell::new(0),
             obstacles: Cell::new(0),
             polled: RefCell::default(),
+            kernel_time: Cell::default(),
             is_hurried: Cell::new(false),
         };
         polling.set_params(params);
@@ -130,12 +148,18 @@ impl Polling {
         self.params.set(params);
         self.budget
             .set(Budget::new(params.budget_percent, timer::now_ns()));
+        self.kernel_time.set(PollTime::default());
         self.decide();
     }
 
     fn decide(&self) {
-        let is_on = self.params.get().max_ns > 0 && self.able.get() > 0;
+        let params = self.params.get();
+        let is_on = params.max_ns > 0 && (params.ask_kernel || self.able.get() > 0);
         self.is_on.set(is_on);
+    }
+
+    fn asks_kernel(&self) -> bool {
+        self.params.get().ask_kernel
     }
 
     /// After a change of what `entry` waits for, or of what it is polled by.
@@ -247,11 +271,13 @@ impl Local {
 
     /// Whether polling would let nobody starve who is watched in the kernel only (SPEC P4).
     pub(in super::super) fn may_poll(&self) -> bool {
-        self.polling.obstacles.get() == 0 || self.monitor.is_seen_from_user_space()
+        self.polling.obstacles.get() == 0
+            || self.monitor.is_seen_from_user_space()
+            || self.polling.asks_kernel() && !self.foreign().is_active()
     }
 
-    /// Polls, as long as it may. True: the turn has something to do and is not to wait.
-    pub(in super::super) fn busy_poll(&self) -> bool {
+    /// Polls, as long as it may.
+    pub(in super::super) fn busy_poll(&self) -> Polled {
         let polling = &self.polling;
         let sees_all = self.monitor.is_seen_from_user_space();
         let began_ns = timer::now_ns();
@@ -266,17 +292,20 @@ impl Local {
         let limit_ns = budget.allow(began_ns, time_ns.min(wait_ns));
         polling.budget.set(budget);
         if limit_ns == 0 {
-            return false;
+            return Polled::Nothing;
         }
         if self.monitor.submit(self).is_err() {
-            return false; // The wait that follows meets it again, and reports it.
+            return Polled::Nothing; // The wait that follows meets it again, and reports it.
         }
         track::emit(Kind::PollBegin, self.context.id(), limit_ns, 0);
         let mut begun = Begun::new(&snapshot);
         let found = self.rounds(&snapshot, began_ns, limit_ns);
         begun.end();
         // What came after the last round, while its partner was quiet still.
-        let found = self.round(&snapshot, true) || found;
+        let found = match self.round(&snapshot, true) {
+            true if found == Polled::Nothing => Polled::Something,
+            _ => found,
+        };
         let ended_ns = timer::now_ns();
         let taken_ns = ended_ns.saturating_sub(began_ns);
         let mut budget = polling.budget.get();
@@ -289,13 +318,21 @@ impl Local {
                 state.wasted_ns.set(state.wasted_ns.get() + taken_ns);
             }
         }
-        found || self.must_stop(taken_ns)
+        match found {
+            Polled::Nothing if self.must_stop(taken_ns) => Polled::Something,
+            found => found,
+        }
     }
 
-    /// Those that are polled and wait for something, and the largest of their times.
+    /// Those that are polled and wait for something, and the largest of their times and the
+    /// kernel's.
     fn snapshot(&self) -> (Snapshot, u64) {
-        let mut time_ns = 0;
-        let polled = self.polling.polled.borrow();
+        let polling = &self.polling;
+        let mut time_ns = match polling.asks_kernel() {
+            true => polling.kernel_time.get().0,
+            false => 0,
+        };
+        let polled = polling.polled.borrow();
         let each = polled.iter().filter_map(|entry| {
             let state = entry.poll.get()?;
             if entry.events() == 0 {
@@ -310,17 +347,31 @@ impl Local {
     }
 
     /// Until something is found, there is something else to do, or the time is up.
-    fn rounds(&self, snapshot: &Snapshot, began_ns: u64, limit_ns: u64) -> bool {
+    fn rounds(&self, snapshot: &Snapshot, began_ns: u64, limit_ns: u64) -> Polled {
+        // What user space can see need not be asked for.
+        let asks_kernel = self.polling.asks_kernel() && !self.monitor.is_seen_from_user_space();
         loop {
             if self.round(snapshot, false) {
-                return true;
+                return Polled::Something;
             }
             let taken_ns = timer::now_ns().saturating_sub(began_ns);
             if taken_ns >= limit_ns || self.must_stop(taken_ns) || self.polling.is_hurried.get() {
-                return false;
+                return Polled::Nothing;
+            }
+            if asks_kernel && let Some(polled) = self.ask_kernel() {
+                return polled;
             }
             core::hint::spin_loop();
         }
+    }
+
+    /// None: it has nothing to tell.
+    fn ask_kernel(&self) -> Option<Polled> {
+        if self.look_now().is_err() {
+            return Some(Polled::Nothing); // The wait that follows meets it again, and reports it.
+        }
+        let has_arrived = self.ring_if_made().is_some_and(ContextRing::has_arrived);
+        (has_arrived || !self.ready.is_empty()).then_some(Polled::Looked)
     }
 
     /// Asks each, but those that have been found already. True: one has something.
@@ -375,11 +426,13 @@ impl Local {
         let now_ns = timer::now_ns();
         let waited_ns = now_ns.saturating_sub(began_ns);
         let tokens: SmallVec<[u64; 8]> = self.ready.tokens_from(from);
+        let mut kernel_told = self.ring_if_made().is_some_and(ContextRing::has_arrived);
         for token in tokens {
             let Some(entry) = self.handler(token) else {
                 continue;
             };
             let Some(state) = entry.poll.get().filter(|state| state.can_poll()) else {
+                kernel_told |= entry.own().is_none();
                 continue;
             };
             if state.last_event_ns.replace(now_ns) == now_ns && state.is_polled.get() {
@@ -389,17 +442,24 @@ impl Local {
                 self.polling.polled.borrow_mut().push(Rc::clone(&entry));
                 track::emit(Kind::PollAdd, number(&entry), self.context.id(), 0);
             }
-            let mut time = state.time.get();
-            let adjusted = time.adjust(waited_ns, &self.polling.params.get());
-            state.time.set(time);
-            match adjusted {
-                Adjusted::Kept => {}
-                Adjusted::Grown { old_ns, new_ns } => {
-                    track::emit(Kind::PollGrow, number(&entry), old_ns, new_ns);
-                }
-                Adjusted::Shrunk { old_ns, new_ns } => {
-                    track::emit(Kind::PollShrink, number(&entry), old_ns, new_ns);
-                }
+            self.adjust_time(&state.time, waited_ns, number(&entry));
+        }
+        if kernel_told && self.polling.asks_kernel() {
+            self.adjust_time(&self.polling.kernel_time, waited_ns, KERNEL);
+        }
+    }
+
+    fn adjust_time(&self, time: &Cell<PollTime>, waited_ns: u64, number: u64) {
+        let mut adjusted = time.get();
+        let what = adjusted.adjust(waited_ns, &self.polling.params.get());
+        time.set(adjusted);
+        match what {
+            Adjusted::Kept => {}
+            Adjusted::Grown { old_ns, new_ns } => {
+                track::emit(Kind::PollGrow, number, old_ns, new_ns);
+            }
+            Adjusted::Shrunk { old_ns, new_ns } => {
+                track::emit(Kind::PollShrink, number, old_ns, new_ns);
             }
         }
     }
