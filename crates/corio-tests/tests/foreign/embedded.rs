@@ -17,6 +17,7 @@ use corio::AioContext;
 use corio::context::{Embedded, Interest, MonitorChoice, PollParams};
 use corio::engine::{EngineChoice, EngineKind};
 use corio::fs::File;
+use corio::track::Event;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[path = "../../../corio/examples/in_mio.rs"]
@@ -606,6 +607,52 @@ fn polling_is_off_in_a_foreign_loop() {
             assert_eq!(asked.get(), before);
         }
     });
+}
+
+// SPEC G2: nor do turns of its own that wait while it is in one, whoever could be asked.
+#[test]
+fn a_turn_of_an_embedded_context_does_not_poll() {
+    let params = PollParams {
+        max_ns: 1_000_000_000,
+        grow: u32::MAX,
+        ask_kernel: true,
+        ..PollParams::IO_THREAD
+    };
+    corio::track::enable();
+    let context = AioContext::builder().poll_params(params).build().unwrap();
+    let polls = || {
+        let threads = corio::track::snapshot();
+        let records = threads.iter().flat_map(|thread| &thread.records);
+        let is_ours =
+            |event| matches!(event, Event::PollBegin { context: id, .. } if id == context.id());
+        records.filter(|record| is_ours(record.event)).count()
+    };
+    let test = || {
+        let wait_for_a_timer = || {
+            let timer = context.timer(|| ());
+            timer.arm_after(Duration::from_millis(1));
+            context.poll(true).unwrap();
+        };
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let local = context.local().unwrap();
+        let reading = ours.try_clone().unwrap();
+        let callback = move |_| (&reading).read_exact(&mut [0]).unwrap();
+        let _handler = local.add_handler(ours, Interest::READ, callback).unwrap();
+        for _ in 0..3 {
+            theirs.write_all(b"x").unwrap();
+            context.poll(true).unwrap(); // Its times grow.
+        }
+        wait_for_a_timer();
+        let before = polls();
+        assert!(before > 0);
+        let embedded = local.embed().unwrap();
+        wait_for_a_timer();
+        assert_eq!(polls(), before);
+        drop(embedded);
+        wait_for_a_timer();
+        assert_eq!(polls(), before + 1);
+    };
+    context.enter_home(test).unwrap();
 }
 
 // SPEC G3
