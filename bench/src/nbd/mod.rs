@@ -19,6 +19,10 @@
 //! The floor is not held against anything there: it tells what the kernel's part is, which all pay
 //! alike.
 //!
+//! Ours polls before it sleeps, which the others do not. What that takes and gives is told by one more
+//! contestant, `sleeping`: ours with `--poll-max-ns 0`. Each round of polling is a system call, so that
+//! a figure of ours in calls a request is to be read beside that one's.
+//!
 //! What a request takes in system calls and context switches is counted in runs of its own, in
 //! turns too, and is the median of the rounds like all else.
 

@@ -150,7 +150,7 @@ impl Recipe {
             let log = fs::read_to_string(&log).unwrap_or_default();
             format!("{} does not serve; it says: {}", self.line(), log.trim())
         })?;
-        if self.name == OURS {
+        if matches!(self.name, OURS | SLEEPING) {
             // Only ours says its address, which holds the export's name.
             server.uri = said
                 .recv_timeout(START_MAX)
@@ -197,17 +197,20 @@ fn address(line: &str) -> Option<&str> {
 
 /// Our name among the servers.
 pub(super) const OURS: &str = "corio";
+/// Ours that does not poll: what polling takes and gives.
+pub(super) const SLEEPING: &str = "sleeping";
 /// The name of the least server.
 pub(super) const FLOOR: &str = "floor";
 /// The name of the peer the floor is held against.
 pub(super) const QEMU: &str = "qemu-nbd";
 
 /// The contestants that serve one file read-only, ours first.
-pub(super) fn readers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 4]> {
+pub(super) fn readers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 5]> {
     let disk = text(disk)?;
     let floor = ["floor-server", disk, "--unix", "SOCKET"];
     Ok([
         ours(corio, disk, READ_ONLY, sockets),
+        sleeping(corio, disk, READ_ONLY, sockets),
         qemu_nbd(disk, READ_ONLY, sockets),
         nbdkit(disk, READ_ONLY, sockets),
         Recipe::new(FLOOR, &std::env::current_exe()?, &floor, sockets),
@@ -215,11 +218,12 @@ pub(super) fn readers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Resu
 }
 
 /// Those that are written to, of which one at a time serves the file; ours first.
-pub(super) fn writers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 4]> {
+pub(super) fn writers(corio: &Path, disk: &Path, sockets: &Path) -> anyhow::Result<[Recipe; 5]> {
     let disk = text(disk)?;
     let floor = ["floor-server", disk, "--writable", "--unix", "SOCKET"];
     Ok([
         ours(corio, disk, WRITABLE, sockets),
+        sleeping(corio, disk, WRITABLE, sockets),
         qemu_nbd(disk, WRITABLE, sockets),
         nbdkit(disk, WRITABLE, sockets),
         Recipe::new(FLOOR, &std::env::current_exe()?, &floor, sockets),
@@ -234,9 +238,26 @@ fn text(path: &Path) -> anyhow::Result<&str> {
 }
 
 fn ours(corio: &Path, disk: &str, read_only: bool, sockets: &Path) -> Recipe {
+    ours_with(OURS, &[], corio, disk, read_only, sockets)
+}
+
+fn sleeping(corio: &Path, disk: &str, read_only: bool, sockets: &Path) -> Recipe {
+    let more = ["--poll-max-ns", "0"];
+    ours_with(SLEEPING, &more, corio, disk, read_only, sockets)
+}
+
+fn ours_with(
+    name: &'static str,
+    more: &[&str],
+    corio: &Path,
+    disk: &str,
+    read_only: bool,
+    sockets: &Path,
+) -> Recipe {
     let mut options = vec!["serve", disk, "--unix", "SOCKET"];
     options.extend(read_only.then_some("--read-only"));
-    Recipe::new(OURS, corio, &options, sockets)
+    options.extend(more);
+    Recipe::new(name, corio, &options, sockets)
 }
 
 fn qemu_nbd(disk: &str, read_only: bool, sockets: &Path) -> Recipe {

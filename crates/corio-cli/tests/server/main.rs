@@ -10,5 +10,6 @@ mod crash;
 mod handshake;
 mod images;
 mod lifecycle;
+mod polling;
 mod tls;
 mod transmission;
