@@ -467,3 +467,51 @@ fn in_a_foreign_loop_nobody_asks_the_kernel() {
         assert!(home.rounds.get() > 2, "after it, it polls again");
     });
 }
+
+// SPEC P5, H1: what both the kernel and the look after it tell of. Polling is heard first, as what
+// it has seen is gone once the handler's own callback has run.
+#[test]
+fn what_polling_found_is_there_still_when_the_kernel_told_of_it_before() {
+    on_each_monitor(|home| {
+        let local = home.context.local().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (ours, theirs) = (Rc::new(ours), Rc::new(theirs));
+        let (queued, taken) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let take = {
+            let (queued, taken) = (Rc::clone(&queued), Rc::clone(&taken));
+            move || taken.set(taken.get() + queued.take())
+        };
+        let (reader, takes) = (Rc::clone(&ours), take.clone());
+        let call = move |_| {
+            _ = (&*reader).read(&mut [0; 8]);
+            takes();
+        };
+        let handler = local.add_handler(ours, Interest::READ, call).unwrap();
+        handler.set_poll(|| false, || ());
+        (&*theirs).write_all(b"x").unwrap();
+        while !handler.poll_stats().is_polled {
+            home.turn();
+        }
+        (0..3).for_each(|_| _ = home.context.poll(false).unwrap()); // What was on its way.
+        // The partner is quick: it acts right after it was asked the third time.
+        let (asked, sends, is_there) = (Cell::new(0), Rc::clone(&queued), Rc::clone(&queued));
+        let poll = move || {
+            let found = sends.get() > 0;
+            asked.set(asked.get() + 1);
+            if asked.get() == 3 {
+                sends.set(1);
+                (&*theirs).write_all(b"x").unwrap();
+            }
+            found
+        };
+        let ready = move || {
+            assert_eq!(is_there.get(), 1, "what was found is gone");
+            take();
+        };
+        handler.set_poll(poll, ready);
+        assert!(home.turn());
+        assert_eq!((queued.get(), taken.get()), (0, 1));
+        home.wait_for_limit();
+    });
+}

@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::super::handler::{Entry, Own, POLLED};
+use super::super::handler::{Entry, Own};
 use super::super::local::Local;
 use super::super::ring::ContextRing;
 use super::super::{AioContext, timer};
@@ -390,7 +390,7 @@ impl Local {
             if callbacks.is_some_and(|callbacks| (callbacks.poll)()) {
                 entry.poll_found.set(true);
                 state.hits.set(state.hits.get() + 1);
-                self.ready.note(entry.token, POLLED);
+                self.ready.note_polled(entry.token);
                 found = true;
             }
         }
