@@ -33,6 +33,17 @@ impl Ready {
         self.events.borrow_mut().push((token, revents));
     }
 
+    /// Notes what polling has found. It is heard before what a wait has found of the same, whose
+    /// call may drain both.
+    pub(super) fn note_polled(&self, token: u64) {
+        let mut events = self.events.borrow_mut();
+        let mut left = events.iter_mut().skip(self.next.get());
+        match left.find(|(of, _)| *of == token) {
+            Some((_, revents)) => *revents |= POLLED,
+            None => events.push((token, POLLED)),
+        }
+    }
+
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.events.borrow().is_empty() // I1

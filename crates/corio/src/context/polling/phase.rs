@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::super::handler::{Entry, Own, POLLED};
+use super::super::handler::{Entry, Own};
 use super::super::local::Local;
 use super::super::ring::ContextRing;
 use super::super::{AioContext, timer};
@@ -97,7 +97,9 @@ pub(in super::super) struct Polling {
     /// See I2.
     polled: RefCell<Vec<Rc<Entry>>>,
     /// For how long the kernel is worth asking.
-    kernel_time: Cell<PollTime>,
+    pub(super) kernel_time: Cell<PollTime>,
+    /// When it last told of something.
+    pub(super) kernel_last_ns: Cell<u64>,
     /// The home has asked for something, from within polling, that is due before it was to end.
     is_hurried: Cell<bool>,
 }
@@ -126,6 +128,7 @@ impl Polling {
             obstacles: Cell::new(0),
             polled: RefCell::default(),
             kernel_time: Cell::default(),
+            kernel_last_ns: Cell::new(0),
             is_hurried: Cell::new(false),
         };
         polling.set_params(params);
@@ -279,9 +282,8 @@ impl Local {
     /// Polls, as long as it may.
     pub(in super::super) fn busy_poll(&self) -> Polled {
         let polling = &self.polling;
-        let sees_all = self.monitor.is_seen_from_user_space();
         let began_ns = timer::now_ns();
-        if sees_all {
+        if self.monitor.is_seen_from_user_space() || polling.asks_kernel() {
             self.leave_idle(began_ns);
         }
         let (snapshot, time_ns) = self.snapshot();
@@ -388,7 +390,7 @@ impl Local {
             if callbacks.is_some_and(|callbacks| (callbacks.poll)()) {
                 entry.poll_found.set(true);
                 state.hits.set(state.hits.get() + 1);
-                self.ready.note(entry.token, POLLED);
+                self.ready.note_polled(entry.token);
                 found = true;
             }
         }
@@ -407,11 +409,19 @@ impl Local {
             || self.monitor.has_something(self)
     }
 
-    /// Those that have had no event for long are polled no more, until their next (SPEC P3).
+    /// Those that have had no event for long are polled no more, until their next (SPEC P3); nor is
+    /// the kernel, if it has told of none.
     pub(super) fn leave_idle(&self, now_ns: u64) {
+        let is_long_ago = |last_ns: u64| now_ns.saturating_sub(last_ns) > IDLE_NS;
+        if is_long_ago(self.polling.kernel_last_ns.get()) {
+            let PollTime(old_ns) = self.polling.kernel_time.take();
+            if old_ns > 0 {
+                track::emit(Kind::PollShrink, KERNEL, old_ns, 0);
+            }
+        }
         let is_idle = |entry: &&Rc<Entry>| {
             let last_ns = entry.poll.get().map(|state| state.last_event_ns.get());
-            last_ns.is_some_and(|last_ns| now_ns.saturating_sub(last_ns) > IDLE_NS)
+            last_ns.is_some_and(is_long_ago)
         };
         let polled = self.polling.polled.borrow();
         let idle: SmallVec<[Rc<Entry>; 4]> = polled.iter().filter(is_idle).cloned().collect();
@@ -445,6 +455,7 @@ impl Local {
             self.adjust_time(&state.time, waited_ns, number(&entry));
         }
         if kernel_told && self.polling.asks_kernel() {
+            self.polling.kernel_last_ns.set(now_ns);
             self.adjust_time(&self.polling.kernel_time, waited_ns, KERNEL);
         }
     }

@@ -275,7 +275,10 @@ fn an_idle_handler_leaves_where_user_space_sees_its_descriptor() {
 
 /// As if the last event of all had been `ns` earlier.
 fn set_back(ns: u64) {
-    for entry in Local::current().unwrap().handlers.all() {
+    let local = Local::current().unwrap();
+    let kernel_last_ns = &local.polling.kernel_last_ns;
+    kernel_last_ns.set(kernel_last_ns.get().saturating_sub(ns));
+    for entry in local.handlers.all() {
         if let Some(state) = entry.poll.get() {
             let last_ns = state.last_event_ns.get();
             state.last_event_ns.set(last_ns.saturating_sub(ns));
@@ -322,6 +325,61 @@ fn an_idle_handler_is_gone_on_io_uring_until_its_next_event_and_polled_elsewhere
             context.poll(false).unwrap(); // One that was on its way.
             assert!(is_asked() && handler.poll_stats().is_polled);
         });
+    }
+}
+
+// SPEC P3: what ends the turns is a timer, by which no time shrinks.
+#[test]
+fn a_loop_that_asks_the_kernel_polls_no_more_once_all_are_idle() {
+    for monitor in MonitorChoice::ALL {
+        with_a_second(
+            monitor,
+            || false,
+            |context, handler, mut theirs| {
+                let asking = PollParams {
+                    ask_kernel: true,
+                    ..context.poll_params()
+                };
+                context.set_poll_params(asking).unwrap();
+                let local = context.local().unwrap();
+                let (ours, mut other) = UnixStream::pair().unwrap();
+                let kernels = local.add_handler(ours, Interest::READ, |_| ()).unwrap();
+                let limit = context.timer(|| ());
+                let turn = || {
+                    limit.arm_after(core::time::Duration::from_millis(1));
+                    context.poll(true).unwrap();
+                };
+                // How many of some turns poll.
+                let count = |what: &dyn Fn() -> bool| (0..10).filter(|_| what()).count();
+                let wastes = || {
+                    let before = handler.poll_stats().wasted_ns;
+                    turn();
+                    handler.poll_stats().wasted_ns > before
+                };
+                let time = &Local::current().unwrap().polling.kernel_time;
+                // Ready at once: the first gives 4 us, which others keep.
+                theirs.write_all(b"x").unwrap();
+                other.write_all(b"x").unwrap();
+                while handler.poll_stats().time_ns == 0 || time.get() == PollTime(0) {
+                    turn();
+                }
+                handler.get_ref().read_exact(&mut [0]).unwrap();
+                kernels.get_ref().read_exact(&mut [0]).unwrap();
+                (0..3).for_each(|_| _ = context.poll(false).unwrap());
+                set_back(5_000_000_000);
+                assert!(count(&wastes) > 0, "{monitor:?}: 5 s are not long");
+                set_back(3_000_000_000);
+                assert_eq!(count(&wastes), 0, "{monitor:?}");
+                assert_eq!(
+                    (handler.poll_stats().is_polled, time.get()),
+                    (false, PollTime(0))
+                );
+                theirs.write_all(b"x").unwrap();
+                while !handler.poll_stats().is_polled {
+                    turn();
+                }
+            },
+        );
     }
 }
 
