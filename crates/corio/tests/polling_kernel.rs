@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use corio::context::{Handler, Interest, MonitorChoice, PollParams};
-use corio::engine::EngineChoice;
-use corio::fs::File;
+use corio::engine::{EngineChoice, EngineKind};
+use corio::fs::{File, OpenOptions};
 use corio::track::{self, Event};
 use corio::{AioContext, IoThread};
 use rustix::thread::CpuSet;
@@ -65,11 +65,15 @@ fn tracked(context: &AioContext) -> (Vec<u64>, Vec<u64>) {
                 limits.push(limit_ns);
             }
             Event::PollGrow {
-                handler: 0, new_ns, ..
+                handler: id,
+                new_ns,
+                ..
             }
             | Event::PollShrink {
-                handler: 0, new_ns, ..
-            } => {
+                handler: id,
+                new_ns,
+                ..
+            } if id == context.id() => {
                 times.push(new_ns);
             }
             _ => {}
@@ -318,6 +322,39 @@ fn whatever_comes_ends_the_asking() {
         };
         drop(remote);
         assert!(tracked(context).0.len() > 4, "nothing was polled");
+    });
+}
+
+// SPEC P1: a disk takes longer than polling would, which would only be in its way.
+#[test]
+fn while_requests_are_in_flight_the_kernel_is_not_asked() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    everywhere(SECOND, |context| {
+        let socket = Socket::new(context);
+        socket.warm_up();
+        let before = tracked(context).0.len();
+        let path = file.path().to_owned();
+        let syncs = context.spawn(move || {
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            for n in 0..10 {
+                file.write_all_at(&[n; 512], 0).unwrap();
+                file.sync_data().unwrap();
+            }
+        });
+        while !syncs.is_finished() {
+            context.poll(true).unwrap();
+        }
+        let (limits, times) = tracked(context);
+        assert_eq!(times.last(), Some(&0), "{times:?}");
+        // Workers are asked by a callback of their own.
+        if context.engine().unwrap().kind != EngineKind::Threads {
+            // To open the file was none's, and may have been polled for.
+            assert!(limits.len() <= before + 2, "{limits:?}");
+        }
+        // It begins anew with the next event.
+        let grown = times.len();
+        socket.hear_after(Duration::from_micros(500));
+        assert_eq!(tracked(context).1[grown..], [4_000]);
     });
 }
 

@@ -48,9 +48,10 @@ pub struct PollParams {
     /// Which share of a core polling may take, in percent, from 1 to 100. What is not used is saved
     /// up for a tenth of a second.
     pub budget_percent: u32,
-    /// Whether the kernel is asked as well, by a system call a round that tells of all descriptors,
-    /// and of requests in flight: for how long is decided by what it has told of, as by a handler's
-    /// events. Those without a callback to be polled by then do not keep the others from it.
+    /// Whether the kernel is asked as well, by a system call a round that tells of all descriptors:
+    /// for how long is decided by what it has told of, as by a handler's events. Those without a
+    /// callback to be polled by then do not keep the others from it. While requests for files are in
+    /// flight it is not asked, as a disk takes longer.
     ///
     /// For loops whose peers answer within some microseconds, where to sleep and be woken takes
     /// longer than the answer; it suits a `max_ns` above the two together.

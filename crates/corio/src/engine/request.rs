@@ -91,6 +91,7 @@ impl Request<'_, '_> {
         local: &Local,
         fd: BorrowedFd<'_>,
     ) -> io::Result<usize> {
+        let _in_flight = local.note_request();
         match kind {
             EngineKind::IoUring => {
                 let gathers = engine.gathering.is_on();

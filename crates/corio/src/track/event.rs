@@ -184,7 +184,7 @@ pub enum Event {
     },
     /// A handler's polling time grew, or that for which the kernel is asked.
     PollGrow {
-        /// The handler; 0: the kernel.
+        /// The handler; the context's id where it is the kernel.
         handler: u64,
         /// The time before.
         old_ns: u64,
@@ -193,7 +193,7 @@ pub enum Event {
     },
     /// A handler's polling time shrank, or that for which the kernel is asked.
     PollShrink {
-        /// The handler; 0: the kernel.
+        /// The handler; the context's id where it is the kernel.
         handler: u64,
         /// The time before.
         old_ns: u64,

@@ -81,9 +81,6 @@ fn number(entry: &Entry) -> u64 {
     core::ptr::from_ref(entry).addr() as u64
 }
 
-/// The kernel, in the place of a handler's number.
-const KERNEL: u64 = 0;
-
 /// What a home has for polling.
 pub(in super::super) struct Polling {
     /// There may be something to poll; all that a turn without looks at.
@@ -100,6 +97,8 @@ pub(in super::super) struct Polling {
     pub(super) kernel_time: Cell<PollTime>,
     /// When it last told of something.
     pub(super) kernel_last_ns: Cell<u64>,
+    /// How many requests for files coroutines of this home wait for.
+    requests: Cell<usize>,
     /// The home has asked for something, from within polling, that is due before it was to end.
     is_hurried: Cell<bool>,
 }
@@ -129,6 +128,7 @@ impl Polling {
             polled: RefCell::default(),
             kernel_time: Cell::default(),
             kernel_last_ns: Cell::new(0),
+            requests: Cell::new(0),
             is_hurried: Cell::new(false),
         };
         polling.set_params(params);
@@ -272,6 +272,13 @@ impl Local {
         drop(before);
     }
 
+    /// While it lives, a request for a file is in flight.
+    pub(crate) fn note_request(&self) -> InFlight<'_> {
+        let requests = &self.polling.requests;
+        requests.set(requests.get() + 1);
+        InFlight(requests)
+    }
+
     /// Whether polling would let nobody starve who is watched in the kernel only (SPEC P4).
     pub(in super::super) fn may_poll(&self) -> bool {
         self.polling.obstacles.get() == 0
@@ -330,7 +337,8 @@ impl Local {
     /// kernel's.
     fn snapshot(&self) -> (Snapshot, u64) {
         let polling = &self.polling;
-        let mut time_ns = match polling.asks_kernel() {
+        // Not while requests are in flight: a disk takes longer.
+        let mut time_ns = match polling.asks_kernel() && polling.requests.get() == 0 {
             true => polling.kernel_time.get().0,
             false => 0,
         };
@@ -414,10 +422,7 @@ impl Local {
     pub(super) fn leave_idle(&self, now_ns: u64) {
         let is_long_ago = |last_ns: u64| now_ns.saturating_sub(last_ns) > IDLE_NS;
         if is_long_ago(self.polling.kernel_last_ns.get()) {
-            let PollTime(old_ns) = self.polling.kernel_time.take();
-            if old_ns > 0 {
-                track::emit(Kind::PollShrink, KERNEL, old_ns, 0);
-            }
+            self.forget_kernel_time();
         }
         let is_idle = |entry: &&Rc<Entry>| {
             let last_ns = entry.poll.get().map(|state| state.last_event_ns.get());
@@ -436,7 +441,7 @@ impl Local {
         let now_ns = timer::now_ns();
         let waited_ns = now_ns.saturating_sub(began_ns);
         let tokens: SmallVec<[u64; 8]> = self.ready.tokens_from(from);
-        let mut kernel_told = self.ring_if_made().is_some_and(ContextRing::has_arrived);
+        let mut kernel_told = false;
         for token in tokens {
             let Some(entry) = self.handler(token) else {
                 continue;
@@ -454,9 +459,22 @@ impl Local {
             }
             self.adjust_time(&state.time, waited_ns, number(&entry));
         }
-        if kernel_told && self.polling.asks_kernel() {
+        if !self.polling.asks_kernel() {
+            return;
+        }
+        if self.polling.requests.get() > 0 {
+            self.forget_kernel_time();
+        } else if kernel_told {
             self.polling.kernel_last_ns.set(now_ns);
-            self.adjust_time(&self.polling.kernel_time, waited_ns, KERNEL);
+            self.adjust_time(&self.polling.kernel_time, waited_ns, self.context.id());
+        }
+    }
+
+    /// The kernel is not worth asking until its next event.
+    fn forget_kernel_time(&self) {
+        let PollTime(old_ns) = self.polling.kernel_time.take();
+        if old_ns > 0 {
+            track::emit(Kind::PollShrink, self.context.id(), old_ns, 0);
         }
     }
 
@@ -473,6 +491,15 @@ impl Local {
                 track::emit(Kind::PollShrink, number, old_ns, new_ns);
             }
         }
+    }
+}
+
+/// See [`Local::note_request`].
+pub(crate) struct InFlight<'a>(&'a Cell<usize>);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
