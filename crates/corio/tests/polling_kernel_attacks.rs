@@ -141,7 +141,7 @@ impl<'a> Home<'a> {
     }
 }
 
-// SPEC A3, H4, M1: what the look has taken from an edge-triggered notifier is not lost with the turn.
+// SPEC A3, H4, M1: what a look has taken from an edge-triggered notifier is not lost with its turn.
 #[test]
 fn what_the_kernel_told_before_a_callback_of_polling_panicked_is_the_next_turns() {
     on_each_monitor(|home| {
@@ -385,7 +385,7 @@ fn events_of_many_partners_are_each_seen_once() {
     });
 }
 
-// SPEC E1 to E3: completions end polling, of whatever engine.
+// SPEC E1, E2, E3: completions end polling, of whatever engine.
 #[test]
 fn requests_in_flight_are_not_late() {
     let named = tempfile::NamedTempFile::new().unwrap();
